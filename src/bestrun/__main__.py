@@ -1,0 +1,5 @@
+"""`python -m bestrun` is the command `bestrun`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,149 @@
+"""Checkpoint format 1: one safetensors file, replaced atomically, that proves itself. Reading it runs no code.
+
+Names are ours (`model/<layer>/<variable>`, `optimizer/<slot>/<variable>`), because Keras' own change from build to build.
+All metadata is one key holding JSON with sorted keys, because several keys are not written in a stable order.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from .errors import VerificationError
+from .folder import write_atomically
+
+FORMAT = 1
+Tensors = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """All that the training loop changes besides weights and optimizer variables. What can be derived is not here."""
+
+    step: int = 0  # optimizer updates done
+    best_step: int = 0  # the step of the best evaluation; 0 before the first
+    best_value: float | None = None  # the objective there
+    loss_sum: float = 0.0  # since the last evaluation: sum of the steps' mean losses,
+    correct: int = 0  # correctly classified training images,
+    images: int = 0  # and training images seen; 0 means that the last evaluation was at this step
+    seconds: float = 0.0  # spent training, over all processes of the run
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory.
+
+    Attributes:
+        tensors: name -> array, as saved.
+        state: the loop's state at that step.
+        run_name, config_digest, data_digest: which run it belongs to, and what settings and data made it.
+        sha256: of the file, as in the journal, the tag and `--json`.
+    """
+
+    tensors: Tensors
+    state: LoopState
+    run_name: str
+    config_digest: str
+    data_digest: str
+    sha256: str
+
+
+def save(path: Path, tensors: Tensors, state: LoopState, *, run_name: str, config_digest: str, data_digest: str) -> str:
+    """Write a checkpoint and return the SHA-256 of the file.
+
+    Raises:
+        StorageError: the disk refused; an older file at `path` is untouched.
+    """
+    # safetensors writes the memory of a transposed array as if it were contiguous, without a word: make it so first
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    header = {
+        "format": FORMAT,
+        "run": run_name,
+        "config_digest": config_digest,
+        "data_digest": data_digest,
+        "state": asdict(state),
+    }
+    header["digest"] = _digest(header, arrays)
+    data = safetensors.numpy.save(arrays, metadata={"bestrun": _dumps(header)})
+    write_atomically(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load(path: Path, *, sha256: str | None = None) -> Checkpoint:
+    """Read and verify a checkpoint; nothing of it is used before all of it is proved.
+
+    Args:
+        sha256: what the file's hash must be, where the journal or MLflow says it.
+
+    Raises:
+        VerificationError: missing, damaged, of another format, or not the file that was promised.
+    """
+    try:
+        if not path.is_file():
+            raise VerificationError(f"{path}: there is no such checkpoint file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise VerificationError(f"{path}: cannot be read: {error.strerror or error}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise VerificationError(f"{path}: its SHA-256 is {found[:16]}..., but {sha256[:16]}... was recorded")
+    return _parse(path, data, found)
+
+
+def _parse(path: Path, data: bytes, sha256: str) -> Checkpoint:
+    try:
+        length = int.from_bytes(data[:8], "little")
+        text = json.loads(data[8 : 8 + length])["__metadata__"]["bestrun"]
+        header = json.loads(text)
+        # The parsed values alone would let 1e-05 -> 1E-05 pass, one flipped bit
+        if not isinstance(header, dict) or _dumps(header) != text:
+            raise ValueError("metadata is not in canonical form")
+    except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise VerificationError(f"{path}: damaged, or not a bestrun checkpoint ({len(data):,} bytes)") from error
+    if header.get("format") != FORMAT:
+        raise VerificationError(
+            f"{path}: checkpoint format {header.get('format')!r}; this version reads format {FORMAT}: update bestrun"
+        )
+    try:
+        tensors = safetensors.numpy.load(data)
+        digest = header.pop("digest")
+        if digest != _digest(header, tensors):
+            raise ValueError("digest differs")
+        names = {field.name for field in fields(LoopState)}
+        if set(header["state"]) != names:
+            raise ValueError("unknown loop state")
+        state = LoopState(**header["state"])
+        return Checkpoint(tensors, state, header["run"], header["config_digest"], header["data_digest"], sha256)
+    except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise VerificationError(f"{path}: damaged: its content is not what was written ({error})") from error
+
+
+def _digest(header: Mapping[str, Any], tensors: Tensors) -> str:
+    """Over metadata, names, dtypes, shapes and bytes: a hash of the bytes alone misses a third of header damage."""
+    digest = hashlib.sha256(_dumps(header).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def remove_older(paths: list[Path], keep: Path) -> None:
+    """Delete the checkpoints in `paths` other than `keep`, best effort: a leftover costs space, nothing else."""
+    for path in paths:
+        if path != keep:
+            try:
+                os.unlink(path)
+            except OSError:
+                continue

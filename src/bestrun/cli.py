@@ -1,0 +1,306 @@
+"""The command `bestrun`. Nothing heavy is imported until a verb needs it: help and a settings error come at once."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from . import __version__
+from .errors import BestrunError, SettingsError
+
+EXIT_CODES = """
+\b
+Exit codes: 0 done; 1 unexpected; 2 bad settings or usage; 3 bad or missing data; 4 diverged;
+5 a checkpoint failed verification; 6 finished, but MLflow does not have everything yet;
+130 and 143 interrupted, with everything saved.
+"""
+
+RUN_HELP = """
+\b
+RUN is a run ID (or 8 and more of its first characters), a run name, `latest`, or
+`best`: the best finished run by its objective.
+"""
+
+tracking_option = click.option(
+    "--tracking-uri", metavar="URI", help="Where MLflow is; else MLFLOW_TRACKING_URI, else SQLite in mlruns/."
+)
+experiment_option = click.option("--experiment", metavar="NAME", help="Look only in this experiment.")
+objective_option = click.option(
+    "--objective", type=click.Choice(["val/accuracy", "val/loss"]), help="Which objective `best` goes by."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="bestrun")
+def cli() -> None:
+    """Train an image classifier, keep the best checkpoint, track it in MLflow, survive anything.
+
+    \b
+    bestrun train                                 the default experiment: MNIST, two convolutions
+    bestrun train optimizer.learning_rate=1e-3    the same with another setting
+    bestrun restore latest                        fetch its best, prove it, test it
+    bestrun runs                                  a table of runs, best first
+    bestrun ui                                    the MLflow page
+    """
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.option("-h", "--help", "wants_help", is_flag=True, help="Every setting, with its default and reason.")
+@click.option("--cfg", type=click.Choice(["job"]), help="Print the settings that would be used, as YAML, and stop.")
+@json_option
+def train(overrides: tuple[str, ...], wants_help: bool, cfg: str | None, as_json: bool) -> None:
+    """Train: evaluate every N steps, keep the best, stop when nothing improves.
+
+    OVERRIDES are settings as NAME=VALUE, and choices as GROUP=OPTION.
+    """
+    from .config import compose, settings_help, to_yaml
+
+    if wants_help:
+        click.echo(click.get_current_context().get_help())
+        click.echo()
+        click.echo(settings_help())
+        return
+    composed = compose(list(overrides))
+    if cfg:
+        click.echo(to_yaml(composed.config), nl=False)
+        return
+    from .folder import find_home
+    from .run import start
+
+    home, config = find_home(), composed.config
+    initial = _initial(config.from_run, home, config.tracking.uri) if config.from_run else None
+    result = start(composed, home=home, screen=_screen(config, as_json), initial=initial)
+    _finish(result, as_json)
+
+
+def _initial(reference: str, home: Path, uri_setting: str | None) -> Callable[[], Any]:
+    """Fetches the checkpoint of `from_run`: from its folder here, else from MLflow."""
+    from .restore import Workplace, fetch
+    from .tracking import resolve_uri
+
+    def get() -> Any:
+        uri = resolve_uri(uri_setting, home)
+        with Workplace(None) as place:
+            if reference != "best":
+                try:
+                    return fetch(reference, home=home, uri=uri, to=place, local=True).checkpoint
+                except SettingsError:
+                    pass
+            return fetch(reference, home=home, uri=uri, to=place).checkpoint
+
+    return get
+
+
+def _screen(config: Any, as_json: bool) -> Any:
+    from .screen import Screen
+
+    training = config.training
+    return Screen(total_steps=training.max_steps, batch_size=training.batch_size, stderr=as_json)
+
+
+def _finish(result: Any, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({key: value for key, value in vars(result).items() if key != "exit_code"}, indent=2))
+    sys.exit(result.exit_code)
+
+
+@cli.command(epilog=RUN_HELP)
+@click.argument("run", required=False)
+@click.argument("overrides", nargs=-1)
+@tracking_option
+@json_option
+def resume(run: str | None, overrides: tuple[str, ...], tracking_uri: str | None, as_json: bool) -> None:
+    """Go on with a run: the same run ID, the same curve, the very same result.
+
+    Without RUN: the latest interrupted one. A finished run is trained further with a later end:
+
+    \b
+    bestrun resume RUN training.max_steps=20000
+    """
+    from .folder import find_home
+    from .restore import read_config
+    from .resume import choose
+    from .resume import resume as go_on
+    from .tracking import resolve_uri
+
+    if run and "=" in run:  # no RUN, settings only
+        run, overrides = None, (run, *overrides)
+    home = find_home()
+    folder = choose(home, resolve_uri(tracking_uri, home), run)
+    if tracking_uri:
+        overrides = (*overrides, f"tracking.uri={tracking_uri}")
+    screen = _screen(read_config(folder.config), as_json)
+    _finish(go_on(folder, overrides, home=home, screen=screen), as_json)
+
+
+@cli.command(epilog=RUN_HELP)
+@click.argument("run")
+@click.argument("overrides", nargs=-1)
+@click.option("--local", is_flag=True, help="Take the checkpoint from the run folder; MLflow is not asked for it.")
+@click.option(
+    "--checkpoint", type=click.Choice(["best", "last"]), default="best", help="last: the newest state (needs --local)."
+)
+@click.option("--out", metavar="DIR", type=click.Path(file_okay=False), help="Keep checkpoint, settings and pictures here.")
+@click.option("--allow-other-data", is_flag=True, help="Evaluate although the data is not what the run was trained with.")
+@tracking_option
+@experiment_option
+@objective_option
+@json_option
+def restore(
+    run: str,
+    overrides: tuple[str, ...],
+    local: bool,
+    checkpoint: str,
+    out: str | None,
+    allow_other_data: bool,
+    tracking_uri: str | None,
+    experiment: str | None,
+    objective: str | None,
+    as_json: bool,
+) -> None:
+    """Fetch a run's best checkpoint, prove it, evaluate the test split.
+
+    \b
+    bestrun restore RUN data.dir=FOLDER      says where the data is on this machine
+    """
+    if checkpoint == "last" and not local:
+        raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
+    from . import plots
+    from .folder import find_home
+    from .restore import Workplace, dumps, fetch, report_lines
+    from .restore import restore as prove
+    from .screen import Screen
+    from .tracking import resolve_uri
+
+    home = find_home()
+    uri = resolve_uri(tracking_uri, home)
+    with Screen(stderr=as_json).shown(), Workplace(out) as place:
+        fetched = fetch(
+            run,
+            home=home,
+            uri=uri,
+            to=place,
+            local=local,
+            last=checkpoint == "last",
+            experiment=experiment,
+            objective=objective,
+        )
+        report = prove(fetched, uri=uri, out=place, data_overrides=overrides, allow_other_data=allow_other_data)
+        if as_json:
+            click.echo(dumps(report))
+            return
+        import numpy as np
+
+        for line in report_lines(report, plots.confusion_matrix_text(np.array(report["confusion_matrix"]))):
+            click.echo(line)
+        click.echo(f"\nkept in {out}" if out else "\npictures are in the run's MLflow artifacts; --out DIR keeps them here")
+
+
+@cli.command()
+@click.option("--most", default=20, show_default=True, type=click.IntRange(1, 10_000), help="So many runs of each objective.")
+@experiment_option
+@tracking_option
+@json_option
+def runs(most: int, experiment: str | None, tracking_uri: str | None, as_json: bool) -> None:
+    """A table of runs, best first; runs with different objectives are never mixed."""
+    from .folder import find_home
+    from .listing import as_json as rows_as_json
+    from .listing import list_runs
+    from .tracking import connect, reaching, resolve_uri
+
+    uri = resolve_uri(tracking_uri, find_home())
+    with reaching(uri):
+        rows = list_runs(connect(uri, create=False), experiment, most)
+    if as_json:
+        click.echo(json.dumps(rows_as_json(rows), indent=2))
+    elif not rows:
+        click.echo("no runs yet; the first is made by: bestrun train")
+    else:
+        _print_table(rows)
+
+
+def _print_table(rows: list[Any]) -> None:
+    from .screen import ago
+
+    click.echo(f"{'run':<22} {'ID':<8} {'experiment':<14} {'state':<12} {'best':<22} {'step':>6} {'test':>8}  started")
+    for row in rows:
+        kind = row.objective.removeprefix("val/")
+        best = "-" if row.best is None else f"{kind} " + (f"{100 * row.best:.2f} %" if kind == "accuracy" else f"{row.best:.4f}")
+        test = "-" if row.test_accuracy is None else f"{100 * row.test_accuracy:.2f} %"
+        step = "-" if row.best_step is None else str(row.best_step)
+        state = row.state if row.stop_reason in (None, "patience", "max_steps") else f"{row.state}: {row.stop_reason}"
+        state = "interrupted" if row.state == "interrupted" else state
+        click.echo(
+            f"{row.run_name:<22} {row.run_id[:8]} {row.experiment:<14} {state:<12} {best:<22} {step:>6} {test:>8}  "
+            f"{ago(row.started_ms)}"
+        )
+
+
+@cli.command(epilog=RUN_HELP)
+@click.argument("run", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every run of this mlruns folder; the default without RUN.")
+@tracking_option
+@json_option
+def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
+    """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
+    from .folder import find_home
+    from .resume import sync as send
+    from .tracking import local_folder, run_folders
+
+    home = find_home()
+    folders = [local_folder(home, run)] if run and not everything else run_folders(home)
+    reports = send(folders, home=home, setting=tracking_uri)
+    if as_json:
+        click.echo(json.dumps(reports, indent=2))
+    for report in () if as_json else reports:
+        text = report["error"] or f"{report['sent']} events sent"
+        click.echo(f"{report['run_name']:<24} {report['state']:<32} {text}")
+    if not reports and not as_json:
+        click.echo(f"no runs in {home / 'runs'}")
+    sys.exit(6 if any(report["error"] for report in reports) else 0)
+
+
+@cli.command()
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Another is taken if it is in use.")
+@tracking_option
+def ui(port: int, tracking_uri: str | None) -> None:
+    """The MLflow page of this store, on 127.0.0.1; Ctrl-C ends it."""
+    from .folder import find_home
+    from .tracking import resolve_uri
+    from .ui import serve
+
+    home = find_home()
+    sys.exit(serve(resolve_uri(tracking_uri, home), port))
+
+
+def main() -> NoReturn:
+    """Run the command; a user's mistake is one line, never a traceback."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    try:
+        cli.main(standalone_mode=False)
+        code = 0
+    except BestrunError as error:
+        code = _complain(str(error), error.exit_code)
+    except click.ClickException as error:
+        hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        code = _complain(error.format_message() + hint, 2)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        code = _complain("interrupted", 130)
+    except BrokenPipeError:  # `bestrun runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    for line in message.splitlines():
+        click.echo(f"error: {line}", err=True)
+    return code

@@ -1,0 +1,60 @@
+"""TensorFlow set up so that a step is a function of (config, data, step), on whatever device there is."""
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from .errors import SettingsError
+
+BANNER = re.compile(rb"WARNING: All log messages before absl|I\d{4} |E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def _without_banner() -> Iterator[None]:
+    """TensorFlow 2.21 greets with ten lines on stderr that no environment variable stops; all else is passed on."""
+    with tempfile.TemporaryFile() as caught:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            os.write(2, b"".join(line for line in caught if not BANNER.match(line)))
+
+
+with _without_banner():
+    import tensorflow as tf
+
+    tf.config.list_physical_devices()
+
+
+def prepare(threads: int | None) -> int:
+    """Fix determinism and threads, before the first operation. Returns the number of threads.
+
+    Bit-identical results hold for the same versions, the same kind of processor and the same number of threads, so the
+    number is always set and recorded, never left to TensorFlow's guess.
+
+    Raises:
+        SettingsError: TensorFlow already runs in this process with another number of threads.
+    """
+    count = threads or len(os.sched_getaffinity(0))
+    tf.config.experimental.enable_op_determinism()  # measured: it costs nothing here
+    threading = tf.config.threading
+    if (threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()) != (count, count):
+        try:
+            threading.set_intra_op_parallelism_threads(count)
+            threading.set_inter_op_parallelism_threads(count)
+            for device in tf.config.list_physical_devices("GPU"):
+                tf.config.experimental.set_memory_growth(device, True)  # else one process takes all of it
+        except RuntimeError:
+            raise SettingsError(
+                f"threads={count}: this process already computes with "
+                f"{threading.get_intra_op_parallelism_threads()} threads; start another process"
+            ) from None
+    return count

@@ -1,0 +1,55 @@
+"""Evaluation: exact figures over any split, with no remainder dropped."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+Array = np.ndarray[Any, Any]
+Predict = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What an evaluation says: mean cross-entropy in nats, and how many of how many images were right."""
+
+    loss: float
+    correct: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+
+def compile_predict(model: keras.Model, batch_size: int) -> Predict:
+    """A function of uint8 images (n, height, width, channels) -> float32 logits (n, classes), `batch_size` at a time."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)])  # type: ignore[untyped-decorator]
+    def predict_batch(images: Any) -> Any:
+        return model(images, training=False)
+
+    def predict(images: Array) -> Array:
+        batches = [predict_batch(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+        return np.concatenate([batch.numpy() for batch in batches])
+
+    return predict
+
+
+def figures(logits: Array, labels: Array) -> Figures:
+    """Loss and accuracy of logits (n, classes) against labels (n,), summed in float64."""
+    scores = logits.astype(np.float64)
+    highest = scores.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
+    losses = log_sum - scores[np.arange(len(labels)), labels]
+    return Figures(float(losses.mean()), int((logits.argmax(axis=1) == labels).sum()), len(labels))
+
+
+def confusion_matrix(logits: Array, labels: Array, num_classes: int) -> Array:
+    """Counts (num_classes, num_classes): row = true class, column = predicted class."""
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(matrix, (labels, logits.argmax(axis=1)), 1)
+    return matrix

@@ -1,0 +1,254 @@
+"""The run folder: where everything is, who owns it, and how a file is replaced without ever being half there."""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BestrunError, SettingsError
+
+MARKER = ".bestrun"  # a folder named mlruns that is ours holds this file
+
+
+class StorageError(BestrunError):
+    """A file could not be written: full disk, size limit, missing right."""
+
+
+def fault(point: str) -> None:
+    """Die here if a test asks for it: BESTRUN_FAULT="F4" or "F4:3" kills the process at the third pass of F4.
+
+    The points are the crash windows of a run; each stands at the line a crash would leave behind:
+    F1 before the temporary file, F2 in the middle of writing it, F3 before its fsync, F4 before the rename, F5 after it,
+    F6 before an upload, F7 between upload and check, F8 after the upload and before its tag, F9 between the journal
+    line and `last`, F10 before older checkpoints are deleted, F11 before the run is ended in MLflow.
+    """
+    wanted = os.environ.get("BESTRUN_FAULT")
+    if not wanted or wanted.split(":")[0] != point:
+        return
+    _passes[point] = _passes.get(point, 0) + 1
+    if _passes[point] >= int(wanted.partition(":")[2] or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+_passes: dict[str, int] = {}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: whatever happens, the file holds the old bytes or the new ones, complete.
+
+    The order is the point: bytes on disk before the name points at them, the name on disk before we return.
+
+    Raises:
+        StorageError: naming the path and the bytes needed; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")  # the same folder: a rename never crosses file systems
+    try:
+        fault("F1")
+        with open(temporary, "wb") as file:
+            half = len(data) // 2
+            file.write(data[:half])
+            fault("F2")
+            file.write(data[half:])
+            file.flush()
+            fault("F3")
+            os.fsync(file.fileno())
+        fault("F4")
+        os.replace(temporary, path)
+        fault("F5")
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot write {len(data):,} bytes: {error.strerror or error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and deletions in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small file of ours, or {} where it is missing or not readable as one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def find_home() -> Path:
+    """The mlruns folder to use: BESTRUN_MLRUNS, else the nearest marked `mlruns` at or above here, else ./mlruns."""
+    if named := os.environ.get("BESTRUN_MLRUNS"):
+        return Path(named).expanduser().absolute()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "mlruns" / MARKER).exists():
+            return folder / "mlruns"
+    return here / "mlruns"
+
+
+def create_home(home: Path) -> None:
+    """Make and mark the home.
+
+    Raises:
+        SettingsError: if it cannot be created or written to.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / MARKER).touch()
+        (home / "runs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"{error.filename or home}: cannot be used for runs: {error.strerror}; BESTRUN_MLRUNS=FOLDER names another"
+        ) from error
+
+
+def new_name() -> str:
+    """A run name that sorts by time and does not collide: `20261122-214530-k3f9`."""
+    return time.strftime("%Y%m%d-%H%M%S-") + "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(4))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`mlruns/runs/<name>/`; the file formats are described in docs/formats.md."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        return self.path / "overrides.yaml"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.safetensors"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "run.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def mirror(self) -> Path:
+        return self.path / "mirror.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    def best(self, step: int) -> Path:
+        return self.path / f"best-{step}.safetensors"
+
+    def bests(self) -> list[Path]:
+        """The best checkpoints that exist, newest step first."""
+        found = [path for path in self.path.glob("best-*.safetensors") if path.stem[5:].isdecimal()]
+        return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+
+    def exists(self) -> bool:
+        return self.journal.exists()
+
+    def is_owned(self) -> bool:
+        """Whether a living process holds the lock; a dead one's is free by itself."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder for a while: one process writes, nobody else.
+
+        Raises:
+            SettingsError: another process owns it; says which, where and since when.
+        """
+        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._acquire(descriptor)
+            for leftover in self.path.glob(".*.tmp"):  # what a crash in write_atomically leaves behind
+                leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _acquire(self, descriptor: int) -> None:
+        for attempt in range(5):  # `is_owned` of another process may hold the lock for an instant
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 4:
+                    owner = read_json(self.lock)
+                    minutes = (time.time() - owner.get("started", time.time())) / 60
+                    raise SettingsError(
+                        f"run {self.name} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}, "
+                        f"for {minutes:.0f} min; wait for it, or stop it with: kill {owner.get('pid', 'PID')}"
+                    ) from None
+                time.sleep(0.05)
+        os.ftruncate(descriptor, 0)  # the content is for that message only; the lock itself is the kernel's
+        os.pwrite(
+            descriptor,
+            json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}).encode(),
+            0,
+        )
+
+
+def create_run_folder(home: Path, name: str | None) -> RunFolder:
+    """A new, empty run folder below `home`.
+
+    Raises:
+        SettingsError: the name is taken, or the folder cannot be made.
+    """
+    create_home(home)
+    folder = RunFolder(home / "runs" / (name or new_name()))
+    try:
+        folder.path.mkdir(parents=True)
+    except FileExistsError:
+        if not folder.exists() and folder.path.is_dir() and not folder.is_owned():
+            return folder  # a crash before the first journal line: nothing in it counts
+        raise SettingsError(
+            f"name={folder.name}: a run of this name exists; another name, or go on with it: bestrun resume {folder.name}"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"{folder.path}: cannot be created: {error.strerror}") from error
+    return folder

@@ -1,0 +1,80 @@
+"""Lists of runs, best first, by what their objective says; and the honest state of each."""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .folder import RunFolder
+from .journal import read_journal
+from .tracking import OURS, Store
+
+log = logging.getLogger("bestrun")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in a list. `state` is what is true now: a run whose process died is `interrupted`, not running."""
+
+    run_id: str
+    run_name: str
+    experiment: str
+    state: str
+    objective: str
+    best: float | None
+    best_step: int | None
+    test_accuracy: float | None
+    stop_reason: str | None
+    started_ms: int
+    changed: str | None
+
+
+def list_runs(store: Store, experiment: str | None, most: int) -> list[Row]:
+    """The best `most` runs of each objective, ties to the earlier; those without a best value last."""
+    experiments = store.experiments(experiment)
+    rows = []
+    for kind, direction in (("accuracy", "DESC"), ("loss", "ASC")):
+        filtered = f"{OURS} and params.\"objective.metric\" = 'val/{kind}'"
+        order = [f'metrics."best/{kind}" {direction}', "attributes.start_time ASC"]
+        found = store.client.search_runs(list(experiments), filtered, order_by=order, max_results=most) if experiments else []
+        rows += [_row(run, kind, experiments) for run in found]
+    return rows
+
+
+def _row(run: Any, kind: str, experiments: dict[str, str]) -> Row:
+    metrics, tags = run.data.metrics, run.data.tags
+    step = metrics.get("best/step")
+    return Row(
+        run.info.run_id,
+        tags["bestrun.run"],
+        experiments[run.info.experiment_id],
+        state(run.info.status, tags.get("bestrun.folder")),
+        f"val/{kind}",
+        metrics.get(f"best/{kind}"),
+        None if step is None else int(step),
+        metrics.get("test/accuracy"),
+        tags.get("bestrun.stop_reason"),
+        run.info.start_time,
+        tags.get("bestrun.changed"),
+    )
+
+
+def state(status: str, folder_path: str | None) -> str:
+    """MLflow's status in our words; a run that MLflow believes running is looked at where its folder is here."""
+    if status != "RUNNING":
+        return {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}.get(status, status.lower())
+    folder = RunFolder(Path(folder_path or "/nowhere"))
+    if not folder.exists() or folder.is_owned():
+        return "running"
+    events, _ = read_journal(folder.journal)
+    return "finished, behind" if is_over(events) else "interrupted"
+
+
+def is_over(events: list[dict[str, Any]]) -> bool:
+    """Whether the last word of a journal on its run is that it stopped."""
+    words = [event["event"] for event in events if event["event"] in ("started", "resumed", "stopped")]
+    return bool(words) and words[-1] == "stopped"
+
+
+def as_json(rows: list[Row]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in rows]

@@ -1,0 +1,259 @@
+"""The training loop: the one file everybody should read."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from .checkpoint import Checkpoint, LoopState, load, remove_older, save
+from .config import Config
+from .data import Dataset, Split, batch_indices
+from .errors import VerificationError
+from .evaluation import compile_predict, figures
+from .folder import RunFolder, fault
+from .journal import Event, Journal
+from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
+from .schedule import learning_rates
+from .screen import Screen
+
+log = logging.getLogger("bestrun")
+
+CHUNK_SECONDS = 1.0  # a signal waits for the end of a chunk of steps; so long a chunk lasts, about
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `reason` is a stop reason of the journal; `step` is where."""
+
+    reason: str
+    step: int
+    state: LoopState
+
+
+def train(
+    config: Config,
+    data: Dataset,
+    folder: RunFolder,
+    journal: Journal,
+    *,
+    screen: Screen,
+    interrupted: Callable[[], str | None] = lambda: None,
+    initial: Checkpoint | None = None,
+) -> Outcome:
+    """Train until nothing improves, and leave the best and the newest state in the run folder.
+
+    Args:
+        interrupted: asked between chunks of steps; a stop reason ends the run with everything saved.
+        initial: weights to start from where the folder holds none (`from_run`).
+
+    Raises:
+        VerificationError: every checkpoint of the folder is damaged, or made with other settings or data.
+        StorageError: the disk refused; what was saved before is whole.
+    """
+    settings, objective = config.training, config.objective
+
+    # How a run starts, in order: a fresh network from the seed; over it the weights of another run, if it starts from
+    # one; over both the newest good checkpoint of its own, if there is one. So starting and resuming are one path.
+    model = build_model(image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model))
+    optimizer = build_optimizer(model=model, **dict(config.optimizer))
+    variables = named_variables(model, optimizer)
+    state, fresh = LoopState(), True
+    if initial:
+        start_from(initial, variables)
+    if own := newest_checkpoint(folder, journal):
+        assign_variables(variables, own.tensors, folder.path)
+        state, fresh = own.state, False
+
+    run_steps = compile_steps(model, optimizer, data.train)
+    predict = compile_predict(model, settings.evaluation_batch_size)
+    stamp = dict(
+        run_name=folder.name,
+        config_digest=journal.events[0]["config_digest"],
+        data_digest=data.digest,
+    )
+    chunk = 20
+
+    # Asked before anything is trained, too: a run killed between its last evaluation and its end must not go on.
+    while (reason := stop_reason(state, config)) is None:
+        # Train up to the next evaluation. The untrained network is evaluated as well, at step 0.
+        due = 0 if fresh else min((state.step // settings.evaluate_every_steps + 1) * settings.evaluate_every_steps, settings.max_steps)
+        fresh = False
+        interval_began, interval_images = time.perf_counter(), state.images
+        while state.step < due:
+            if reason := interrupted():
+                save(folder.last, read_variables(variables), state, **stamp)
+                return Outcome(reason, state.step, state)
+            began = time.perf_counter()
+            steps = min(chunk, due - state.step)
+            batches = batch_indices(config.seed, state.step, steps, settings.batch_size, len(data.train))
+            rates = learning_rates(
+                peak=config.optimizer.learning_rate,
+                first_step=state.step,
+                steps=steps,
+                total=settings.max_steps,
+                **dict(config.schedule),
+            )
+            loss_sum, correct, diverged_at = run_steps(batches, rates, state.step, state.loss_sum, state.correct)
+            if diverged_at >= 0:  # `last` stays as it was: good weights, from before
+                return Outcome("diverged", diverged_at, state)
+            seconds = time.perf_counter() - began
+            state = replace(
+                state,
+                step=state.step + steps,
+                loss_sum=loss_sum,
+                correct=correct,
+                images=state.images + batches.size,
+                seconds=state.seconds + seconds,
+            )
+            # The result does not depend on how steps are cut into chunks, so their size may follow the clock
+            chunk = max(1, min(100, int(steps / seconds * CHUNK_SECONDS)))
+            screen.progress(state)
+
+        # Evaluate: one exact pass over the validation split, and the training figures since the last one.
+        rate = (state.images - interval_images) / (time.perf_counter() - interval_began) if state.images else None
+        began = time.perf_counter()
+        validation = figures(predict(data.validation.images), data.validation.labels)
+        if not math.isfinite(validation.loss):
+            return Outcome("diverged", state.step, state)
+        entry: Event = {
+            "step": state.step,
+            "train/loss": state.loss_sum * settings.batch_size / state.images if state.images else None,
+            "train/accuracy": state.correct / state.images if state.images else None,
+            "val/loss": validation.loss,
+            "val/accuracy": validation.accuracy,
+            "images_per_second": rate,
+        }
+        known = journal.find("evaluation", step=state.step)
+        if known:  # a crash made us repeat this interval: what was written first stays the truth
+            compare(known, entry, journal)
+            entry = known
+        else:
+            value = entry[objective.metric]
+            entry["improved"] = state.step > 0 and objective.improves(value, state.best_value)
+        if entry["improved"]:
+            state = replace(state, best_step=state.step, best_value=entry[objective.metric])
+        state = replace(state, loss_sum=0.0, correct=0, images=0, seconds=state.seconds + time.perf_counter() - began)
+
+        # Test, then commit; the order is what survives a crash. First the new best, under a name of its own: a crash
+        # here leaves a file that no journal line names, and the repeated evaluation writes it again.
+        tensors = read_variables(variables)
+        if not known:
+            if entry["improved"]:
+                best = folder.best(state.step)
+                entry |= {"checkpoint": best.name, "sha256": save(best, tensors, state, **stamp)}
+            entry = journal.append("evaluation", **entry)
+        # A crash here leaves an older `last`: the interval is repeated, and arrives at the line just written.
+        fault("F9")
+        save(folder.last, tensors, state, **stamp)
+        # Only now is the older best of no more use: a `last` that names it is gone.
+        fault("F10")
+        remove_older(folder.bests(), keep=folder.best(state.best_step))
+        screen.evaluation(entry, state)
+
+    return Outcome(reason, state.step, state)
+
+
+def stop_reason(state: LoopState, config: Config) -> str | None:
+    """Why to stop at this evaluation, if so. In the middle of an interval (after an interruption) there is no reason."""
+    if state.images:
+        return None
+    if state.step >= config.training.max_steps:
+        return "max_steps"
+    if state.step - state.best_step >= config.training.patience_steps:
+        return "patience"
+    return None
+
+
+def newest_checkpoint(folder: RunFolder, journal: Journal) -> Checkpoint | None:
+    """The newest good state of this run: `last`, else the best. None when the run has saved nothing yet.
+
+    Raises:
+        VerificationError: there are checkpoints, and none of them is good.
+    """
+    found = [path for path in (folder.last, *folder.bests()) if path.exists()]
+    for path in found:
+        try:
+            if path == folder.last:
+                checkpoint = load(path)
+            else:
+                # A best that no journal line names was cut off by a crash before it counted
+                line = journal.find("evaluation", checkpoint=path.name)
+                if not line:
+                    continue
+                checkpoint = load(path, sha256=line["sha256"])
+            if checkpoint.run_name != journal.events[0]["name"]:
+                raise VerificationError(f"{path}: belongs to run {checkpoint.run_name}")
+            if path != found[0]:
+                log.warning("goes on from %s, step %d", path.name, checkpoint.state.step)
+            return checkpoint
+        except VerificationError as error:
+            log.warning("%s", error)
+    if found and journal.find("evaluation", improved=True):
+        raise VerificationError(f"{folder.path}: no checkpoint of this run is good; train it anew")
+    return None
+
+
+def start_from(source: Checkpoint, variables: dict[str, Any]) -> None:
+    """Take over another run's weights, and its optimizer variables where the optimizer has the same ones."""
+    weights = {name: variable for name, variable in variables.items() if name.startswith("model/")}
+    assign_variables(weights, source.tensors, f"run {source.run_name}")
+    slots = {name: variable for name, variable in variables.items() if not name.startswith("model/")}
+    if slots.keys() == {name for name in source.tensors if not name.startswith("model/")}:
+        assign_variables(slots, source.tensors, f"run {source.run_name}")
+
+
+def compare(known: Event, entry: Event, journal: Journal) -> None:
+    """A repeated evaluation must say what the journal says; if not (another machine), that is recorded and told."""
+    keys = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+    differing = {key: [known.get(key), entry[key]] for key in keys if known.get(key) != entry[key]}
+    if differing and not journal.find("diverges", step=entry["step"]):
+        journal.append("diverges", step=entry["step"], figures=differing)
+        log.warning("step %d: differs from what was recorded: other versions, processor or threads?", entry["step"])
+
+
+def compile_steps(model: keras.Model, optimizer: keras.optimizers.Optimizer, train: Split) -> Callable[..., Any]:
+    """Many optimizer updates in one call into TensorFlow; going back to Python for each costs a tenth of the speed.
+
+    Returns:
+        A function of (batches: int32 indices (steps, batch size), rates: float32 (steps,), first step, loss sum,
+        correct) -> (loss sum, correct, step at which the loss stopped being finite or -1). The sums go in and out, so
+        that they are added up in one order, however the steps are cut into calls.
+    """
+    images, labels = tf.constant(train.images), tf.constant(train.labels.astype("int32"))
+    weights = model.trainable_variables
+
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=[
+            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([None], tf.float32),
+            tf.TensorSpec([], tf.int64),
+            tf.TensorSpec([], tf.float64),
+            tf.TensorSpec([], tf.int64),
+        ]
+    )
+    def run(batches: Any, rates: Any, first_step: Any, loss_sum: Any, correct: Any) -> Any:
+        diverged_at = tf.constant(-1, tf.int64)
+        for i in tf.range(tf.shape(batches)[0]):
+            x, y = tf.gather(images, batches[i]), tf.gather(labels, batches[i])
+            with tf.GradientTape() as tape:
+                logits = model(x, training=True)
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+            optimizer.learning_rate = rates[i]
+            optimizer.apply(tape.gradient(loss, weights), weights)
+            hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y)
+            correct += tf.reduce_sum(tf.cast(hits, tf.int64))
+            loss_sum += tf.cast(loss, tf.float64)
+            bad = tf.logical_and(diverged_at < 0, tf.logical_not(tf.math.is_finite(loss)))
+            diverged_at = tf.where(bad, first_step + tf.cast(i, tf.int64) + 1, diverged_at)
+        return loss_sum, correct, diverged_at
+
+    def run_steps(*arguments: Any) -> tuple[float, int, int]:
+        loss_sum, correct, diverged_at = run(*arguments)
+        return float(loss_sum), int(correct), int(diverged_at)
+
+    return run_steps

@@ -1,0 +1,276 @@
+"""The mirror: repeats a run's journal to MLflow, in the background, from where it was left, as often as it takes.
+
+MLflow ignores a metric row it already has, so metrics replay freely. Creating a run does not: we look for our tag first.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from .config import mask_uri
+from .errors import BestrunError
+from .folder import RunFolder, fault, read_json, write_json
+from .journal import Event, read_journal
+from .tracking import Store, connect
+
+log = logging.getLogger("bestrun")
+
+STATUS = {
+    "patience": "FINISHED",
+    "max_steps": "FINISHED",
+    "interrupted": "KILLED",
+    "pruned": "KILLED",
+    "diverged": "FAILED",
+    "error": "FAILED",
+}
+METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second")
+
+
+class Sender:
+    """Sends one run's journal to one store, and remembers in mirror.json what the store has acknowledged."""
+
+    def __init__(self, folder: RunFolder, uri: str) -> None:
+        self.folder = folder
+        self.uri = uri
+        known = read_json(folder.mirror)
+        same = known.get("uri") == mask_uri(uri)  # another store has acknowledged nothing yet
+        self.run_id: str | None = known.get("run_id") if same else None
+        self.acknowledged: int = known.get("acknowledged", 0) if same else 0
+        self._store: Store | None = None
+
+    def behind(self) -> bool:
+        """Whether the journal holds complete lines that the store has not acknowledged."""
+        return bool(read_journal(self.folder.journal, self.acknowledged)[0])
+
+    def catch_up(self) -> int:
+        """Send what is missing; returns the number of events sent.
+
+        Raises:
+            Exception: whatever MLflow raises; what was acknowledged stays so, the rest can be sent again.
+        """
+        events, end = read_journal(self.folder.journal, self.acknowledged)
+        if not events:
+            return 0
+        if self._store is None:
+            self._store = connect(self.uri)
+        if self.run_id is None:
+            started = events[0] if self.acknowledged == 0 else read_journal(self.folder.journal)[0][0]
+            self.run_id = self._find_or_create(self._store, started)
+            self.save()
+        evaluations: list[Event] = []
+        for event in events:
+            if event["event"] == "evaluation":
+                evaluations.append(event)
+                continue
+            self._send_evaluations(self._store.client, self.run_id, evaluations)
+            evaluations = []
+            self._send(self._store.client, self.run_id, event)
+        self._send_evaluations(self._store.client, self.run_id, evaluations)
+        self.acknowledged = end
+        self.save()
+        return len(events)
+
+    def save(self) -> None:
+        write_json(
+            self.folder.mirror,
+            {"uri": mask_uri(self.uri), "run_id": self.run_id, "acknowledged": self.acknowledged},
+        )
+
+    def _find_or_create(self, store: Store, started: Event) -> str:
+        experiment = store.experiment_id(started["experiment"])
+        found = store.client.search_runs([experiment], f"tags.\"bestrun.run\" = '{started['name']}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        run = store.client.create_run(
+            experiment, start_time=started["time_ms"], run_name=started["name"], tags=_tags(self.folder, started)
+        )
+        return str(run.info.run_id)
+
+    def _send(self, client: Any, run_id: str, event: Event) -> None:
+        kind = event["event"]
+        if kind == "started":
+            self._send_start(client, run_id, event)
+        elif kind == "resumed":
+            client.update_run(run_id, status="RUNNING")
+            if event.get("changed"):
+                client.set_tag(run_id, "bestrun.changed", json.dumps(event["changed"])[:5000])
+        elif kind == "diverges":
+            client.set_tag(run_id, "bestrun.diverges", str(event["step"]))
+        elif kind == "tested":
+            send_tested(client, run_id, event)
+        elif kind == "picture":
+            path = self.folder.path / event["path"]
+            if path.is_file():
+                client.log_artifact(run_id, str(path), "pictures")
+        elif kind == "stopped":
+            fault("F11")
+            status = STATUS.get(event["reason"], "FAILED")
+            client.set_tag(run_id, "bestrun.stop_reason", event["reason"])
+            if status == "FAILED" and self.folder.log.is_file():
+                client.log_artifact(run_id, str(self.folder.log))
+            client.set_terminated(run_id, status, end_time=event["time_ms"])
+
+    def _send_start(self, client: Any, run_id: str, started: Event) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        params = [Param(name, value[:6000]) for name, value in started["settings"].items()]
+        for first in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[first : first + 100])
+        data = started["data"]
+        dataset = Dataset(
+            name=data["name"],
+            digest=started["data_digest"][:32],  # MLflow takes 36 characters; the whole digest is a tag
+            source_type="local",
+            source=json.dumps({"uri": data["source"]}),
+            profile=json.dumps({key: data[key] for key in ("train", "validation", "test", "image_shape", "num_classes")}),
+        )
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        for path in (self.folder.config, self.folder.overrides):
+            if path.is_file():
+                client.log_artifact(run_id, str(path), "config")
+
+    def _send_evaluations(self, client: Any, run_id: str, events: list[Event]) -> None:
+        from mlflow.entities import Metric
+
+        rows = []
+        for event in events:
+            values = {key: event.get(key) for key in METRICS}
+            if event["improved"]:
+                values |= {"best/accuracy": event["val/accuracy"], "best/loss": event["val/loss"]}
+                values["best/step"] = event["step"]
+            # What is not a number never becomes one: a search for the best would find it
+            rows += [Metric(k, v, event["time_ms"], event["step"]) for k, v in values.items() if v is not None]
+        for first in range(0, len(rows), 1000):
+            client.log_batch(run_id, metrics=rows[first : first + 1000])
+        if best := next((event for event in reversed(events) if event["improved"]), None):
+            self._send_best(client, run_id, best)
+
+    def _send_best(self, client: Any, run_id: str, event: Event) -> None:
+        """Upload the checkpoint, then name it in a tag, then remove the older one: the tag never names half a file."""
+        uploads = self.folder.path / "upload"
+        link = uploads / event["checkpoint"]
+        uploads.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        try:
+            os.link(self.folder.path / event["checkpoint"], link)  # the loop may delete its own name of it meanwhile
+        except FileNotFoundError:
+            return  # superseded; the better one has a later line
+        try:
+            fault("F6")
+            client.log_artifact(run_id, str(link), "checkpoints")
+            fault("F7")
+        finally:
+            link.unlink(missing_ok=True)
+        names = [Path(item.path).name for item in client.list_artifacts(run_id, "checkpoints")]
+        fault("F8")
+        client.set_tag(run_id, "bestrun.best_sha256", event["sha256"])
+        client.set_tag(run_id, "bestrun.best_checkpoint", f"checkpoints/{event['checkpoint']}")
+        self._remove_others(client, run_id, [name for name in names if name != event["checkpoint"]])
+
+    def _remove_others(self, client: Any, run_id: str, names: list[str]) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        for name in names:
+            try:
+                uri = client.get_run(run_id).info.artifact_uri
+                get_artifact_repository(uri, tracking_uri=self.uri).delete_artifacts(f"checkpoints/{name}")
+            except Exception as error:  # best effort: a leftover costs space, nothing else
+                log.info("MLflow keeps %s: %s", name, error, extra={"file_only": True})
+
+
+def send_tested(client: Any, run_id: str, event: Event) -> None:
+    """The figures of a test, once however often it is repeated."""
+    known = {m.step for m in client.get_metric_history(run_id, "test/accuracy")}
+    if event["step"] not in known:
+        for key in ("test/loss", "test/accuracy"):  # the one looked for goes last
+            client.log_metric(run_id, key, event[key], timestamp=event["time_ms"], step=event["step"])
+
+
+def _tags(folder: RunFolder, started: Event) -> dict[str, str]:
+    tags = {
+        "bestrun.run": started["name"],
+        "bestrun.folder": str(folder.path),
+        "bestrun.data_digest": started["data_digest"],
+        "bestrun.config_digest": started["config_digest"],
+        "bestrun.versions": json.dumps(started["versions"]),
+        "bestrun.threads": str(started["threads"]),
+        "mlflow.source.name": "bestrun",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": started.get("user", ""),
+        "mlflow.note.content": started.get("note", ""),
+        "mlflow.source.git.commit": started["git"].get("commit", ""),
+        "bestrun.git_dirty": str(started["git"].get("dirty", "")).lower(),
+        "bestrun.parent_run": started.get("parent") or "",
+        "bestrun.sweep": started.get("sweep") or "",
+        "bestrun.trial": "" if started.get("trial") is None else str(started["trial"]),
+        "mlflow.parentRunId": started.get("parent_run_id") or "",
+    }
+    return {key: value[:8000] for key, value in tags.items() if value} | started.get("tags", {})
+
+
+def is_permanent(error: Exception) -> bool:
+    """Whether asking again is pointless: the store understood, and refused (a deleted run, a 4xx answer)."""
+    if isinstance(error, BestrunError):
+        return True
+    response = getattr(error, "response", None)
+    if response is not None:
+        status = response.status_code
+    elif hasattr(error, "get_http_status_code"):
+        status = error.get_http_status_code()
+    else:
+        return False
+    return 400 <= status < 500 and status not in (408, 429)
+
+
+class Mirror:
+    """A daemon thread around a Sender. Nothing that happens in it touches training."""
+
+    def __init__(self, folder: RunFolder, uri: str) -> None:
+        self.sender = Sender(folder, uri)
+        self.refused: str | None = None
+        self._finishing = threading.Event()
+        self._caught_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self, seconds: float) -> bool:
+        """Wait until MLflow has everything, at most so long. Returns whether it has."""
+        self._finishing.set()
+        deadline = time.monotonic() + seconds
+        # In small pieces, so that a signal is noticed
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(0.1)
+        return not self._thread.is_alive() and self.refused is None
+
+    def _run(self) -> None:
+        wait, told = 0.5, False
+        while True:
+            finishing = self._finishing.is_set()  # read before sending: what is appended later finds us again
+            try:
+                self.sender.catch_up()
+                if told:
+                    log.info("MLflow has caught up")
+                wait, told = 0.5, False
+                if finishing:
+                    return
+                pause = 0.5
+            except Exception as error:
+                text = f"{mask_uri(self.sender.uri)}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                if is_permanent(error):
+                    self.refused = text
+                    log.warning("MLflow refuses this run, training goes on without it: %s", text)
+                    return
+                if not told:
+                    log.warning("MLflow is behind, training goes on: %s", text)
+                told = True
+                pause, wait = (0.5, wait) if finishing else (wait, min(10.0, wait * 2))
+            if not finishing:
+                self._finishing.wait(pause)
+            elif told:
+                time.sleep(pause)

@@ -1,0 +1,117 @@
+"""Networks and optimizers: settings in, keras objects out. Each takes plain arguments, so it works in a notebook too.
+
+Your own network: write a function like `build_cnn`, add it to NETWORKS, and its settings to config.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from .checkpoint import Tensors
+from .errors import VerificationError
+
+
+def build_cnn(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    filter_sizes: Sequence[int],
+    num_filters: Sequence[int],
+    fc_size: int,
+) -> keras.Model:
+    """Blocks of convolution, max-pool and ReLU, then a hidden dense layer and the logits.
+
+    Args:
+        image_shape: height, width, channels of the uint8 images.
+        filter_sizes, num_filters: side in pixels and count of each block's square filters.
+
+    Returns:
+        A model of uint8 images (n, height, width, channels) -> float32 logits (n, num_classes).
+    """
+    images = keras.Input(image_shape, dtype="uint8", name="images")
+    x = keras.layers.Rescaling(1 / 255, name="scale")(images)
+    for number, (size, count) in enumerate(zip(filter_sizes, num_filters, strict=True), 1):
+        x = keras.layers.Conv2D(count, size, padding="same", name=f"layer_conv{number}")(x)
+        # Same padding rounds an odd map up, so no depth makes it vanish. Pooling before ReLU is the same function as
+        # after it, for a quarter of the work.
+        x = keras.layers.MaxPooling2D(2, padding="same", name=f"pool{number}")(x)
+        x = keras.layers.ReLU(name=f"relu{number}")(x)
+    x = keras.layers.Flatten(name="flatten")(x)
+    x = keras.layers.Dense(fc_size, activation="relu", name="layer_fc1")(x)
+    logits = keras.layers.Dense(num_classes, name="layer_fc2")(x)
+    return keras.Model(images, logits, name="cnn")
+
+
+NETWORKS: dict[str, Callable[..., keras.Model]] = {"cnn": build_cnn}
+
+OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
+    "adam": keras.optimizers.Adam,
+    "adamw": keras.optimizers.AdamW,
+    "sgd": keras.optimizers.SGD,
+}
+
+
+def build_model(
+    name: str, image_shape: tuple[int, int, int], num_classes: int, *, seed: int, **settings: Any
+) -> keras.Model:
+    """A fresh network: the same seed gives the same weights, also after other models in this process."""
+    keras.backend.clear_session()  # else Keras numbers names and seeds on from the last model
+    keras.utils.set_random_seed(seed)
+    return NETWORKS[name](image_shape, num_classes, **settings)
+
+
+def build_optimizer(name: str, model: keras.Model, **settings: Any) -> keras.optimizers.Optimizer:
+    """An optimizer with its variables made for the model's trainable variables."""
+    optimizer = OPTIMIZERS[name](**settings)
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def named_variables(model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> dict[str, Any]:
+    """Every variable that is state, under its name in a checkpoint.
+
+    `model/<layer>/<variable>`, `optimizer/<slot>/<layer>/<variable>` and `optimizer/iteration`. The learning rate is
+    not state: it follows from the settings and the step, and restoring it would undo a changed setting.
+    """
+    variables: dict[str, Any] = {}
+    slots: dict[str, str] = {}  # how Keras begins the name of a slot variable -> our name of what it belongs to
+    for layer in model.layers:
+        for variable in layer.variables:
+            name = f"{layer.name}/{variable.name}"
+            if f"model/{name}" in variables:
+                raise ValueError(f"two variables are called {name}: give the layers of this network different names")
+            variables[f"model/{name}"] = variable
+            slots[variable.path.replace("/", "_") + "_"] = name
+    for variable in optimizer.variables if optimizer else ():
+        if variable is optimizer.iterations:
+            variables["optimizer/iteration"] = variable
+        elif variable is not optimizer.learning_rate:
+            begin = max((begin for begin in slots if variable.name.startswith(begin)), key=len)
+            variables[f"optimizer/{variable.name.removeprefix(begin)}/{slots[begin]}"] = variable
+    return variables
+
+
+def read_variables(variables: Mapping[str, Any]) -> Tensors:
+    """Copies of the values, by name."""
+    return {name: np.array(variable) for name, variable in variables.items()}
+
+
+def assign_variables(variables: Mapping[str, Any], tensors: Tensors, source: object) -> None:
+    """Put saved tensors into variables of the same names, shapes and dtypes.
+
+    Raises:
+        VerificationError: `source` does not fit this network; nothing was assigned.
+    """
+    for name, variable in variables.items():
+        if name not in tensors:
+            raise VerificationError(f"{source}: has no {name}, which this network needs")
+        tensor = tensors[name]
+        if tensor.shape != tuple(variable.shape) or str(tensor.dtype) != variable.dtype:
+            raise VerificationError(
+                f"{source}: {name} is {tensor.dtype}{list(tensor.shape)}, "
+                f"but this network has {variable.dtype}{list(variable.shape)}"
+            )
+    for name, variable in variables.items():
+        variable.assign(tensors[name])

@@ -1,0 +1,235 @@
+"""Pictures of a run: confusion matrix, example errors, convolution filters, curves.
+
+Each `..._figure` function builds a Matplotlib figure, handy in a notebook; its `..._picture` twin writes it as a PNG.
+Figures are made through Matplotlib's objects, never through pyplot: pyplot keeps global state, which threads would
+share, and may look for a display. Matplotlib is imported when the first picture is made.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Two colours of Okabe and Ito's palette, told apart with any kind of colour blindness.
+TRAIN_COLOUR, VALIDATION_COLOUR = "#E69F00", "#0072B2"
+# More classes than this and numbers in the cells, or columns in a terminal, can no longer be read.
+MOST_CLASSES_WITH_COUNTS = 20
+# More filters or channels than this and a tile is smaller than a few pixels.
+MOST_FILTERS = 48
+
+
+def confusion_matrix_picture(matrix: NDArray[np.integer[Any]], title: str, path: Path) -> None:
+    """Write `matrix` (rows: true class, columns: predicted class, values: images) as a PNG."""
+    _write(confusion_matrix_figure(matrix, title), path)
+
+
+def example_errors_picture(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer[Any]],
+    predictions: NDArray[np.integer[Any]],
+    title: str,
+    path: Path,
+    most: int = 9,
+) -> None:
+    """Write the first `most` wrongly classified `images` (n, height, width, channels) as a PNG."""
+    _write(example_errors_figure(images, labels, predictions, title, most), path)
+
+
+def filters_picture(kernel: NDArray[np.floating[Any]], title: str, path: Path) -> None:
+    """Write a convolution layer's `kernel` (height, width, input channels, filters) as a PNG."""
+    _write(filters_figure(kernel, title), path)
+
+
+def curves_picture(history: Sequence[Mapping[str, Any]], best_step: int | None, title: str, path: Path) -> None:
+    """Write accuracy and loss over the steps of `history`, the journal's evaluations, as a PNG."""
+    _write(curves_figure(history, best_step, title), path)
+
+
+def confusion_matrix_text(matrix: NDArray[np.integer[Any]]) -> str:
+    """An aligned table for the terminal; with many classes, the most frequent confusions instead."""
+    classes = len(matrix)
+    if classes > MOST_CLASSES_WITH_COUNTS:
+        return _confusions_text(matrix)
+    label = max(4, len(str(classes - 1)))
+    cell = max(len(str(value)) for value in (matrix.max(initial=0), classes - 1))
+    # A dot for zero: the errors are what the eye should find.
+    rows = [[str(row), *(str(count) if count else "." for count in matrix[row])] for row in range(classes)]
+    head = ["true", *(str(column) for column in range(classes))]
+    lines = [" ".join([first.rjust(label), "", *(text.rjust(cell) for text in rest)]) for first, *rest in [head, *rows]]
+    return "\n".join([" " * (label + 2) + "predicted", *lines])
+
+
+def confusion_matrix_figure(matrix: NDArray[np.integer[Any]], title: str) -> Figure:
+    """`matrix` as coloured cells, with the numbers of images in them where they can be read."""
+    from matplotlib.colors import PowerNorm
+
+    classes = len(matrix)
+    counted = classes <= MOST_CLASSES_WITH_COUNTS
+    size = 3.2 + 0.4 * min(max(classes, 5), MOST_CLASSES_WITH_COUNTS)
+    figure = _figure(size + 0.8, size)
+    axes = figure.add_subplot()
+    # Not linear: a handful of errors beside a thousand hits would have the colour of zero.
+    norm = PowerNorm(0.4, vmin=0, vmax=max(1, int(matrix.max(initial=0))))
+    drawn = axes.imshow(matrix, cmap="Blues", norm=norm)
+    figure.colorbar(drawn, ax=axes, label="images", shrink=0.8)
+    ticks = range(0, classes, math.ceil(classes / MOST_CLASSES_WITH_COUNTS))
+    axes.set(xticks=ticks, yticks=ticks, xlabel="predicted class (images per cell)", ylabel="true class")
+    axes.set_title(title, parse_math=False)
+    if counted:
+        fontsize = min(11.0, 42 / len(str(matrix.max(initial=0))))
+        for (row, column), count in np.ndenumerate(matrix):
+            colour = "white" if norm(count) > 0.6 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=fontsize)
+    return figure
+
+
+def example_errors_figure(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer[Any]],
+    predictions: NDArray[np.integer[Any]],
+    title: str,
+    most: int = 9,
+) -> Figure:
+    """The first `most` wrongly classified images as tiles, true and predicted class under each."""
+    wrong = np.flatnonzero(labels != predictions)
+    shown = wrong[:most]
+    columns = math.ceil(math.sqrt(len(shown))) or 1
+    rows = math.ceil(len(shown) / columns) or 1
+    tall = images.shape[1] / images.shape[2]
+    figure = _figure(max(4.5, 2.1 * columns), 0.8 + max(1.5, rows * (0.4 + 1.9 * min(tall, 3.0))))
+    if not len(shown):
+        figure.suptitle(title, parse_math=False)
+        figure.text(0.5, 0.45, f"no errors in {len(labels):,} images", ha="center", va="center", fontsize=14)
+        return figure
+    figure.suptitle(f"{title}\n{len(shown):,} of {len(wrong):,} errors in {len(labels):,} images", parse_math=False)
+    for position, index in enumerate(shown):
+        axes = figure.add_subplot(rows, columns, position + 1)
+        image = images[index] if images.shape[-1] == 3 else images[index, ..., 0]
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(f"true {labels[index]}, predicted {predictions[index]}", fontsize=9)
+    return figure
+
+
+def filters_figure(kernel: NDArray[np.floating[Any]], title: str) -> Figure:
+    """A convolution layer's filters as tiles; with several input channels, one row of tiles for each."""
+    height, width, channels, filters = kernel.shape
+    kernel = kernel[:, :, :MOST_FILTERS, :MOST_FILTERS]
+    if channels == 1:
+        columns = math.ceil(math.sqrt(kernel.shape[3]))
+        rows = math.ceil(kernel.shape[3] / columns)
+        places = [divmod(index, columns) for index in range(kernel.shape[3])]
+        tiles = list(np.moveaxis(kernel[:, :, 0], -1, 0))
+    else:
+        rows, columns = kernel.shape[2:]
+        places = list(np.ndindex(rows, columns))
+        tiles = [kernel[:, :, row, column] for row, column in places]
+    # One picture with gaps of NaN: hundreds of axes would take many seconds.
+    mosaic = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
+    for (row, column), tile in zip(places, tiles, strict=True):
+        top, left = row * (height + 1), column * (width + 1)
+        mosaic[top : top + height, left : left + width] = tile
+
+    tall = mosaic.shape[0] / mosaic.shape[1]
+    across = 8.0 if columns <= 16 else 12.0
+    figure = _figure(across, min(12.0, max(3.0, (across - 1.5) * tall + 1.2)))
+    axes = figure.add_subplot()
+    finite = np.abs(mosaic[np.isfinite(mosaic)])
+    extreme = float(finite.max(initial=0)) or 1.0
+    drawn = axes.imshow(mosaic, cmap="PuOr", vmin=-extreme, vmax=extreme, interpolation="nearest")
+    figure.colorbar(drawn, ax=axes, label="weight", shrink=0.8)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, parse_math=False)
+    axes.set_xlabel(_extent("filter", filters))
+    if channels > 1:
+        axes.set_ylabel(_extent("input channel", channels))
+    return figure
+
+
+def curves_figure(history: Sequence[Mapping[str, Any]], best_step: int | None, title: str) -> Figure:
+    """Accuracy above loss, train and validation; missing values, None and NaN leave no point."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = _figure(8.0, 6.5)
+    figure.suptitle(title, parse_math=False)
+    accuracy = figure.add_subplot(2, 1, 1)
+    loss = figure.add_subplot(2, 1, 2, sharex=accuracy)
+    for axes, name, label in ((accuracy, "accuracy", "accuracy"), (loss, "loss", "loss (cross-entropy, nats)")):
+        drawn: list[float] = []
+        for split, colour in (("train", TRAIN_COLOUR), ("val", VALIDATION_COLOUR)):
+            steps, values = _series(history, f"{split}/{name}")
+            drawn += values
+            marker = "." if len(steps) < 30 else ""
+            axes.plot(steps, values, color=colour, marker=marker, label={"val": "validation"}.get(split, split))
+            if split == "val" and best_step in steps:
+                best = values[steps.index(best_step)]
+                axes.plot([best_step], [best], "*", color="black", markersize=12, label=f"best, {best:.4g}", zorder=3)
+        if best_step is not None:
+            axes.axvline(best_step, color="black", linewidth=0.8, linestyle=":")
+        # The loss falls by orders of magnitude; on a linear axis only its first steps would be seen.
+        if name == "loss" and drawn and min(drawn) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
+            axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+    accuracy.tick_params(labelbottom=False)
+    loss.set_xlabel("step (optimizer updates)")
+    return figure
+
+
+def _confusions_text(matrix: NDArray[np.integer[Any]], most: int = 20) -> str:
+    errors = np.array(matrix)
+    np.fill_diagonal(errors, 0)
+    order = np.argsort(-errors, axis=None, kind="stable")[: min(most, np.count_nonzero(errors))]
+    lines = [f"{'true':>6}  {'predicted':>9}  {'images':>8}"]
+    for true, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
+        lines.append(f"{true:>6}  {predicted:>9}  {errors[true, predicted]:>8}")
+    return "\n".join([f"the {len(order)} most frequent confusions of {np.count_nonzero(errors)}", *lines])
+
+
+def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    points = [(int(row["step"]), row.get(key)) for row in history]
+    finite = [(step, float(value)) for step, value in points if value is not None and math.isfinite(value)]
+    return [step for step, _ in finite], [value for _, value in finite]
+
+
+def _extent(name: str, count: int) -> str:
+    shown = f"the first {MOST_FILTERS} of {count}" if count > MOST_FILTERS else str(count)
+    return f"{name}s ({shown})"
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, `width` x `height` inches, that draws with Agg: pixels in memory, no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """Replace `path` by the figure at once: whoever reads it, the mirror's thread too, finds all of it or none."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        beside.write_bytes(drawn.getvalue())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,267 @@
+"""Run reference -> verified checkpoint -> rebuilt model -> test evaluation. Nothing is used before it is proved."""
+
+import json
+import logging
+import math
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .checkpoint import Checkpoint, load
+from .config import Config, override, validate
+from .data import Dataset, load_dataset
+from .errors import DataError, VerificationError
+from .folder import RunFolder
+from .journal import Journal, read_journal
+from .mirror import Sender, is_permanent, send_tested
+from .tracking import connect, find_run, local_folder, reaching
+
+log = logging.getLogger("bestrun")
+
+BEST = re.compile(r"checkpoints/best-[0-9]{1,12}\.safetensors")  # the only artifact a tag may name
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A verified checkpoint with what is known of its run.
+
+    Attributes:
+        path: where the file is; a temporary place unless it was to be kept.
+        logged: val/accuracy and val/loss as recorded at the checkpoint's step; None where they were not.
+        folder: the run folder on this machine, if there is one.
+    """
+
+    run_id: str | None
+    run_name: str
+    config: Config
+    checkpoint: Checkpoint
+    path: str
+    logged: dict[str, float | None]
+    folder: RunFolder | None
+
+
+def fetch(
+    reference: str,
+    *,
+    home: Path,
+    uri: str,
+    to: Path,
+    local: bool = False,
+    last: bool = False,
+    experiment: str | None = None,
+    objective: str | None = None,
+) -> Fetched:
+    """Get a run's checkpoint and prove it: from MLflow into the folder `to`, or with `local` from the run folder.
+
+    Raises:
+        SettingsError: the reference means no run, or several.
+        VerificationError: there is no checkpoint, or it is not the one that was recorded.
+        TrackingError: MLflow did not answer.
+    """
+    if local:
+        return _fetch_local(local_folder(home, reference), last)
+    with reaching(uri):
+        return _fetch_mlflow(reference, home, uri, to, experiment, objective)
+
+
+def _fetch_local(folder: RunFolder, last: bool) -> Fetched:
+    events, _ = read_journal(folder.journal)
+    lines = [event for event in events if event["event"] == "evaluation"]
+    best = next((line for line in reversed(lines) if line["improved"]), None)
+    if last:
+        path, checkpoint = folder.last, load(folder.last)
+        line = next((line for line in lines if line["step"] == checkpoint.state.step), {})
+    elif best:
+        path, line = folder.path / best["checkpoint"], best
+        checkpoint = load(path, sha256=best["sha256"])
+    else:
+        raise VerificationError(f"run {folder.name}: it has no best checkpoint yet; --checkpoint last takes its newest")
+    config = read_config(folder.config)
+    logged = {key: line.get(key) for key in ("val/accuracy", "val/loss")}
+    return Fetched(Sender(folder, "").run_id, folder.name, config, checkpoint, str(path), logged, folder)
+
+
+def _fetch_mlflow(
+    reference: str, home: Path, uri: str, to: Path, experiment: str | None, objective: str | None
+) -> Fetched:
+    store = connect(uri, create=False)
+    run = find_run(store, reference, experiment=experiment, objective=objective)
+    run_id, name = run.info.run_id, run.data.tags.get("bestrun.run", run.info.run_name)
+    artifact, sha256 = (run.data.tags.get(f"bestrun.best_{key}") for key in ("checkpoint", "sha256"))
+    if not artifact or not sha256:
+        raise VerificationError(
+            f"run {run_id}: MLflow has no best checkpoint of it; if its folder is here: bestrun sync {name}"
+        )
+    if not BEST.fullmatch(artifact):
+        raise VerificationError(f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint")
+    path = _download(store.client, run_id, artifact, to)
+    checkpoint = load(path, sha256=sha256)
+    config = read_config(_download(store.client, run_id, "config/config.yaml", to))
+    logged = {f"val/{key}": run.data.metrics.get(f"best/{key}") for key in ("accuracy", "loss")}
+    folder = RunFolder(home / "runs" / name)
+    return Fetched(run_id, name, config, checkpoint, str(path), logged, folder if folder.exists() else None)
+
+
+def _download(client: Any, run_id: str, artifact: str, to: Path) -> Path:
+    listed = {item.path for item in client.list_artifacts(run_id, artifact.partition("/")[0])}
+    if artifact not in listed:
+        raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
+    path = Path(client.download_artifacts(run_id, artifact, str(to)))
+    if path.is_symlink() or not path.resolve().is_relative_to(to.resolve()):
+        raise VerificationError(f"run {run_id}: artifact {artifact} leads out of the artifact store")
+    return path
+
+
+def read_config(path: Path) -> Config:
+    """The settings that came with a run, as data: validated like typed ones.
+
+    Raises:
+        VerificationError: they are not settings of this version.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError("not a mapping")
+        return validate(settings)[0]
+    except Exception as error:
+        raise VerificationError(f"{path}: not the settings of a run: {str(error).splitlines()[0]}") from error
+
+
+def restore(
+    fetched: Fetched, *, uri: str, out: Path, data_overrides: Sequence[str] = (), allow_other_data: bool = False
+) -> dict[str, Any]:
+    """Rebuild the model, evaluate validation again and test once, write the pictures, tell MLflow.
+
+    Returns:
+        What `bestrun restore --json` prints.
+
+    Raises:
+        VerificationError: the checkpoint does not fit the network of its own settings.
+        DataError: the data is not the run's.
+    """
+    config = override(fetched.config, data_overrides)[0] if data_overrides else fetched.config
+    data = load_dataset(**dict(config.data))
+    if data.digest != fetched.checkpoint.data_digest and not allow_other_data:
+        raise DataError(
+            f"{data.name}: not the images, labels or split that run {fetched.run_name} was trained with "
+            f"(digest {data.digest[:12]}, recorded {fetched.checkpoint.data_digest[:12]}); say where those are, as in "
+            f"data.dir=FOLDER or data.path=FILE, or add --allow-other-data"
+        )
+    from . import device, evaluation, plots  # device first: it makes TensorFlow's start quiet
+
+    device.prepare(config.threads)
+
+    predict = rebuild(fetched, config, data)
+    validation = evaluation.figures(predict(data.validation.images), data.validation.labels)
+    logits = predict(data.test.images)
+    test = evaluation.figures(logits, data.test.labels)
+    matrix = evaluation.confusion_matrix(logits, data.test.labels, data.num_classes)
+    step = fetched.checkpoint.state.step
+
+    pictures = out / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    title = f"{fetched.run_name}, step {step:,}: test split"
+    plots.confusion_matrix_picture(matrix, title, pictures / "confusion_matrix.png")
+    plots.example_errors_picture(
+        data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
+    )
+    record(fetched, uri, pictures, {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss})
+    logged = fetched.logged["val/accuracy"], fetched.logged["val/loss"]
+    agrees = (
+        None
+        if logged[0] is None or logged[1] is None
+        else validation.accuracy == logged[0] and math.isclose(validation.loss, logged[1], rel_tol=1e-5)
+    )
+    return {
+        "run_id": fetched.run_id,
+        "run_name": fetched.run_name,
+        "checkpoint": {"step": step, "sha256": fetched.checkpoint.sha256, "path": fetched.path},
+        "validation": {
+            "accuracy": validation.accuracy,
+            "loss": validation.loss,
+            "logged_accuracy": logged[0],
+            "logged_loss": logged[1],
+            "agrees": agrees,
+        },
+        "test": {"accuracy": test.accuracy, "correct": test.correct, "total": test.total, "loss": test.loss},
+        "confusion_matrix": matrix.tolist(),
+        "pictures": str(pictures),
+    }
+
+
+def rebuild(fetched: Fetched, config: Config, data: Dataset) -> Any:
+    """The run's network with the checkpoint's weights, as a function of images -> logits."""
+    from . import evaluation
+    from .model import assign_variables, build_model, named_variables
+
+    model = build_model(image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model))
+    assign_variables(named_variables(model), fetched.checkpoint.tensors, fetched.path)
+    return evaluation.compile_predict(model, config.training.evaluation_batch_size)
+
+
+def record(fetched: Fetched, uri: str, pictures: Path, tested: dict[str, Any]) -> None:
+    """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow."""
+    try:
+        if fetched.folder and not fetched.folder.is_owned():
+            with fetched.folder.owned():
+                journal = Journal(fetched.folder.journal)
+                if not journal.find("tested", step=tested["step"], split=tested["split"]):
+                    fetched.folder.pictures.mkdir(exist_ok=True)
+                    for picture in sorted(pictures.glob("*.png")):
+                        (fetched.folder.pictures / picture.name).write_bytes(picture.read_bytes())
+                        journal.append("picture", path=f"pictures/{picture.name}", step=tested["step"])
+                    journal.append("tested", **tested)
+                journal.close()
+                Sender(fetched.folder, uri).catch_up()
+        elif fetched.run_id:
+            client = connect(uri, create=False).client
+            send_tested(client, fetched.run_id, {**tested, "time_ms": time.time_ns() // 1_000_000})
+            for picture in sorted(pictures.glob("*.png")):
+                client.log_artifact(fetched.run_id, str(picture), "pictures")
+    except Exception as error:
+        hint = "" if is_permanent(error) else f"; send it later: bestrun sync {fetched.run_name}"
+        log.warning("MLflow has not got the test figures: %s%s", str(error).splitlines()[0], hint)
+
+
+def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
+    """What a person reads of a restored run."""
+    test, validation, checkpoint = report["test"], report["validation"], report["checkpoint"]
+    agreement = {True: "as logged", False: "NOT as logged", None: "nothing was logged at this step"}[validation["agrees"]]
+    lines = [
+        f"run         {report['run_name']}  {report['run_id'] or ''}".rstrip(),
+        f"checkpoint  step {checkpoint['step']:,}, SHA-256 {checkpoint['sha256'][:16]}..., verified",
+        f"validation  {100 * validation['accuracy']:.2f}%, loss {validation['loss']:.4f}: {agreement}",
+        f"test        {100 * test['accuracy']:.1f}% ({test['correct']} / {test['total']}), loss {test['loss']:.4f}",
+        "",
+        "class  accuracy",
+    ]
+    for label, row in enumerate(report["confusion_matrix"]):
+        share = f"{100 * row[label] / sum(row):.1f}% ({row[label]} / {sum(row)})" if sum(row) else "-"
+        lines.append(f"{label:>5}  {share}")
+    return [*lines, "", matrix_text]
+
+
+class Workplace:
+    """Where fetched files go: a folder to keep, or a temporary one."""
+
+    def __init__(self, out: str | None) -> None:
+        self._temporary = None if out else tempfile.TemporaryDirectory(prefix="bestrun-")
+        self.path = Path(out or self._temporary.name)  # type: ignore[union-attr]
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        if self._temporary:
+            self._temporary.cleanup()
+
+
+def dumps(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=2)

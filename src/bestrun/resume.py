@@ -1,0 +1,249 @@
+"""Going on with a run, and telling MLflow what it missed."""
+
+import logging
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import Config, flatten, mask_uri, masked, override, to_yaml
+from .errors import DataError, SettingsError
+from .folder import RunFolder, create_run_folder, write_atomically
+from .journal import Journal, read_journal
+from .listing import is_over
+from .mirror import Sender, is_permanent
+from .restore import fetch, read_config
+from .run import Result, carry_through, load_data, versions
+from .screen import Screen
+from .tracking import find_run, local_folder, reaching, resolve_uri, run_folders
+
+log = logging.getLogger("bestrun")
+
+# What may change at a resume. Everything else decides shapes, data or the sequence of random numbers, and would make
+# one run of two experiments.
+CHANGEABLE = (
+    "training.max_steps",
+    "training.patience_steps",
+    "training.evaluation_batch_size",
+    "optimizer.learning_rate",
+    "tracking.uri",
+    "data.dir",  # where the data is; that it is the same data is checked by its digest
+    "data.path",
+    "threads",
+    "pictures",
+)
+PLACES = ("tracking.uri", "data.dir", "data.path")  # where things are, not what the run is: not recorded as a change
+
+
+def choose(home: Path, uri: str, reference: str | None) -> RunFolder:
+    """The folder to go on in: of the run meant, or of the latest interrupted one.
+
+    Where only MLflow has the run, a folder is rebuilt from it.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if reference is None:
+        for folder in reversed(run_folders(home)):
+            if not folder.is_owned() and not _is_finished(folder):
+                return folder
+        raise SettingsError(f"no interrupted run in {home / 'runs'}; name one, see: bestrun runs")
+    try:
+        return local_folder(home, reference)
+    except SettingsError as missing:
+        try:
+            with reaching(uri):
+                return rebuild_folder(home, uri, reference)
+        except SettingsError as error:
+            raise SettingsError(f"{missing}; and {error}") from error
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    events, _ = read_journal(folder.journal)
+    return is_over(events) and events[-1].get("reason") not in ("interrupted", "error")
+
+
+def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: Screen) -> Result:
+    """Train a run further from its newest state.
+
+    Raises:
+        SettingsError: a setting that may not change was given, the run is in use, or there is nothing left to do.
+        DataError: the data is not the run's.
+    """
+    with folder.owned():
+        journal = Journal(folder.journal)
+        if not journal.events or journal.events[0]["event"] != "started":
+            raise SettingsError(f"run {folder.name}: its journal has no beginning; train it anew")
+        started = journal.events[0]
+        before = read_config(folder.config)
+        config, warnings = override(before, overrides)
+        changed = differences(before, config, folder.name)
+        data = load_data(config)
+        if data.digest != started["data_digest"]:
+            raise DataError(
+                f"{data.name}: not the data run {folder.name} was trained with (digest {data.digest[:12]}, recorded "
+                f"{started['data_digest'][:12]}); say where that is, as in data.dir=FOLDER or data.path=FILE"
+            )
+        refuse_if_over(journal, config, folder.name)
+        if changed:
+            write_atomically(folder.config, to_yaml(masked(config)).encode())
+        with screen.shown(folder.log):
+            for warning in (*warnings, *environment_warnings(started, config)):
+                log.warning("%s", warning)
+            line = journal.find("evaluation")
+            log.info("run %s goes on; its last evaluation was at step %s", folder.name, line["step"] if line else "-")
+            told = {name: values for name, values in changed.items() if name not in PLACES}
+            journal.append("resumed", from_step=line["step"] if line else 0, changed=told, versions=versions())
+            return carry_through(config, data, folder, journal, screen, home)
+
+
+def differences(before: Config, after: Config, name: str) -> dict[str, list[str]]:
+    """Setting -> [old, new] of what was changed.
+
+    Raises:
+        SettingsError: some of it may not change; the two values side by side.
+    """
+    old, new = flatten(before), flatten(after)
+    changed = {key: [old.get(key, "-"), value] for key, value in new.items() if old.get(key) != value}
+    refused = [
+        f"{key}: run {name} has {values[0]}, given {values[1]}; a resumed run may change only {', '.join(CHANGEABLE[:4])}. "
+        f"For another experiment: bestrun train from_run={name} {key}={values[1]}"
+        for key, values in changed.items()
+        if key not in CHANGEABLE
+    ]
+    if refused:
+        raise SettingsError(*refused)
+    return changed
+
+
+def refuse_if_over(journal: Journal, config: Config, name: str) -> None:
+    """A run that has reached its end needs a later one before it can go on."""
+    stopped, training = journal.find("stopped"), config.training
+    best = journal.find("evaluation", improved=True)
+    if not stopped or not is_over(journal.events):
+        return
+    if stopped["reason"] == "max_steps" and stopped["step"] >= training.max_steps:
+        raise SettingsError(
+            f"run {name} is complete: it reached training.max_steps={training.max_steps}; to train it further: "
+            f"bestrun resume {name} training.max_steps={2 * training.max_steps}"
+        )
+    if stopped["reason"] == "patience" and stopped["step"] - (best["step"] if best else 0) >= training.patience_steps:
+        raise SettingsError(
+            f"run {name} is complete: nothing improved within training.patience_steps={training.patience_steps}; to "
+            f"train it further: bestrun resume {name} training.patience_steps={2 * training.patience_steps}"
+        )
+
+
+def environment_warnings(started: dict[str, Any], config: Config) -> list[str]:
+    """What keeps a resumed run from being bit-identical."""
+    found = []
+    now = versions()
+    for name in ("tensorflow", "keras", "numpy"):
+        if started["versions"].get(name) != now[name]:
+            found.append(f"{name} is {now[name]}, the run began with {started['versions'].get(name)}: results may differ")
+    threads = config.threads or len(os.sched_getaffinity(0))
+    if threads != started["threads"]:
+        found.append(f"{threads} threads, the run began with {started['threads']}: results may differ in the last digits")
+    return found
+
+
+def rebuild_folder(home: Path, uri: str, reference: str) -> RunFolder:
+    """A run folder made from what MLflow has: settings, every evaluation, the best checkpoint. Nothing gets doubled,
+    because the journal holds what MLflow holds before training goes on, from the best.
+
+    Raises:
+        SettingsError, VerificationError, TrackingError: see `fetch`.
+    """
+    from .mirror import METRICS
+    from .restore import Workplace
+    from .tracking import connect
+
+    with Workplace(None) as place:
+        fetched = fetch(reference, home=home, uri=uri, to=place)
+        store = connect(uri, create=False)
+        run = find_run(store, fetched.run_id or reference)
+        folder = create_run_folder(home, fetched.run_name)
+        state = fetched.checkpoint.state
+        with folder.owned():
+            best = folder.best(state.step)
+            write_atomically(best, Path(fetched.path).read_bytes())
+            write_atomically(folder.last, best.read_bytes())
+            write_atomically(folder.config, to_yaml(masked(fetched.config)).encode())
+            history: dict[int, dict[str, Any]] = {}
+            for key in METRICS:
+                for metric in store.client.get_metric_history(run.info.run_id, key):
+                    history.setdefault(metric.step, {"time_ms": metric.timestamp})[key] = metric.value
+            improved = {metric.step for metric in store.client.get_metric_history(run.info.run_id, "best/step")}
+            journal = Journal(folder.journal)
+            journal.append("started", **_started(run, fetched.config, store))
+            for step in sorted(history):
+                entry = {key: history[step].get(key) for key in METRICS}
+                if step in improved:
+                    entry |= {"checkpoint": f"best-{step}.safetensors", "sha256": ""}
+                    if step == state.step:
+                        entry["sha256"] = fetched.checkpoint.sha256
+                journal.append("evaluation", step=step, improved=step in improved, **entry)
+            journal.close()
+            sender = Sender(folder, uri)
+            sender.run_id = run.info.run_id
+            sender.acknowledged = folder.journal.stat().st_size
+            sender.save()
+    log.warning("run %s was rebuilt from MLflow at %s; it goes on from its best, step %s", folder.name, mask_uri(uri), state.step)
+    return folder
+
+
+def _started(run: Any, config: Config, store: Any) -> dict[str, Any]:
+    import json
+
+    tags = run.data.tags
+    return {
+        "name": tags["bestrun.run"],
+        "experiment": store.client.get_experiment(run.info.experiment_id).name,
+        "config_digest": tags.get("bestrun.config_digest", ""),
+        "data_digest": tags.get("bestrun.data_digest", ""),
+        "settings": dict(run.data.params) or flatten(config),
+        "versions": json.loads(tags.get("bestrun.versions", "{}")),
+        "threads": int(tags.get("bestrun.threads", 0)),
+        "git": {"commit": tags.get("mlflow.source.git.commit", "")},
+        "host": platform.node(),
+        "rebuilt": True,
+    }
+
+
+def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[dict[str, Any]]:
+    """Send to MLflow what it has not got; a run whose process died is marked as interrupted. One report a run."""
+    reports = []
+    for folder in folders:
+        report: dict[str, Any] = {"run_name": folder.name, "sent": 0, "state": "complete", "error": None}
+        try:
+            if folder.is_owned():
+                reports.append(report | {"state": "running: its own process sends"})
+                continue
+            with folder.owned():
+                journal = Journal(folder.journal)
+                if journal.events and not is_over(journal.events):
+                    line, best = journal.find("evaluation"), journal.find("evaluation", improved=True)
+                    journal.append(
+                        "stopped",
+                        reason="interrupted",
+                        step=line["step"] if line else 0,
+                        best=best and {key: best[key] for key in ("step", "checkpoint", "sha256")},
+                        message="the process died",
+                    )
+                    report["state"] = "was dead: marked as interrupted"
+                journal.close()
+                uri = resolve_uri(setting or _own_uri(folder), home)
+                sender = Sender(folder, uri)
+                report["sent"] = sender.catch_up()
+                report["run_id"] = sender.run_id
+        except Exception as error:
+            report["error"] = str(error).splitlines()[0] if str(error) else type(error).__name__
+            report["state"] = "refused" if is_permanent(error) else "behind"
+        reports.append(report)
+    return reports
+
+
+def _own_uri(folder: RunFolder) -> str | None:
+    uri = read_config(folder.config).tracking.uri
+    return None if uri and uri != mask_uri(uri) or uri and "***" in uri else uri

@@ -1,0 +1,308 @@
+"""One run from settings to result: its folder, its owner, its signals, its mirror, its end. The training is loop.py's."""
+
+import getpass
+import importlib.metadata
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from .checkpoint import Checkpoint
+from .config import Composed, Config, digest, flatten, masked, mask_uri, to_yaml
+from .data import Dataset, load_dataset
+from .errors import BestrunError, DivergedError, SettingsError
+from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
+from .journal import Journal
+from .mirror import STATUS, Mirror
+from .screen import Screen, duration
+from .tracking import resolve_uri
+
+log = logging.getLogger("bestrun")
+
+MIRROR_SECONDS = 15.0  # so long a finished run waits for MLflow
+
+
+@dataclass(frozen=True)
+class Result:
+    """What result.json and `--json` say.
+
+    Attributes:
+        best: step, metric, value, sha256 and file of the best evaluation; None before the first.
+        mirrored: whether MLflow has everything.
+        exit_code: of the command, see `bestrun --help`.
+    """
+
+    run_id: str | None
+    run_name: str
+    folder: str
+    best: dict[str, Any] | None
+    stop_reason: str
+    steps: int
+    seconds: float
+    mirrored: bool = field(default=True)
+    exit_code: int = field(default=0)
+
+
+class Interrupted(BaseException):
+    """A signal came where nothing is lost by leaving at once."""
+
+
+class Signals:
+    """SIGINT and SIGTERM: the first asks the loop to stop, the second leaves at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.graceful = False  # while the loop runs: it asks `reason` between chunks of steps
+
+    def reason(self) -> str | None:
+        return "interrupted" if self.received else None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + number)  # every file is replaced atomically, so there is nothing to tidy up
+        self.received = number
+        if not self.graceful:
+            raise Interrupted
+        log.warning("stopping after this chunk of steps, with everything saved; again leaves at once")
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def start(
+    composed: Composed,
+    *,
+    home: Path,
+    screen: Screen,
+    initial: Callable[[], Checkpoint] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Result:
+    """A new run.
+
+    Args:
+        initial: fetches the weights to start from (`from_run`).
+        extra: more fields of the `started` event: sweep, trial, parent_run_id.
+
+    Raises:
+        BestrunError: nothing was started, and nothing was left on disk.
+    """
+    config = composed.config
+    began = time.perf_counter()
+    data = load_data(config)
+    source = initial() if initial else None
+    folder = create_run_folder(home, config.name)
+    with folder.owned():
+        write_atomically(folder.config, to_yaml(masked(config)).encode())
+        typed = {"overrides": [mask_uri(text) for text in composed.overrides], "choices": composed.choices}
+        write_atomically(folder.overrides, yaml.safe_dump(typed).encode())
+        journal = Journal(folder.journal)
+        threads = config.threads or len(os.sched_getaffinity(0))
+        journal.append("started", **describe(config, composed, data, folder, threads), **(extra or {}))
+        with screen.shown(folder.log):
+            for warning in (*composed.warnings, *data.warnings):
+                log.warning("%s", warning)
+            log.info(
+                "run %s: %s, %s training, %s validation and %s test images of %s x %s x %s, %s classes (%.1f s)",
+                folder.name,
+                data.name,
+                *(f"{len(split):,}" for split in (data.train, data.validation, data.test)),
+                *data.image_shape,
+                data.num_classes,
+                time.perf_counter() - began,
+            )
+            return carry_through(config, data, folder, journal, screen, home, source)
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set of the settings, checked against those settings that depend on it.
+
+    Raises:
+        DataError: missing or damaged.
+        SettingsError: a batch is larger than the train split.
+    """
+    data = load_dataset(**dict(config.data))
+    if config.training.batch_size > len(data.train):
+        raise SettingsError(
+            f"training.batch_size={config.training.batch_size}: more than the {len(data.train):,} training images; "
+            f"at most training.batch_size={len(data.train)}"
+        )
+    return data
+
+
+def describe(config: Config, composed: Composed, data: Dataset, folder: RunFolder, threads: int) -> dict[str, Any]:
+    """The fields of the `started` event: all that MLflow will be told of how the run began."""
+    choices = {name: str(choice) for name, choice in composed.choices.items() if choice is not None}
+    with suppress(KeyError, OSError):
+        user = getpass.getuser()
+    return {
+        "name": folder.name,
+        "experiment": config.experiment or data.name,
+        "config_digest": digest(config),
+        "data_digest": data.digest,
+        "settings": choices | flatten(masked(config)),
+        "data": {
+            "name": data.name,
+            "source": getattr(config.data, "dir", None) or getattr(config.data, "path", None) or data.name,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "image_shape": list(data.image_shape),
+            "num_classes": data.num_classes,
+        },
+        "versions": versions(),
+        "threads": threads,
+        "git": git_state(),
+        "user": user,
+        "command": [mask_uri(word) for word in sys.argv],
+        "note": config.note,
+        "tags": dict(config.tags),
+        "parent": config.from_run,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What a bit-identical result depends on, beside settings and data."""
+    found = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "mlflow")}
+    return {"bestrun": importlib.metadata.version("bestrun"), "python": platform.python_version(), **found}
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the code's repository, else of the current folder's; {} outside both."""
+    for folder in (Path(__file__).parent, Path.cwd()):
+        with suppress(OSError, subprocess.SubprocessError):
+            git = ["git", "-C", str(folder)]
+            answer = dict(capture_output=True, text=True, timeout=5)
+            commit = subprocess.run([*git, "rev-parse", "HEAD"], **answer)  # type: ignore[call-overload]
+            if commit.returncode == 0:
+                status = subprocess.run([*git, "status", "--porcelain"], **answer)  # type: ignore[call-overload]
+                return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    return {}
+
+
+def carry_through(
+    config: Config,
+    data: Dataset,
+    folder: RunFolder,
+    journal: Journal,
+    screen: Screen,
+    home: Path,
+    initial: Checkpoint | None = None,
+) -> Result:
+    """Train in an owned folder to whatever end, and say so everywhere: journal, MLflow, result.json, screen."""
+    mirror = Mirror(folder, resolve_uri(config.tracking.uri, home))
+    signals = Signals()
+    error: BaseException | None = None
+    began = time.perf_counter()
+    with signals.handled():
+        try:
+            mirror.start()
+            from . import device, loop
+
+            device.prepare(config.threads)
+            signals.graceful = True
+            outcome = loop.train(
+                config, data, folder, journal, screen=screen, interrupted=signals.reason, initial=initial
+            )
+            reason, step = outcome.reason, outcome.step
+        except Interrupted:
+            reason, step = "interrupted", _last_step(journal)
+        except Exception as problem:
+            error, reason, step = problem, "error", _last_step(journal)
+            log.error("%s", problem, exc_info=True, extra={"file_only": True})
+        signals.graceful = False
+        message = str(error).splitlines()[0] if error and str(error) else None
+        with suppress(StorageError):  # on a full disk there is no room for this line either; its absence says as much
+            journal.append("stopped", reason=reason, step=step, best=best_of(journal), message=message)
+        try:
+            mirrored = mirror.finish(MIRROR_SECONDS if not signals.received else 5.0)
+        except Interrupted:
+            mirrored = False
+        journal.close()
+    best = best_of(journal)
+    code = exit_code(reason, mirrored, signals.received, error)
+    result = Result(
+        mirror.sender.run_id, folder.name, str(folder.path), best, reason, step, time.perf_counter() - began, mirrored, code
+    )
+    with suppress(StorageError):
+        write_json(folder.result, {key: value for key, value in vars(result).items() if key not in ("mirrored", "exit_code")})
+    say_end(result, config, mirror, signals.received)
+    if isinstance(error, BestrunError):
+        raise error
+    if error:
+        raise BestrunError(f"{type(error).__name__}: {message or 'no message'}; the traceback is in {folder.log}") from error
+    if reason == "diverged":
+        kept = f"; the best so far, step {best['step']}, is kept" if best else ""
+        raise DivergedError(
+            f"diverged at step {step}: the loss is not finite{kept}; a smaller optimizer.learning_rate helps"
+        )
+    return result
+
+
+def _last_step(journal: Journal) -> int:
+    line = journal.find("evaluation")
+    return int(line["step"]) if line else 0
+
+
+def best_of(journal: Journal) -> dict[str, Any] | None:
+    """The best evaluation of a journal: step, metric, value, checkpoint, sha256."""
+    line = journal.find("evaluation", improved=True)
+    if not line:
+        return None
+    metric = journal.events[0]["settings"]["objective.metric"]
+    return {"step": line["step"], "metric": metric, "value": line[metric]} | {
+        key: line[key] for key in ("checkpoint", "sha256")
+    }
+
+
+def exit_code(reason: str, mirrored: bool, received: int | None, error: BaseException | None) -> int:
+    if received:
+        return 128 + received
+    if error:
+        return getattr(error, "exit_code", 1)
+    return DivergedError.exit_code if reason == "diverged" else 0 if mirrored else 6
+
+
+def say_end(result: Result, config: Config, mirror: Mirror, received: int | None) -> None:
+    """The last lines of a run: what one would paste to a colleague."""
+    best = result.best
+    reasons = {
+        "patience": f"no improvement within {config.training.patience_steps:,} steps",
+        "max_steps": f"training.max_steps={config.training.max_steps} reached",
+        "interrupted": "interrupted",
+        "diverged": "the loss is not finite",
+        "error": "an error",
+        "pruned": "pruned: other trials are better",
+    }
+    log.info("")
+    if best:
+        value = f"{100 * best['value']:.2f} %" if best["metric"] == "val/accuracy" else f"{best['value']:.4f}"
+        log.info("best      %s %s at step %s", best["metric"], value, f"{best['step']:,}")
+    log.info("stopped   step %s: %s", f"{result.steps:,}", reasons[result.stop_reason])
+    log.info("took      %s", duration(result.seconds))
+    log.info("run       %s  %s", result.run_name, result.run_id or "(no MLflow run ID yet)")
+    log.info("folder    %s", result.folder)
+    if not result.mirrored:
+        why = f"MLflow refused it ({mirror.refused})" if mirror.refused else "MLflow does not have everything yet"
+        log.warning("%s; everything is in the folder. Send it with: bestrun sync %s", why, result.run_name)
+    if STATUS[result.stop_reason] != "FINISHED":
+        log.info("resume    bestrun resume %s", result.run_name)
+    if best:
+        local = "" if result.run_id and result.mirrored else " --local"
+        log.info("restore   bestrun restore %s%s", result.run_name if local else result.run_id, local)

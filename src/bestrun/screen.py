@@ -1,0 +1,127 @@
+"""What a person sees while a run trains: one aligned line an evaluation, and on a terminal a progress bar below."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .checkpoint import LoopState
+from .journal import Event
+
+log = logging.getLogger("bestrun")
+
+HEADER = "    step   train acc  train loss    val acc   val loss  steps/s"
+
+
+class Screen:
+    """Lines to the screen, and with `log_to` also to run.log. Lines go to stderr where stdout is for a program."""
+
+    def __init__(self, *, total_steps: int = 0, batch_size: int = 1, stderr: bool = False) -> None:
+        self.console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+        self._batch_size = batch_size
+        self._total = total_steps
+        self._progress: Progress | None = None
+        self._header = False
+
+    def evaluation(self, entry: Event, state: LoopState) -> None:
+        """One line for one evaluation; `*` where it is the best so far."""
+        if not self._header:
+            log.info(HEADER)
+            self._header = True
+        rate = entry.get("images_per_second")
+        log.info(
+            "%8d  %10s  %10s  %9s  %9s  %7s %s",
+            entry["step"],
+            _percent(entry.get("train/accuracy")),
+            _number(entry.get("train/loss")),
+            _percent(entry["val/accuracy"]),
+            _number(entry["val/loss"]),
+            f"{rate / self._batch_size:.1f}" if rate else "-",
+            "*" if entry["improved"] else "",
+        )
+        self.progress(state)
+
+    def progress(self, state: LoopState) -> None:
+        if self._progress is None and self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("at most"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[since]} steps since the best"),
+                console=self.console,
+                transient=True,
+            )
+            self._progress.add_task("", total=self._total, completed=state.step, since=0)
+            self._progress.start()
+        if self._progress is not None:
+            task = self._progress.task_ids[0]
+            self._progress.update(task, completed=state.step, since=state.step - state.best_step)
+
+    @contextlib.contextmanager
+    def shown(self, log_to: Path | None = None) -> Iterator[None]:
+        """Show what is logged as long as this lasts."""
+        handlers: list[logging.Handler] = [_ScreenHandler(self.console)]
+        if log_to:
+            file = logging.FileHandler(log_to)
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+            handlers.append(file)
+        level, propagate = log.level, log.propagate
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        for handler in handlers:
+            log.addHandler(handler)
+        try:
+            yield
+        finally:
+            if self._progress is not None:
+                self._progress.stop()
+            for handler in handlers:
+                log.removeHandler(handler)
+                handler.close()
+            log.setLevel(level)
+            log.propagate = propagate
+
+
+class _ScreenHandler(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "file_only", False):  # tracebacks go to run.log
+            return
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        with contextlib.suppress(BrokenPipeError):
+            self._console.print(prefix + record.getMessage(), markup=False)
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1 h 02 min'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def ago(time_ms: int) -> str:
+    return duration(max(0.0, time.time() - time_ms / 1000)) + " ago"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def complain(message: object) -> None:
+    """An error on stderr, each line marked."""
+    for line in str(message).splitlines() or ["unknown error"]:
+        print(f"error: {line}", file=sys.stderr)

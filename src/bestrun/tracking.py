@@ -1,0 +1,239 @@
+"""MLflow: where the store is, how it is made, and how runs are found in it. Only `MlflowClient`, never the fluent API."""
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import mask_uri
+from .errors import BestrunError, SettingsError
+from .folder import RunFolder, create_home
+
+# Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
+# answer was lost would make a second run. Read by MLflow at each call; what the user's environment says wins.
+CLIENT_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+}
+
+
+class TrackingError(BestrunError):
+    """MLflow did not answer."""
+
+
+def resolve_uri(setting: str | None, home: Path) -> str:
+    """The tracking URI: the setting, else MLFLOW_TRACKING_URI, else SQLite in the home."""
+    return setting or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.absolute() / 'mlflow.db'}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite tracking URI, with links resolved, or None for another store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
+
+
+@dataclass(frozen=True)
+class Store:
+    """A connection to one tracking store."""
+
+    uri: str
+    client: Any
+
+    def experiment_id(self, name: str) -> str:
+        """The ID of the experiment, created if it is new; eight processes may do so at once.
+
+        Raises:
+            SettingsError: the experiment was deleted in MLflow.
+        """
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            path = sqlite_path(self.uri)
+            location = (path.parent / "artifacts" / name).as_uri() if path else None
+            try:
+                return str(self.client.create_experiment(name, artifact_location=location))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self.client.get_experiment_by_name(name)
+        if found.lifecycle_stage != "active":
+            raise SettingsError(
+                f"experiment={name}: it was deleted in MLflow; restore it there "
+                f"(mlflow experiments restore -x {found.experiment_id}), or name another: experiment=NAME"
+            )
+        return str(found.experiment_id)
+
+    def experiments(self, name: str | None) -> dict[str, str]:
+        """ID -> name of the active experiments, or of the named one.
+
+        Raises:
+            SettingsError: there is no experiment of this name; lists those there are.
+        """
+        found = {e.experiment_id: e.name for e in self.client.search_experiments()}
+        if name is None:
+            return found
+        chosen = {key: value for key, value in found.items() if value == name}
+        if not chosen:
+            raise SettingsError(f"experiment {name!r}: there is none; there are: {', '.join(sorted(found.values()))}")
+        return chosen
+
+
+def connect(uri: str, *, create: bool = True) -> Store:
+    """Connect to a store; an SQLite one is made first, by one process at a time.
+
+    Without the lock, processes that meet a missing database all migrate it at once and leave it unusable for ever.
+
+    Raises:
+        SettingsError: with `create=False`, there is no database yet.
+    """
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    path = sqlite_path(uri)
+    if path and not create and not path.exists():
+        raise SettingsError(f"{path}: there are no runs here yet; the first is made by: bestrun train")
+    from mlflow import MlflowClient
+
+    with _locked(path) if path else contextlib.nullcontext():
+        client = MlflowClient(uri)
+        if path:
+            client.search_experiments(max_results=1)
+    return Store(uri, client)
+
+
+@contextlib.contextmanager
+def _locked(database: Path) -> Iterator[None]:
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with open(database.with_name(database.name + ".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn whatever MLflow raises into one line that names the store."""
+    try:
+        yield
+    except BestrunError:
+        raise
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrackingError(f"MLflow at {mask_uri(uri)}: {text.replace(uri, mask_uri(uri))}") from error
+
+
+# ---- RUN references: a full run ID, a unique prefix of it, a run name, `latest`, or `best` ----
+
+REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+def find_run(store: Store, reference: str, *, experiment: str | None = None, objective: str | None = None) -> Any:
+    """The MLflow run that a RUN reference means.
+
+    Raises:
+        SettingsError: it means none, or several; lists them.
+    """
+    check_reference(reference)
+    experiments = list(store.experiments(experiment))
+    if reference == "latest":
+        found = _search(store, experiments, OURS, ["attributes.start_time DESC"], 1)
+        return _one(found, "latest: there is no run yet; make one: bestrun train")
+    if reference == "best":
+        return best_run(store, experiments, objective)
+    if re.fullmatch(r"[0-9a-f]{8,32}", reference):
+        found = _search(store, experiments, f"attributes.run_id LIKE '{reference}%'", [], 6)
+        if found:
+            return _only(found, reference)
+    found = _search(store, experiments, f"tags.\"bestrun.run\" = '{reference}'", ["attributes.start_time DESC"], 6)
+    if not found:
+        raise SettingsError(f"run {reference!r}: MLflow at {mask_uri(store.uri)} has none; list them: bestrun runs")
+    return _only(found, reference)
+
+
+def check_reference(reference: str) -> None:
+    """Refuse what cannot be a RUN, before it is used in a path or a query."""
+    if not REFERENCE.fullmatch(reference):
+        raise SettingsError(
+            f"run {reference[:60]!r}: not a run reference; it is a run ID (or 8 and more of its first characters), "
+            "a run name, latest, or best"
+        )
+
+
+OURS = "tags.\"bestrun.run\" != ''"
+
+
+def best_run(store: Store, experiments: list[str], objective: str | None) -> Any:
+    """The best FINISHED run by its objective, ties to the earlier; of the latest run's experiment, if not told which.
+
+    Raises:
+        SettingsError: there is none, or runs of different objectives would have to be compared.
+    """
+    if len(experiments) > 1:
+        latest = _search(store, experiments, OURS, ["attributes.start_time DESC"], 1)
+        experiments = [run.info.experiment_id for run in latest]
+    finished = f"{OURS} and attributes.status = 'FINISHED'"
+    kinds = [kind for kind in ("accuracy", "loss") if objective in (None, f"val/{kind}")]
+    found = {}
+    for kind in kinds:
+        order = [f'metrics."best/{kind}" {"DESC" if kind == "accuracy" else "ASC"}', "attributes.start_time ASC"]
+        filtered = f"{finished} and params.\"objective.metric\" = 'val/{kind}' and metrics.\"best/{kind}\" < 1e300"
+        if best := _search(store, experiments, filtered, order, 1):
+            found[kind] = best[0]
+    if len(found) > 1:
+        raise SettingsError(
+            "best: some runs maximize val/accuracy, some minimize val/loss; say which: --objective val/accuracy"
+        )
+    return _one(list(found.values()), "best: no finished run has a best value yet; list the runs: bestrun runs")
+
+
+def _search(store: Store, experiments: list[str], filtered: str, order: list[str], most: int) -> list[Any]:
+    return list(store.client.search_runs(experiments, filtered, order_by=order, max_results=most)) if experiments else []
+
+
+def _one(found: list[Any], message: str) -> Any:
+    if not found:
+        raise SettingsError(message)
+    return found[0]
+
+
+def _only(found: list[Any], reference: str) -> Any:
+    if len(found) > 1:
+        names = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in found[:5])
+        raise SettingsError(f"run {reference!r} means several: {names}; give one of these IDs")
+    return found[0]
+
+
+def local_folder(home: Path, reference: str) -> RunFolder:
+    """The run folder on this machine that a RUN reference means; MLflow is not asked.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    check_reference(reference)
+    folders = run_folders(home)
+    if reference == "latest" and folders:
+        return folders[-1]
+    for folder in folders:
+        from .folder import read_json
+
+        if folder.name == reference or (
+            len(reference) >= 8 and str(read_json(folder.mirror).get("run_id") or "").startswith(reference)
+        ):
+            return folder
+    raise SettingsError(f"run {reference!r}: there is no folder of it in {home / 'runs'}")
+
+
+def run_folders(home: Path) -> list[RunFolder]:
+    """All runs of this home, the oldest first."""
+    found = [RunFolder(path.parent) for path in (home / "runs").glob("*/journal.jsonl")]
+    return sorted(found, key=lambda folder: (folder.config.stat().st_mtime if folder.config.exists() else 0, folder.name))
+
+
+__all__ = ["Store", "TrackingError", "best_run", "connect", "create_home", "find_run", "local_folder", "resolve_uri"]
