@@ -58,4 +58,4 @@ lock: ## resolve pyproject.toml anew into requirements.lock (needs uv)
 
 clean: ## remove .venv and caches, never mlruns
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
-	find conf docs src tests -name __pycache__ -prune -exec rm -rf {} +
+	find . -path ./mlruns -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
-from bestrun.checkpoint import LoopState, load, remove_older, save
-from bestrun.errors import VerificationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from bestrun.checkpoint import LoopState, load, remove_older, save
+from bestrun.errors import VerificationError
 
 STAMP = dict(run_name="a-run", config_digest="c" * 64, data_digest="d" * 64)
 STATE = LoopState(step=300, best_step=200, best_value=0.9876, loss_sum=1.25e-5, correct=7, images=64, seconds=1.5)
@@ -40,7 +41,7 @@ def test_what_was_saved_is_what_is_loaded(saved, tensors):
     assert (checkpoint.run_name, checkpoint.config_digest) == ("a-run", "c" * 64)
     assert checkpoint.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert checkpoint.tensors[name].dtype == tensor.dtype
+        assert (checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape) == (tensor.dtype, tensor.shape)
         np.testing.assert_array_equal(checkpoint.tensors[name], tensor)
 
 
@@ -50,7 +51,8 @@ def test_the_same_state_gives_the_same_bytes_in_another_process(tmp_path, saved)
         "r = np.random.default_rng(0)\n"
         "t = {'optimizer/iteration': np.array(300, 'int64'), 'model/layer_fc1/bias': np.zeros(8, 'float32'),\n"
         "     'model/layer_fc1/kernel': r.normal(size=(20, 8)).astype('float32')}\n"
-        "s = LoopState(step=300, best_step=200, best_value=0.9876, loss_sum=1.25e-5, correct=7, images=64, seconds=1.5)\n"
+        "s = LoopState(step=300, best_step=200, best_value=0.9876,\n"
+        "              loss_sum=1.25e-5, correct=7, images=64, seconds=1.5)\n"
         "print(save(Path(sys.argv[1]), t, s, run_name='a-run', config_digest='c' * 64, data_digest='d' * 64))"
     )
     other = subprocess.run(

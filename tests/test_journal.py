@@ -4,13 +4,15 @@ import json
 import math
 import os
 import resource
+import signal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bestrun.errors import VerificationError
 from bestrun.folder import StorageError
 from bestrun.journal import Journal, read_journal
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @pytest.fixture
@@ -18,8 +20,13 @@ def path(tmp_path):
     return tmp_path / "journal.jsonl"
 
 
-def test_events_come_back_in_order_with_their_time(path):
-    journal = Journal(path)
+@pytest.fixture
+def journal(path):
+    with Journal(path) as journal:
+        yield journal
+
+
+def test_events_come_back_in_order_with_their_time(path, journal):
     journal.append("started", name="r")
     journal.append("evaluation", step=100, **{"val/accuracy": 0.5})
     events, end = read_journal(path)
@@ -30,33 +37,33 @@ def test_events_come_back_in_order_with_their_time(path):
 
 def test_floats_survive_exactly(path):
     value = 0.1 + 0.2
-    Journal(path).append("evaluation", loss=value)
+    with Journal(path) as journal:
+        journal.append("evaluation", loss=value)
     assert read_journal(path)[0][0]["loss"] == value
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_a_number_becomes_null(path, value):
-    Journal(path).append("evaluation", figures={"loss": [value, 1.0]})
+    with Journal(path) as journal:
+        journal.append("evaluation", figures={"loss": [value, 1.0]})
     assert json.loads(path.read_text())["figures"] == {"loss": [None, 1.0]}
 
 
 @pytest.mark.parametrize("cut", range(1, 30, 4))
-def test_a_torn_last_line_is_no_error_and_the_next_append_is_whole(path, cut):
-    journal = Journal(path)
+def test_a_torn_last_line_is_no_error_and_the_next_append_is_whole(path, journal, cut):
     journal.append("started", name="r")
     journal.append("evaluation", step=100)
     journal.close()
     os.truncate(path, path.stat().st_size - cut)
     assert [event["event"] for event in read_journal(path)[0]] == ["started"]
-    again = Journal(path)
-    again.append("evaluation", step=200)
+    with Journal(path) as again:
+        again.append("evaluation", step=200)
     events, _ = read_journal(path)
     assert [event.get("step") for event in events] == [None, 200]
     assert again.events == events
 
 
-def test_a_damaged_line_in_the_middle_is_named(path):
-    journal = Journal(path)
+def test_a_damaged_line_in_the_middle_is_named(path, journal):
     for step in range(3):
         journal.append("evaluation", step=step)
     lines = path.read_bytes().splitlines(keepends=True)
@@ -65,8 +72,7 @@ def test_a_damaged_line_in_the_middle_is_named(path):
         read_journal(path)
 
 
-def test_reading_goes_on_where_it_was_left(path):
-    journal = Journal(path)
+def test_reading_goes_on_where_it_was_left(path, journal):
     journal.append("started")
     _, end = read_journal(path)
     journal.append("evaluation", step=100)
@@ -74,8 +80,7 @@ def test_reading_goes_on_where_it_was_left(path):
     assert [event["event"] for event in events] == ["evaluation"]
 
 
-def test_find_gives_the_last_event_with_these_fields(path):
-    journal = Journal(path)
+def test_find_gives_the_last_event_with_these_fields(path, journal):
     journal.append("evaluation", step=100, improved=True)
     journal.append("evaluation", step=200, improved=False)
     assert journal.find("evaluation")["step"] == 200
@@ -83,13 +88,10 @@ def test_find_gives_the_last_event_with_these_fields(path):
     assert journal.find("stopped") is None
 
 
-def test_a_write_that_does_not_fit_leaves_no_half_line(path):
-    journal = Journal(path)
+def test_a_write_that_does_not_fit_leaves_no_half_line(path, journal):
     journal.append("started", name="r")
     size = path.stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
     try:

@@ -1,6 +1,6 @@
 """Checkpoint format 1: one safetensors file, replaced atomically, that proves itself. Reading it runs no code.
 
-Names are ours (`model/<layer>/<variable>`, `optimizer/<slot>/<variable>`), because Keras' own change from build to build.
+Names are ours (`model/<layer>/<variable>`, `optimizer/<slot>/<variable>`), as Keras' own change from build to build.
 All metadata is one key holding JSON with sorted keys, because several keys are not written in a stable order.
 """
 
@@ -61,8 +61,9 @@ def save(path: Path, tensors: Tensors, state: LoopState, *, run_name: str, confi
     Raises:
         StorageError: the disk refused; an older file at `path` is untouched.
     """
-    # safetensors writes the memory of a transposed array as if it were contiguous, without a word: make it so first
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    # safetensors writes the memory of a transposed array as if it were contiguous, without a word: make it so first.
+    # Not by np.ascontiguousarray, which gives a scalar such as the optimizer's step count the shape (1,).
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     header = {
         "format": FORMAT,
         "run": run_name,

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -129,8 +130,10 @@ def resume(run: str | None, overrides: tuple[str, ...], tracking_uri: str | None
     from .resume import resume as go_on
     from .tracking import resolve_uri
 
+    words = [run, *overrides] if run else []
     if run and "=" in run:  # no RUN, settings only
-        run, overrides = None, (run, *overrides)
+        run = None
+    overrides = tuple(words[1:] if run else words)
     home = find_home()
     folder = choose(home, resolve_uri(tracking_uri, home), run)
     if tracking_uri:
@@ -146,8 +149,12 @@ def resume(run: str | None, overrides: tuple[str, ...], tracking_uri: str | None
 @click.option(
     "--checkpoint", type=click.Choice(["best", "last"]), default="best", help="last: the newest state (needs --local)."
 )
-@click.option("--out", metavar="DIR", type=click.Path(file_okay=False), help="Keep checkpoint, settings and pictures here.")
-@click.option("--allow-other-data", is_flag=True, help="Evaluate although the data is not what the run was trained with.")
+@click.option(
+    "--out", metavar="DIR", type=click.Path(file_okay=False), help="Keep checkpoint, settings and pictures here."
+)
+@click.option(
+    "--allow-other-data", is_flag=True, help="Evaluate although the data is not what the run was trained with."
+)
 @tracking_option
 @experiment_option
 @objective_option
@@ -191,6 +198,8 @@ def restore(
             experiment=experiment,
             objective=objective,
         )
+        if out:
+            fetched = replace(fetched, path=str(place / fetched.path.rpartition("/")[2]))
         report = prove(fetched, uri=uri, out=place, data_overrides=overrides, allow_other_data=allow_other_data)
         if as_json:
             click.echo(dumps(report))
@@ -199,11 +208,15 @@ def restore(
 
         for line in report_lines(report, plots.confusion_matrix_text(np.array(report["confusion_matrix"]))):
             click.echo(line)
-        click.echo(f"\nkept in {out}" if out else "\npictures are in the run's MLflow artifacts; --out DIR keeps them here")
+        click.echo(
+            f"\nkept in {out}" if out else "\npictures are in the run's MLflow artifacts; --out DIR keeps them here"
+        )
 
 
 @cli.command()
-@click.option("--most", default=20, show_default=True, type=click.IntRange(1, 10_000), help="So many runs of each objective.")
+@click.option(
+    "--most", default=20, show_default=True, type=click.IntRange(1, 10_000), help="So many runs of each objective."
+)
 @experiment_option
 @tracking_option
 @json_option
@@ -231,7 +244,11 @@ def _print_table(rows: list[Any]) -> None:
     click.echo(f"{'run':<22} {'ID':<8} {'experiment':<14} {'state':<12} {'best':<22} {'step':>6} {'test':>8}  started")
     for row in rows:
         kind = row.objective.removeprefix("val/")
-        best = "-" if row.best is None else f"{kind} " + (f"{100 * row.best:.2f} %" if kind == "accuracy" else f"{row.best:.4f}")
+        best = (
+            "-"
+            if row.best is None
+            else f"{kind} " + (f"{100 * row.best:.2f} %" if kind == "accuracy" else f"{row.best:.4f}")
+        )
         test = "-" if row.test_accuracy is None else f"{100 * row.test_accuracy:.2f} %"
         step = "-" if row.best_step is None else str(row.best_step)
         state = row.state if row.stop_reason in (None, "patience", "max_steps") else f"{row.state}: {row.stop_reason}"
@@ -267,7 +284,9 @@ def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: b
 
 
 @cli.command()
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Another is taken if it is in use.")
+@click.option(
+    "--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Another is taken if it is in use."
+)
 @tracking_option
 def ui(port: int, tracking_uri: str | None) -> None:
     """The MLflow page of this store, on 127.0.0.1; Ctrl-C ends it."""

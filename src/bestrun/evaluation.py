@@ -26,7 +26,7 @@ class Figures:
 
 
 def compile_predict(model: keras.Model, batch_size: int) -> Predict:
-    """A function of uint8 images (n, height, width, channels) -> float32 logits (n, classes), `batch_size` at a time."""
+    """A function of uint8 images (n, height, width, channels) -> float32 logits (n, classes), in batches."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)])  # type: ignore[untyped-decorator]
     def predict_batch(images: Any) -> Any:

@@ -26,8 +26,8 @@ def fault(point: str) -> None:
     """Die here if a test asks for it: BESTRUN_FAULT="F4" or "F4:3" kills the process at the third pass of F4.
 
     The points are the crash windows of a run; each stands at the line a crash would leave behind:
-    F1 before the temporary file, F2 in the middle of writing it, F3 before its fsync, F4 before the rename, F5 after it,
-    F6 before an upload, F7 between upload and check, F8 after the upload and before its tag, F9 between the journal
+    F1 before the temporary file, F2 in the middle of writing it, F3 before its fsync, F4 before the rename, F5 after
+    it, F6 before an upload, F7 between upload and check, F8 after the upload and before its tag, F9 between the journal
     line and `last`, F10 before older checkpoints are deleted, F11 before the run is ended in MLflow.
     """
     wanted = os.environ.get("BESTRUN_FAULT")
@@ -121,7 +121,9 @@ def create_home(home: Path) -> None:
 
 def new_name() -> str:
     """A run name that sorts by time and does not collide: `20261122-214530-k3f9`."""
-    return time.strftime("%Y%m%d-%H%M%S-") + "".join(secrets.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(4))
+    return time.strftime("%Y%m%d-%H%M%S-") + "".join(
+        secrets.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(4)
+    )
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def create_run_folder(home: Path, name: str | None) -> RunFolder:
         if not folder.exists() and folder.path.is_dir() and not folder.is_owned():
             return folder  # a crash before the first journal line: nothing in it counts
         raise SettingsError(
-            f"name={folder.name}: a run of this name exists; another name, or go on with it: bestrun resume {folder.name}"
+            f"name={folder.name}: such a run exists; another name, or go on with it: bestrun resume {folder.name}"
         ) from None
     except OSError as error:
         raise SettingsError(f"{folder.path}: cannot be created: {error.strerror}") from error

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .errors import VerificationError
 from .folder import StorageError
@@ -81,6 +81,12 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _finite(value: Any) -> Any:

@@ -36,7 +36,11 @@ def list_runs(store: Store, experiment: str | None, most: int) -> list[Row]:
     for kind, direction in (("accuracy", "DESC"), ("loss", "ASC")):
         filtered = f"{OURS} and params.\"objective.metric\" = 'val/{kind}'"
         order = [f'metrics."best/{kind}" {direction}', "attributes.start_time ASC"]
-        found = store.client.search_runs(list(experiments), filtered, order_by=order, max_results=most) if experiments else []
+        found = (
+            store.client.search_runs(list(experiments), filtered, order_by=order, max_results=most)
+            if experiments
+            else []
+        )
         rows += [_row(run, kind, experiments) for run in found]
     return rows
 

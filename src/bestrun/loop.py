@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -59,7 +59,9 @@ def train(
 
     # How a run starts, in order: a fresh network from the seed; over it the weights of another run, if it starts from
     # one; over both the newest good checkpoint of its own, if there is one. So starting and resuming are one path.
-    model = build_model(image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model))
+    model = build_model(
+        image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model)
+    )
     optimizer = build_optimizer(model=model, **dict(config.optimizer))
     variables = named_variables(model, optimizer)
     state, fresh = LoopState(), True
@@ -81,7 +83,13 @@ def train(
     # Asked before anything is trained, too: a run killed between its last evaluation and its end must not go on.
     while (reason := stop_reason(state, config)) is None:
         # Train up to the next evaluation. The untrained network is evaluated as well, at step 0.
-        due = 0 if fresh else min((state.step // settings.evaluate_every_steps + 1) * settings.evaluate_every_steps, settings.max_steps)
+        due = (
+            0
+            if fresh
+            else min(
+                (state.step // settings.evaluate_every_steps + 1) * settings.evaluate_every_steps, settings.max_steps
+            )
+        )
         fresh = False
         interval_began, interval_images = time.perf_counter(), state.images
         while state.step < due:
@@ -159,7 +167,7 @@ def train(
 
 
 def stop_reason(state: LoopState, config: Config) -> str | None:
-    """Why to stop at this evaluation, if so. In the middle of an interval (after an interruption) there is no reason."""
+    """Why to stop at this evaluation, if so. In the middle of an interval there is no reason."""
     if state.images:
         return None
     if state.step >= config.training.max_steps:

@@ -1,8 +1,9 @@
 """The mirror: repeats a run's journal to MLflow, in the background, from where it was left, as often as it takes.
 
-MLflow ignores a metric row it already has, so metrics replay freely. Creating a run does not: we look for our tag first.
+MLflow ignores a metric row it already has, so metrics replay freely. Creating a run does not: our tag is looked for.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -126,7 +127,9 @@ class Sender:
             digest=started["data_digest"][:32],  # MLflow takes 36 characters; the whole digest is a tag
             source_type="local",
             source=json.dumps({"uri": data["source"]}),
-            profile=json.dumps({key: data[key] for key in ("train", "validation", "test", "image_shape", "num_classes")}),
+            profile=json.dumps(
+                {key: data[key] for key in ("train", "validation", "test", "image_shape", "num_classes")}
+            ),
         )
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         for path in (self.folder.config, self.folder.overrides):
@@ -165,6 +168,8 @@ class Sender:
             fault("F7")
         finally:
             link.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                uploads.rmdir()
         names = [Path(item.path).name for item in client.list_artifacts(run_id, "checkpoints")]
         fault("F8")
         client.set_tag(run_id, "bestrun.best_sha256", event["sha256"])
@@ -209,7 +214,7 @@ def _tags(folder: RunFolder, started: Event) -> dict[str, str]:
         "bestrun.trial": "" if started.get("trial") is None else str(started["trial"]),
         "mlflow.parentRunId": started.get("parent_run_id") or "",
     }
-    return {key: value[:8000] for key, value in tags.items() if value} | started.get("tags", {})
+    return {key: str(value)[:8000] for key, value in {**tags, **started.get("tags", {})}.items() if value}
 
 
 def is_permanent(error: Exception) -> bool:
@@ -261,7 +266,8 @@ class Mirror:
                     return
                 pause = 0.5
             except Exception as error:
-                text = f"{mask_uri(self.sender.uri)}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                first = str(error).splitlines()[0] if str(error) else "no message"
+                text = mask_uri(f"{self.sender.uri}: {type(error).__name__}: {first}")
                 if is_permanent(error):
                     self.refused = text
                     log.warning("MLflow refuses this run, training goes on without it: %s", text)

@@ -84,7 +84,9 @@ def named_variables(model: keras.Model, optimizer: keras.optimizers.Optimizer | 
                 raise ValueError(f"two variables are called {name}: give the layers of this network different names")
             variables[f"model/{name}"] = variable
             slots[variable.path.replace("/", "_") + "_"] = name
-    for variable in optimizer.variables if optimizer else ():
+    if optimizer is None:
+        return variables
+    for variable in optimizer.variables:
         if variable is optimizer.iterations:
             variables["optimizer/iteration"] = variable
         elif variable is not optimizer.learning_rate:
@@ -95,7 +97,7 @@ def named_variables(model: keras.Model, optimizer: keras.optimizers.Optimizer | 
 
 def read_variables(variables: Mapping[str, Any]) -> Tensors:
     """Copies of the values, by name."""
-    return {name: np.array(variable) for name, variable in variables.items()}
+    return {name: np.array(keras.ops.convert_to_numpy(variable)) for name, variable in variables.items()}
 
 
 def assign_variables(variables: Mapping[str, Any], tensors: Tensors, source: object) -> None:

@@ -20,7 +20,7 @@ from .errors import DataError, VerificationError
 from .folder import RunFolder
 from .journal import Journal, read_journal
 from .mirror import Sender, is_permanent, send_tested
-from .tracking import connect, find_run, local_folder, reaching
+from .tracking import check_reference, connect, find_run, local_folder, reaching
 
 log = logging.getLogger("bestrun")
 
@@ -32,7 +32,7 @@ class Fetched:
     """A verified checkpoint with what is known of its run.
 
     Attributes:
-        path: where the file is; a temporary place unless it was to be kept.
+        path: where the file came from: a path, or the address of the artifact where MLflow keeps it elsewhere.
         logged: val/accuracy and val/loss as recorded at the checkpoint's step; None where they were not.
         folder: the run folder on this machine, if there is one.
     """
@@ -64,6 +64,7 @@ def fetch(
         VerificationError: there is no checkpoint, or it is not the one that was recorded.
         TrackingError: MLflow did not answer.
     """
+    check_reference(reference)
     if local:
         return _fetch_local(local_folder(home, reference), last)
     with reaching(uri):
@@ -99,13 +100,16 @@ def _fetch_mlflow(
             f"run {run_id}: MLflow has no best checkpoint of it; if its folder is here: bestrun sync {name}"
         )
     if not BEST.fullmatch(artifact):
-        raise VerificationError(f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint")
+        raise VerificationError(
+            f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint"
+        )
     path = _download(store.client, run_id, artifact, to)
     checkpoint = load(path, sha256=sha256)
     config = read_config(_download(store.client, run_id, "config/config.yaml", to))
     logged = {f"val/{key}": run.data.metrics.get(f"best/{key}") for key in ("accuracy", "loss")}
     folder = RunFolder(home / "runs" / name)
-    return Fetched(run_id, name, config, checkpoint, str(path), logged, folder if folder.exists() else None)
+    origin = f"{run.info.artifact_uri}/{artifact}".removeprefix("file://")
+    return Fetched(run_id, name, config, checkpoint, origin, logged, folder if folder.exists() else None)
 
 
 def _download(client: Any, run_id: str, artifact: str, to: Path) -> Path:
@@ -171,7 +175,9 @@ def restore(
     plots.example_errors_picture(
         data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
     )
-    record(fetched, uri, pictures, {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss})
+    record(
+        fetched, uri, pictures, {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss}
+    )
     logged = fetched.logged["val/accuracy"], fetched.logged["val/loss"]
     agrees = (
         None
@@ -191,7 +197,6 @@ def restore(
         },
         "test": {"accuracy": test.accuracy, "correct": test.correct, "total": test.total, "loss": test.loss},
         "confusion_matrix": matrix.tolist(),
-        "pictures": str(pictures),
     }
 
 
@@ -200,7 +205,9 @@ def rebuild(fetched: Fetched, config: Config, data: Dataset) -> Any:
     from . import evaluation
     from .model import assign_variables, build_model, named_variables
 
-    model = build_model(image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model))
+    model = build_model(
+        image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model)
+    )
     assign_variables(named_variables(model), fetched.checkpoint.tensors, fetched.path)
     return evaluation.compile_predict(model, config.training.evaluation_batch_size)
 
@@ -232,7 +239,9 @@ def record(fetched: Fetched, uri: str, pictures: Path, tested: dict[str, Any]) -
 def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
     """What a person reads of a restored run."""
     test, validation, checkpoint = report["test"], report["validation"], report["checkpoint"]
-    agreement = {True: "as logged", False: "NOT as logged", None: "nothing was logged at this step"}[validation["agrees"]]
+    agreement = {True: "as logged", False: "NOT as logged", None: "nothing was logged at this step"}[
+        validation["agrees"]
+    ]
     lines = [
         f"run         {report['run_name']}  {report['run_id'] or ''}".rstrip(),
         f"checkpoint  step {checkpoint['step']:,}, SHA-256 {checkpoint['sha256'][:16]}..., verified",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import Config, flatten, mask_uri, masked, override, to_yaml
+from .config import Config, flatten, mask_uri, override, to_yaml
 from .errors import DataError, SettingsError
 from .folder import RunFolder, create_run_folder, write_atomically
 from .journal import Journal, read_journal
@@ -87,7 +87,7 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
             )
         refuse_if_over(journal, config, folder.name)
         if changed:
-            write_atomically(folder.config, to_yaml(masked(config)).encode())
+            write_atomically(folder.config, to_yaml(config).encode())
         with screen.shown(folder.log):
             for warning in (*warnings, *environment_warnings(started, config)):
                 log.warning("%s", warning)
@@ -107,7 +107,7 @@ def differences(before: Config, after: Config, name: str) -> dict[str, list[str]
     old, new = flatten(before), flatten(after)
     changed = {key: [old.get(key, "-"), value] for key, value in new.items() if old.get(key) != value}
     refused = [
-        f"{key}: run {name} has {values[0]}, given {values[1]}; a resumed run may change only {', '.join(CHANGEABLE[:4])}. "
+        f"{key}: run {name} has {values[0]}, given {values[1]}; it may change only {', '.join(CHANGEABLE[:4])}. "
         f"For another experiment: bestrun train from_run={name} {key}={values[1]}"
         for key, values in changed.items()
         if key not in CHANGEABLE
@@ -141,10 +141,14 @@ def environment_warnings(started: dict[str, Any], config: Config) -> list[str]:
     now = versions()
     for name in ("tensorflow", "keras", "numpy"):
         if started["versions"].get(name) != now[name]:
-            found.append(f"{name} is {now[name]}, the run began with {started['versions'].get(name)}: results may differ")
+            found.append(
+                f"{name} is {now[name]}, the run began with {started['versions'].get(name)}: results may differ"
+            )
     threads = config.threads or len(os.sched_getaffinity(0))
     if threads != started["threads"]:
-        found.append(f"{threads} threads, the run began with {started['threads']}: results may differ in the last digits")
+        found.append(
+            f"{threads} threads, the run began with {started['threads']}: results may differ in the last digits"
+        )
     return found
 
 
@@ -167,9 +171,9 @@ def rebuild_folder(home: Path, uri: str, reference: str) -> RunFolder:
         state = fetched.checkpoint.state
         with folder.owned():
             best = folder.best(state.step)
-            write_atomically(best, Path(fetched.path).read_bytes())
+            write_atomically(best, (place / best.name).read_bytes())
             write_atomically(folder.last, best.read_bytes())
-            write_atomically(folder.config, to_yaml(masked(fetched.config)).encode())
+            write_atomically(folder.config, to_yaml(fetched.config).encode())
             history: dict[int, dict[str, Any]] = {}
             for key in METRICS:
                 for metric in store.client.get_metric_history(run.info.run_id, key):
@@ -189,7 +193,12 @@ def rebuild_folder(home: Path, uri: str, reference: str) -> RunFolder:
             sender.run_id = run.info.run_id
             sender.acknowledged = folder.journal.stat().st_size
             sender.save()
-    log.warning("run %s was rebuilt from MLflow at %s; it goes on from its best, step %s", folder.name, mask_uri(uri), state.step)
+    log.warning(
+        "run %s was rebuilt from MLflow at %s; it goes on from its best, step %s",
+        folder.name,
+        mask_uri(uri),
+        state.step,
+    )
     return folder
 
 

@@ -1,4 +1,4 @@
-"""One run from settings to result: its folder, its owner, its signals, its mirror, its end. The training is loop.py's."""
+"""One run from settings to result: its folder, owner, signals, mirror and end. The training is loop.py's."""
 
 import getpass
 import importlib.metadata
@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from .checkpoint import Checkpoint
-from .config import Composed, Config, digest, flatten, masked, mask_uri, to_yaml
+from .config import Composed, Config, digest, flatten, mask_uri, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DivergedError, SettingsError
 from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
@@ -109,8 +109,8 @@ def start(
     source = initial() if initial else None
     folder = create_run_folder(home, config.name)
     with folder.owned():
-        write_atomically(folder.config, to_yaml(masked(config)).encode())
-        typed = {"overrides": [mask_uri(text) for text in composed.overrides], "choices": composed.choices}
+        write_atomically(folder.config, to_yaml(config).encode())
+        typed = {"overrides": composed.overrides, "choices": composed.choices}
         write_atomically(folder.overrides, yaml.safe_dump(typed).encode())
         journal = Journal(folder.journal)
         threads = config.threads or len(os.sched_getaffinity(0))
@@ -148,7 +148,6 @@ def load_data(config: Config) -> Dataset:
 
 def describe(config: Config, composed: Composed, data: Dataset, folder: RunFolder, threads: int) -> dict[str, Any]:
     """The fields of the `started` event: all that MLflow will be told of how the run began."""
-    choices = {name: str(choice) for name, choice in composed.choices.items() if choice is not None}
     with suppress(KeyError, OSError):
         user = getpass.getuser()
     return {
@@ -156,7 +155,7 @@ def describe(config: Config, composed: Composed, data: Dataset, folder: RunFolde
         "experiment": config.experiment or data.name,
         "config_digest": digest(config),
         "data_digest": data.digest,
-        "settings": choices | flatten(masked(config)),
+        "settings": flatten(config) | {"recipe": composed.choices["recipe"] or "null"},
         "data": {
             "name": data.name,
             "source": getattr(config.data, "dir", None) or getattr(config.data, "path", None) or data.name,
@@ -238,15 +237,27 @@ def carry_through(
     best = best_of(journal)
     code = exit_code(reason, mirrored, signals.received, error)
     result = Result(
-        mirror.sender.run_id, folder.name, str(folder.path), best, reason, step, time.perf_counter() - began, mirrored, code
+        mirror.sender.run_id,
+        folder.name,
+        str(folder.path),
+        best,
+        reason,
+        step,
+        time.perf_counter() - began,
+        mirrored,
+        code,
     )
     with suppress(StorageError):
-        write_json(folder.result, {key: value for key, value in vars(result).items() if key not in ("mirrored", "exit_code")})
+        write_json(
+            folder.result, {key: value for key, value in vars(result).items() if key not in ("mirrored", "exit_code")}
+        )
     say_end(result, config, mirror, signals.received)
     if isinstance(error, BestrunError):
         raise error
     if error:
-        raise BestrunError(f"{type(error).__name__}: {message or 'no message'}; the traceback is in {folder.log}") from error
+        raise BestrunError(
+            f"{type(error).__name__}: {message or 'no message'}; the traceback is in {folder.log}"
+        ) from error
     if reason == "diverged":
         kept = f"; the best so far, step {best['step']}, is kept" if best else ""
         raise DivergedError(

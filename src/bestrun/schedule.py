@@ -29,4 +29,6 @@ def learning_rates(
 ) -> np.ndarray[Any, Any]:
     """The float32 learning rates (steps,) of the updates from `first_step` on, of `total` in all."""
     share = SCHEDULES[name]
-    return np.array([peak * share(step, total, **settings) for step in range(first_step, first_step + steps)], "float32")
+    return np.array(
+        [peak * share(step, total, **settings) for step in range(first_step, first_step + steps)], "float32"
+    )

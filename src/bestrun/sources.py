@@ -293,4 +293,4 @@ def _verified(arrays: Arrays, sha256: str) -> Arrays:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__

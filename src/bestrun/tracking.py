@@ -1,7 +1,8 @@
-"""MLflow: where the store is, how it is made, and how runs are found in it. Only `MlflowClient`, never the fluent API."""
+"""MLflow: where the store is, how it is made, how runs are found. Only `MlflowClient`, never the fluent API."""
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from .config import mask_uri
 from .errors import BestrunError, SettingsError
-from .folder import RunFolder, create_home
+from .folder import RunFolder, read_json
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
 # answer was lost would make a second run. Read by MLflow at each call; what the user's environment says wins.
@@ -21,6 +22,7 @@ CLIENT_SETTINGS = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -102,6 +104,8 @@ def connect(uri: str, *, create: bool = True) -> Store:
         raise SettingsError(f"{path}: there are no runs here yet; the first is made by: bestrun train")
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not a line for each table of a new store
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     with _locked(path) if path else contextlib.nullcontext():
         client = MlflowClient(uri)
         if path:
@@ -183,7 +187,7 @@ def best_run(store: Store, experiments: list[str], objective: str | None) -> Any
     found = {}
     for kind in kinds:
         order = [f'metrics."best/{kind}" {"DESC" if kind == "accuracy" else "ASC"}', "attributes.start_time ASC"]
-        filtered = f"{finished} and params.\"objective.metric\" = 'val/{kind}' and metrics.\"best/{kind}\" < 1e300"
+        filtered = f'{finished} and params."objective.metric" = \'val/{kind}\' and metrics."best/{kind}" < 1e300'
         if best := _search(store, experiments, filtered, order, 1):
             found[kind] = best[0]
     if len(found) > 1:
@@ -194,7 +198,9 @@ def best_run(store: Store, experiments: list[str], objective: str | None) -> Any
 
 
 def _search(store: Store, experiments: list[str], filtered: str, order: list[str], most: int) -> list[Any]:
-    return list(store.client.search_runs(experiments, filtered, order_by=order, max_results=most)) if experiments else []
+    return (
+        list(store.client.search_runs(experiments, filtered, order_by=order, max_results=most)) if experiments else []
+    )
 
 
 def _one(found: list[Any], message: str) -> Any:
@@ -221,8 +227,6 @@ def local_folder(home: Path, reference: str) -> RunFolder:
     if reference == "latest" and folders:
         return folders[-1]
     for folder in folders:
-        from .folder import read_json
-
         if folder.name == reference or (
             len(reference) >= 8 and str(read_json(folder.mirror).get("run_id") or "").startswith(reference)
         ):
@@ -233,7 +237,6 @@ def local_folder(home: Path, reference: str) -> RunFolder:
 def run_folders(home: Path) -> list[RunFolder]:
     """All runs of this home, the oldest first."""
     found = [RunFolder(path.parent) for path in (home / "runs").glob("*/journal.jsonl")]
-    return sorted(found, key=lambda folder: (folder.config.stat().st_mtime if folder.config.exists() else 0, folder.name))
-
-
-__all__ = ["Store", "TrackingError", "best_run", "connect", "create_home", "find_run", "local_folder", "resolve_uri"]
+    return sorted(
+        found, key=lambda folder: (folder.config.stat().st_mtime if folder.config.exists() else 0, folder.name)
+    )

@@ -1,0 +1,395 @@
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bestrun import config as settings
+from bestrun.config import Composed, Config, compose, conf_dir, digest, flatten, mask_uri, to_yaml, validate
+from bestrun.errors import SettingsError
+
+
+def refusal(*overrides: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        compose(overrides)
+    assert all(line.isprintable() for line in caught.value.args), "each argument is one line"
+    assert str(caught.value).splitlines() == list(caught.value.args)
+    return list(caught.value.args)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes conf/recipe/mine.yaml in a copy of conf/, for `recipe=mine`."""
+    conf = shutil.copytree(conf_dir(), tmp_path / "conf")
+    monkeypatch.setattr(settings, "conf_dir", lambda: conf)
+
+    def write(text: str | bytes) -> None:
+        body = text if isinstance(text, bytes) else f"# @package _global_\n{text}\n".encode()
+        (conf / "recipe/mine.yaml").write_bytes(body)
+
+    return write
+
+
+def rows(key: str, *values: str) -> list[str]:
+    return [f"{key}={value}" for value in values]
+
+
+LEARNING_RATES = ["nan", "inf", "-inf", "0", "-0.001", "1e400", "true", "null", "fast", "'1e-3'", "[0.1]"]
+FILTERS = ["[]", "[0]", "[-8]", "[8.5]", "[8,null]", "[8,true]", "'8,16'", "8", "[16,4097]", "null", "{a:1}"]
+OPTIMIZERS = ["rmsprop", "Adam", "ADAM", "torch.optim.Adam", "null", "{name:adam}", "[adam]", "../data/mnist"]
+STORES = ["", "http://", "https:///x", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////tmp"]
+STORES += ["ftp://host/x", "mlruns", "/tmp", "file:///tmp", "http://h:port"]
+RUN_NAMES = ["", "'  '", "x" * 1000, "a/b", "..", ".hidden", "-m", "ä", "'a b'", "latest", "best"]
+
+# Table 2.3 of the test plan, on the command line: one row, one value
+REFUSED = [
+    *rows("optimizer.learning_rate", *LEARNING_RATES),
+    *rows("training.batch_size", "0", "-1", "1.5", "true", "32px", "null", "1e9", "1000001", "'64'"),
+    *rows("training.evaluation_batch_size", "0", "1e9"),
+    *rows("model.num_filters", *FILTERS, f"[{','.join(200 * '8')}]"),
+    *rows("model.filter_sizes", "[0,5]", "[5,-1]", "[5,64]", "[5.0,5]", "[5,nan]", "5"),
+    *rows("model.fc_size", "0", "1.5", "65537"),
+    *rows("training.patience_steps", "0", "-1", "nan", "1.5", "null", "50"),
+    *rows("training.evaluate_every_steps", "0", "-100", "10001"),
+    *rows("training.max_steps", "0", "-1", "inf", "1e400", "null", "1000000001"),
+    *rows("data.validation_size", "0", "1.0", "-0.1", "1.2", "-5", "true", "null", "nan", "half"),
+    *rows("data.validation_seed", "-1", "1.5"),
+    *rows("seed", "-1", "2147483648", "18446744073709551616", "1.5", "null", "true", "abc"),
+    *rows("optimizer", *OPTIMIZERS),
+    *rows("schedule", "cosine", "One_Cycle", "bestrun.schedule.constant"),
+    *rows("model", "resnet", "CNN", "keras.Model"),
+    *rows("data", "cifar", "MNIST"),
+    *rows("recipe", "quik"),
+    *rows("objective.metric", "val/acc", "accuracy", "Val/Accuracy", "train/loss", "null"),
+    *rows("objective.direction", "maxx", "MAXIMIZE", "max", "minimize"),
+    *rows("tracking.uri", *STORES),
+    *rows("experiment", "", "'  '", "x" * 1000, "'a\tb'", "a\nb", "a/b", ".hidden"),
+    *rows("name", *RUN_NAMES),
+    *rows("from_run", "", "'  '"),
+    *rows("note", "x" * 5001),
+    *rows("threads", "0", "-1", "1.5", "true", "1025", "all"),
+    *rows("pictures", "1", "yes"),
+    *rows("training", "3", "null"),
+    *["tags.a=null", "tags.a=[1]", "tags.mlflow={user:x}", "tags.a?=1"],
+    # Keys: misspelt, extra, of Hydra, of `instantiate`, of an option that was not chosen
+    *["lerning_rate=1", "optimizer.lerning_rate=1", "training.batchsize=3", "Seed=1", "seed.x=1", "lr=1"],
+    *["+training.batchsize=3", "++new=3", "+new.key=3", "grupe=mnist", "data/mnist=x", "model.num_filters.0=3"],
+    *["_target_=os.system", "optimizer._target_=os.system", "+optimizer._args_=[ls]", "model._recursive_=false"],
+    *["hydra.run.dir=x", "hydra.job_logging.root.level=INFO", "hydra.searchpath=[/tmp]", "hydra/launcher=joblib"],
+    *["+hydra.job.env_set.A=b", "hydra=x", "optimizer.name=sgd", "optimizer.momentum=0.9"],
+    # Hydra's grammar
+    *["=3", "seed", "seed==", "seed=[1", "seed={", "a=[1", "--seed", "~seed", "~optimizer", "data@x=mnist", "seed=3;x"],
+    f"seed={3000 * '['}",
+    # Values that are a sweep
+    *["seed=1,2", "data=mnist,idx", "data=glob(*)", "seed=range(1,3)", "optimizer.learning_rate=interval(0.1,1)"],
+    *["seed=choice(1,2)", "model.num_filters=8,16", "name=a,b"],
+]
+
+
+@pytest.mark.parametrize("override", REFUSED, ids=[row[:60] for row in REFUSED])
+def test_a_bad_value_is_refused_on_one_line_that_names_it(override: str) -> None:
+    (line,) = refusal(override)
+    name = override.partition("=")[0]
+    assert line.startswith(override[:70] if override.isprintable() else f"{name}="), line
+    assert re.search(r"type |did you mean|`bestrun train --help`", line), "says what to type next"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optimizer.lerning_rate=1"], "did you mean optimizer.learning_rate?"),
+        (["learning_rate=1"], "did you mean optimizer.learning_rate?"),
+        (["+training.batchsize=3"], "did you mean training.batch_size?"),
+        (["Training.Batch_Size=3"], "did you mean training.batch_size?"),
+        (["optimizer=sgdd"], "takes adam or adamw or sgd; type optimizer=sgd"),
+        (["schedule=OneCycle"], "type schedule=one_cycle"),
+        (["objective.metric=val/Loss"], "type objective.metric=val/loss"),
+        (["optimizer.name=sgd"], "type optimizer=sgd"),
+        (["optimizer.momentum=0.9"], "only with optimizer=sgd"),
+        (["optimizer=sgd", "optimizer.momentum=1.0"], "optimizer.momentum=1.0: takes a number from 0 to just below 1"),
+        (["optimizer=adamw", "optimizer.weight_decay=-0.1"], "optimizer.weight_decay=-0.1: takes a number from 0 to 1"),
+        (["schedule=one_cycle", "schedule.warmup_share=2"], "schedule.warmup_share=2: takes"),
+        (["training.batch_size=0"], "takes a whole number from 1 to 1000000; type training.batch_size="),
+        (["data=idx"], "type data.dir=FOLDER"),
+        (["data=npz"], "type data.path=FILE"),
+        (["data=idx", "data.dir=''"], "type data.dir=FOLDER"),
+        (["model.num_filters=[8]"], "2 and 1 blocks; type two lists of equal length"),
+        (["model.filter_sizes=[63,63]", "model.num_filters=[4096,4096]"], "at most 100,000,000 allowed"),
+        (["training.patience_steps=50"], "takes at least training.evaluate_every_steps=100"),
+        (["training.evaluate_every_steps=10001"], "takes at most training.max_steps=10000"),
+        (["objective.metric=val/loss"], "type objective.direction=minimize"),
+        (["optimizer.learning_rate=1e-3,1e-4"], "bestrun train -m"),
+        (["tracking.uri=file:///tmp"], "MLflow 3 closed its file store"),
+        (["seed=${oc.env:BESTRUN_NOT_SET}"], "BESTRUN_NOT_SET"),
+        (["seed=${seed}"], "seed=${seed}: Recursive interpolation"),
+        (["seed=???"], "seed=???: Missing mandatory value"),
+        (["note=${hydra:job.name}"], "note=${hydra:job.name}: "),
+        (["note=${no_such_resolver:1}"], "note=${no_such_resolver:1}: "),
+        (["experiment=a\nb"], r"experiment='a\nb': takes 1 to 100 characters on one line"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_refusal_says_what_is_allowed_and_what_to_type(overrides: list[str], words: str) -> None:
+    (line,) = refusal(*overrides)
+    assert words in line
+
+
+def test_several_mistakes_are_listed_together() -> None:
+    lines = refusal("optimizer=sdg", "optimizer.momentum=2", "training.batch_size=0", "sed=1", "seed=-1", "a=[1")
+    starts = ["optimizer=sdg:", "sed=1:", "a=[1:", "seed=-1:", "training.batch_size=0:"]
+    assert [line.split()[0] for line in lines] == starts, "nothing on the momentum of an optimizer that is not known"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.learning_rate=10", "optimizer.learning_rate=10.0: above 1"),
+        ("training.patience_steps=150", "training.patience_steps=150: no multiple of"),
+        ("training.patience_steps=20000", "can never stop early"),
+        ("model.filter_sizes=[4,5]", "model.filter_sizes=[4, 5]: an even filter"),
+        ("tracking.uri=http://***@host", "type tracking.uri=URI once more"),
+    ],
+)
+def test_a_doubtful_value_warns_and_goes_on(override: str, words: str) -> None:
+    (warning,) = compose([override]).warnings
+    assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("+training.batch_size=32", "training.batch_size", "32"),
+        ("++training.batch_size=32", "training.batch_size", "32"),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate", "1.0"),
+        ("data.validation_size=0.5", "data.validation_size", "0.5"),
+        ("data.validation_size=1", "data.validation_size", "1"),
+        ("training.patience_steps=10000", "training.patience_steps", "10000"),
+        ("name=1e3", "name", "1e3"),
+        ("from_run=1234e567", "from_run", "1234e567"),
+        ("experiment=2024", "experiment", "2024"),
+        ("note=größer, a=b", "note", "größer, a=b"),
+        ("tags.fold=3", "tags.fold", "3"),
+        ("tags.share=1e-3", "tags.share", "1e-3"),
+        ("recipe=null", "seed", "0"),
+        ("seed=${training.batch_size}", "seed", "64"),
+        ("tracking.uri=sqlite:////tmp/a b/m.db", "tracking.uri", "sqlite:////tmp/a b/m.db"),
+        ("tracking.uri=http://[::1]:5000", "tracking.uri", "http://[::1]:5000"),
+        ("tracking.uri=mysql+pymysql://u:pw@h/db", "tracking.uri", "mysql+pymysql://***@h/db"),
+    ],
+)
+def test_a_good_value_arrives_as_typed(override: str, key: str, value: str) -> None:
+    composed = compose([override])
+    assert flatten(composed.config)[key] == value
+    assert composed.warnings == []
+
+
+def test_an_environment_variable_can_be_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BESTRUN_NOTE", "from outside")
+    assert compose(["note=${oc.env:BESTRUN_NOTE}"]).config.note == "from outside"
+
+
+def test_paths_do_not_depend_on_the_folder_a_later_command_runs_in(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose(["data=idx", "data.dir=images", "tracking.uri=sqlite:///m.db"]).config
+    assert getattr(config.data, "dir", None) == str(tmp_path / "images")
+    assert config.tracking.uri == f"sqlite:///{tmp_path}/m.db"
+
+
+RECIPES = {
+    "learning_rate: fast": ("optimizer: {learning_rate: fast}", "optimizer.learning_rate=fast: takes a number"),
+    "batch_size: 0": ("training: {batch_size: 0}", "training.batch_size=0: takes a whole number"),
+    "number as text": ("training: {batch_size: '64'}", "training.batch_size=64: takes a whole number"),
+    "filters [8, null]": ("model: {num_filters: [8, null]}", "model.num_filters=[8, null]: takes a list"),
+    "misspelt key": ("training: {batchsize: 3}", "did you mean training.batch_size?"),
+    "key that is a number": ("3: 4", "3=null: there is no such setting"),
+    "duplicate key": ("seed: 1\nseed: 2", "mine.yaml, line 3: found duplicate key seed"),
+    "tab": ("training:\n\tbatch_size: 3", "mine.yaml: line 3: found character"),
+    "byte order mark": (b"\xef\xbb\xbf# @package _global_\nseed: 1\n", "byte order mark"),
+    "not UTF-8": (b"\xff\xfe\x00", "mine.yaml: "),
+    "empty file": (b"", "begin it with # @package _global_"),
+    "no header": (b"seed: 3\n", "begin it with # @package _global_"),
+    "list": ("- 1", "recipe/mine"),
+    "bomb of anchors": ("a: &a [1, 1]\nb: &b [*a, *a]\nnote: [*b, *b]", "aliases (*NAME) are not allowed"),
+    "deep nesting": ("note: " + "[" * 3000, "mine.yaml: "),
+    "cycle": ("seed: ${seed}", "seed: Recursive interpolation"),
+    "unset variable": ("note: ${oc.env:BESTRUN_NOT_SET}", "BESTRUN_NOT_SET"),
+    "unknown resolver": ("note: ${os.system:ls}", "note: "),
+    "python tag": ("note: !!python/object/apply:os.system ['touch pwned']", "could not determine a constructor"),
+    "_target_": ("_target_: os.system\n_args_: ['touch pwned']", "_target_=os.system: there is no such setting"),
+    "_target_ in a group": ("model: {_target_: os.system}", "model._target_=os.system: there is no such setting"),
+    "hydra section": ("hydra: {job_logging: {version: 1}}", "hydra: there is no such setting"),
+    "option by name": ("optimizer: {name: sgd}", "optimizer.momentum: is missing"),
+    "unknown option": ("model: {name: os.system}", "model=os.system: takes cnn"),
+    "unknown default": ("defaults: [{override /optimizer: rmsprop}]", "optimizer/rmsprop"),
+    "section as number": ("training: 3", "training=3: is a section"),
+    "contradiction": ("objective: {metric: val/loss}", "contradict each other"),
+}
+
+
+@pytest.mark.parametrize("row", RECIPES)
+def test_a_bad_recipe_file_is_refused_and_nothing_in_it_runs(row: str, recipe, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, words = RECIPES[row]
+    recipe(text)
+    assert words in refusal("recipe=mine")[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["conf"]
+
+
+def test_command_line_beats_recipe_beats_group_beats_config(recipe) -> None:
+    recipe("defaults: [{override /optimizer: sgd}]\nseed: 1\noptimizer: {momentum: 0.5}\ntraining: {batch_size: 32}")
+    group = settings.conf_dir() / "model/cnn.yaml"
+    group.write_text(f"# @package _global_\nseed: 9\nnote: group\nmodel:\n{indented(group.read_text())}")
+    composed = compose(["recipe=mine", "training.batch_size=16"])
+    config = composed.config
+    assert (config.training.batch_size, config.seed, config.note) == (16, 1, "group")
+    assert flatten(config)["optimizer.momentum"] == "0.5" and config.optimizer.learning_rate == 0.05
+    assert composed.choices["optimizer"] == "sgd" and composed.choices["recipe"] == "mine"
+    assert compose(["recipe=mine", "schedule=one_cycle"]).choices["schedule"] == "one_cycle"
+
+
+def indented(text: str) -> str:
+    return "".join(f"  {line}\n" for line in text.splitlines())
+
+
+def test_defaults_are_the_tutorials() -> None:
+    flat = flatten(compose([]).config)
+    assert [flat[key] for key in ("data", "model", "optimizer", "schedule")] == ["mnist", "cnn", "adam", "constant"]
+    assert (flat["seed"], flat["data.validation_size"], flat["data.validation_seed"]) == ("0", "5000", "null")
+    assert (flat["model.filter_sizes"], flat["model.num_filters"]) == ("[5, 5]", "[16, 36]")
+    assert flat["model.fc_size"] == "128"
+    assert (flat["optimizer.learning_rate"], flat["training.batch_size"]) == ("0.0001", "64")
+    assert (flat["training.max_steps"], flat["training.evaluate_every_steps"]) == ("10000", "100")
+    assert (flat["training.patience_steps"], flat["training.evaluation_batch_size"]) == ("1000", "1000")
+    assert (flat["objective.metric"], flat["objective.direction"]) == ("val/accuracy", "maximize")
+
+
+EVERYTHING = ["data=npz", "data.path=/x/ü.npz", "optimizer=sgd", "schedule=one_cycle", "optimizer.learning_rate=1e-5"]
+EVERYTHING += ["tags.day=2024-01-01", "tags.on=yes", "note=a: b # c", "name=1e3", "threads=2"]
+EVERYTHING += ["model.num_filters=[1,2]"]
+
+
+@pytest.mark.parametrize("overrides", [[], EVERYTHING, ["recipe=quick"]], ids=["defaults", "everything", "quick"])
+def test_settings_survive_their_yaml(overrides: list[str]) -> None:
+    config = compose(overrides).config
+    assert validate(yaml.safe_load(to_yaml(config)))[0] == config
+
+
+@pytest.mark.parametrize("overrides", [[], EVERYTHING], ids=["defaults", "everything"])
+def test_flat_settings_can_be_typed_again(overrides: list[str]) -> None:
+    config = compose(overrides).config
+    typed = [f"{key}={value}" for key, value in flatten(config).items() if "," not in value or value[0] == "["]
+    assert compose(typed).config == config
+
+
+def test_a_config_from_another_run_is_only_data(tmp_path: Path) -> None:
+    stored = yaml.safe_load(to_yaml(compose([]).config))
+    stored["note"] = "${oc.env:HOME}"
+    assert validate(stored)[0].note == "${oc.env:HOME}", "no resolver runs"
+    stored["model"]["_target_"] = "os.system"
+    with pytest.raises(SettingsError, match=r"model\._target_=os\.system: there is no such setting"):
+        validate(stored)
+    for nonsense in ([], None, {}, {"seed": {"seed": 1}}, {"model": {"name": ["cnn"]}}, {1: 2}, {"data": {"name": {}}}):
+        with pytest.raises(SettingsError):
+            validate(nonsense)  # type: ignore[arg-type]
+
+
+def test_config_cannot_be_changed_after_the_checks() -> None:
+    config = compose([]).config
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.batch_size = 0
+    assert isinstance(config.model.num_filters, tuple)
+
+
+@pytest.mark.parametrize("override", ["seed=1", "threads=1", "optimizer.learning_rate=0.1", "training.max_steps=500"])
+def test_digest_changes_with_what_decides_the_result(override: str) -> None:
+    base = ["training.patience_steps=500"]
+    assert digest(compose([override, *base]).config) != digest(compose(base).config)
+
+
+def test_digest_does_not_change_with_names_and_places() -> None:
+    plain = compose(["data=idx", "data.dir=/a"]).config
+    other = ["data=idx", "data.dir=/b", "name=x", "note=x", "tags.a=1", "experiment=x", "pictures=false"]
+    assert digest(compose([*other, "tracking.uri=http://h"]).config) == digest(plain)
+    assert re.fullmatch("[0-9a-f]{64}", digest(plain))
+
+
+SECRETS = [
+    "http://ada:hidden@host:5000/x",
+    "https://ada:pw@hidden@host",
+    "https://ada:pw/hidden@host",
+    "https://ada:pw hidden@host",
+    "https://ada:pw=hidden@host",
+    "http://ada:hidden@host:port",
+    f"http://ada:{20 * 'hidden'}@host",
+    "postgresql+psycopg2://ada:hidden@host/db",
+    "postgresql://host/db?user=ada&password=hidden",
+    "mssql+pyodbc:///?odbc_connect=PWD%3Dhidden",
+    "ftp://ada:hidden@host",
+]
+
+
+@pytest.mark.parametrize("uri", SECRETS)
+def test_credentials_never_show(uri: str) -> None:
+    for override in (f"tracking.uri={uri}", f"tracking.ur={uri}", f"=[{uri}"):
+        try:
+            composed = compose([override])
+        except SettingsError as error:
+            shown = str(error)
+        else:
+            shown = f"{composed.overrides} {composed.warnings} {to_yaml(composed.config)} {flatten(composed.config)}"
+        assert "***" in shown
+        assert not re.search("ada|hidden|pw", shown), shown
+
+
+def test_masking_keeps_what_is_no_secret() -> None:
+    for uri in ("http://host:5000/x", "sqlite:////home/a@b/mlflow.db", "postgresql://host/db"):
+        assert mask_uri(uri) == uri
+
+
+def test_a_settings_error_imports_nothing_heavy_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    program = (
+        "import sys; from bestrun.config import compose; from bestrun.errors import SettingsError\n"
+        "try: compose(['training.batch_size=0'])\n"
+        "except SettingsError as error: print(error)\n"
+        "print(sorted({'tensorflow', 'keras', 'mlflow', 'optuna', 'numpy', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.startswith("training.batch_size=0: takes") and done.stdout.endswith("\n[]\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_setting_stands_in_conf_with_a_comment() -> None:
+    for file in sorted(conf_dir().rglob("*.yaml")):
+        lines = file.read_text().splitlines()
+        assert lines[0].startswith("# "), f"{file.name} begins by saying what it is"
+        for line in lines:
+            if re.match(r"\s*(- )?\w+: ", line) and not line.startswith("name: "):
+                assert re.search(r"\s# \S", line), f"{file.name}: {line}"
+
+
+def test_conf_and_classes_name_the_same_options_and_keys() -> None:
+    for group, classes in settings.OPTIONS.items():
+        assert settings._options(group) == sorted(classes)
+        for option, kind in classes.items():
+            file = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text())
+            assert set(file) == set(kind.model_fields)
+    plain = set(yaml.safe_load((conf_dir() / "config.yaml").read_text())) - {"defaults"}
+    assert plain | set(settings.OPTIONS) == set(Config.model_fields)
+
+
+def test_help_shows_every_setting_and_option() -> None:
+    text = settings.settings_help()
+    for key in settings.FIELDS:
+        assert re.search(rf"^\s*{key.rpartition('.')[2]}:", text, re.MULTILINE), key
+    for group in (*settings.OPTIONS, "recipe"):
+        for option in settings._options(group):
+            assert f"\n{group}={option}\n" in text
+
+
+def test_composing_twice_in_one_process_gives_the_same() -> None:
+    first, second = compose(["seed=3"]), compose(["seed=3"])
+    assert first == second and isinstance(first, Composed)
