@@ -71,7 +71,6 @@ REFUSED = [
     *rows("from_run", "", "'  '"),
     *rows("note", "x" * 5001),
     *rows("threads", "0", "-1", "1.5", "true", "1025", "all"),
-    *rows("pictures", "1", "yes"),
     *rows("training", "3", "null"),
     *["tags.a=null", "tags.a=[1]", "tags.mlflow={user:x}", "tags.a?=1"],
     # Keys: misspelt, extra, of Hydra, of `instantiate`, of an option that was not chosen
@@ -82,7 +81,7 @@ REFUSED = [
     *["+hydra.job.env_set.A=b", "hydra=x", "optimizer.name=sgd", "optimizer.momentum=0.9"],
     # Hydra's grammar
     *["=3", "seed", "seed==", "seed=[1", "seed={", "a=[1", "--seed", "~seed", "~optimizer", "data@x=mnist", "seed=3;x"],
-    f"seed={3000 * '['}",
+    f"seed={1500 * '['}",
     # Values that are a sweep
     *["seed=1,2", "data=mnist,idx", "data=glob(*)", "seed=range(1,3)", "optimizer.learning_rate=interval(0.1,1)"],
     *["seed=choice(1,2)", "model.num_filters=8,16", "name=a,b"],
@@ -213,7 +212,7 @@ RECIPES = {
     "no header": (b"seed: 3\n", "begin it with # @package _global_"),
     "list": ("- 1", "recipe/mine"),
     "bomb of anchors": ("a: &a [1, 1]\nb: &b [*a, *a]\nnote: [*b, *b]", "aliases (*NAME) are not allowed"),
-    "deep nesting": ("note: " + "[" * 3000, "mine.yaml: "),
+    "deep nesting": ("note: " + "[" * 1500, "mine.yaml: "),
     "cycle": ("seed: ${seed}", "seed: Recursive interpolation"),
     "unset variable": ("note: ${oc.env:BESTRUN_NOT_SET}", "BESTRUN_NOT_SET"),
     "unknown resolver": ("note: ${os.system:ls}", "note: "),
@@ -311,23 +310,23 @@ def test_digest_changes_with_what_decides_the_result(override: str) -> None:
 
 def test_digest_does_not_change_with_names_and_places() -> None:
     plain = compose(["data=idx", "data.dir=/a"]).config
-    other = ["data=idx", "data.dir=/b", "name=x", "note=x", "tags.a=1", "experiment=x", "pictures=false"]
+    other = ["data=idx", "data.dir=/b", "name=x", "note=x", "tags.a=1", "experiment=x"]
     assert digest(compose([*other, "tracking.uri=http://h"]).config) == digest(plain)
     assert re.fullmatch("[0-9a-f]{64}", digest(plain))
 
 
 SECRETS = [
-    "http://ada:hidden@host:5000/x",
-    "https://ada:pw@hidden@host",
-    "https://ada:pw/hidden@host",
-    "https://ada:pw hidden@host",
-    "https://ada:pw=hidden@host",
-    "http://ada:hidden@host:port",
-    f"http://ada:{20 * 'hidden'}@host",
-    "postgresql+psycopg2://ada:hidden@host/db",
-    "postgresql://host/db?user=ada&password=hidden",
+    "http://lovelace:hidden@host:5000/x",
+    "https://lovelace:pw@hidden@host",
+    "https://lovelace:pw/hidden@host",
+    "https://lovelace:pw hidden@host",
+    "https://lovelace:pw=hidden@host",
+    "http://lovelace:hidden@host:port",
+    f"http://lovelace:{20 * 'hidden'}@host",
+    "postgresql+psycopg2://lovelace:hidden@host/db",
+    "postgresql://host/db?user=lovelace&password=hidden",
     "mssql+pyodbc:///?odbc_connect=PWD%3Dhidden",
-    "ftp://ada:hidden@host",
+    "ftp://lovelace:hidden@host",
 ]
 
 
@@ -341,7 +340,7 @@ def test_credentials_never_show(uri: str) -> None:
         else:
             shown = f"{composed.overrides} {composed.warnings} {to_yaml(composed.config)} {flatten(composed.config)}"
         assert "***" in shown
-        assert not re.search("ada|hidden|pw", shown), shown
+        assert not re.search("lovelace|hidden|pw", shown), shown
 
 
 def test_masking_keeps_what_is_no_secret() -> None:

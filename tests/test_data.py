@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bestrun import data
-from bestrun.data import IDX_FILES, batch_indices, load_dataset, read_idx, read_npz
+from bestrun.data import batch_indices, load_dataset
 from bestrun.errors import DataError, SettingsError
+from bestrun.formats import IDX_FILES, read_idx, read_npz
 
 TRAIN_IMAGES, TRAIN_LABELS = IDX_FILES["x_train"], IDX_FILES["y_train"]
 

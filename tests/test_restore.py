@@ -68,7 +68,10 @@ def test_best_and_last_can_both_be_tested(bestrun, home, trained):
     best = json.loads(bestrun("restore", "trained", "--local", "--json").out)
     assert last["checkpoint"]["step"] == 60 and last["validation"]["agrees"] is True
     assert best["checkpoint"]["step"] == json.loads(trained.result.read_text())["best"]["step"]
+    assert best["run_id"] == last["run_id"] == json.loads(trained.result.read_text())["run_id"]
     assert bestrun("restore", "trained", "--checkpoint", "last").code == 2
+    _, rows, _ = mlflow_record(sqlite_uri(home), "trained")
+    assert [step for step, _ in rows["test/accuracy"]] == [best["checkpoint"]["step"]]
 
 
 def _lessons(folder_path):

@@ -224,7 +224,6 @@ class Config(Settings):
     from_run: (
         Annotated[str, _takes("a run's ID or name, latest or best", "best", pattern=ONE_LINE, max_length=250)] | None
     )
-    pictures: Annotated[bool, _takes("true or false", "false")]
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Config":

@@ -1,12 +1,13 @@
 """The mirror: repeats a run's journal to MLflow, in the background, from where it was left, as often as it takes.
 
-MLflow ignores a metric row it already has, so metrics replay freely. Creating a run does not: our tag is looked for.
+MLflow ignores a metric row it already has, so metrics replay freely. Creating a run it does not: ours is looked for.
 """
 
 import contextlib
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 
 from .config import mask_uri
 from .errors import BestrunError
-from .folder import RunFolder, fault, read_json, write_json
+from .folder import RunFolder, StorageError, fault, read_json, write_json
 from .journal import Event, read_journal
-from .tracking import Store, connect
+from .tracking import Store, connect, find_run
 
 log = logging.getLogger("bestrun")
 
@@ -42,6 +43,7 @@ class Sender:
         self.run_id: str | None = known.get("run_id") if same else None
         self.acknowledged: int = known.get("acknowledged", 0) if same else 0
         self._store: Store | None = None
+        self._not_removed: set[str] = set()
 
     def behind(self) -> bool:
         """Whether the journal holds complete lines that the store has not acknowledged."""
@@ -59,8 +61,7 @@ class Sender:
         if self._store is None:
             self._store = connect(self.uri)
         if self.run_id is None:
-            started = events[0] if self.acknowledged == 0 else read_journal(self.folder.journal)[0][0]
-            self.run_id = self._find_or_create(self._store, started)
+            self.run_id = self._find_or_create(self._store)
             self.save()
         evaluations: list[Event] = []
         for event in events:
@@ -69,11 +70,16 @@ class Sender:
                 continue
             self._send_evaluations(self._store.client, self.run_id, evaluations)
             evaluations = []
-            self._send(self._store.client, self.run_id, event)
+            self._send(self._store, self.run_id, event)
         self._send_evaluations(self._store.client, self.run_id, evaluations)
         self.acknowledged = end
         self.save()
         return len(events)
+
+    def remember(self) -> None:
+        """Write down which store this run belongs to, before it has ever answered: `sync` asks the same one."""
+        if read_json(self.folder.mirror).get("uri") != mask_uri(self.uri):
+            self.save()
 
     def save(self) -> None:
         write_json(
@@ -81,24 +87,25 @@ class Sender:
             {"uri": mask_uri(self.uri), "run_id": self.run_id, "acknowledged": self.acknowledged},
         )
 
-    def _find_or_create(self, store: Store, started: Event) -> str:
+    def _find_or_create(self, store: Store) -> str:
+        started = read_journal(self.folder.journal)[0][0]
         experiment = store.experiment_id(started["experiment"])
-        found = store.client.search_runs([experiment], f"tags.\"bestrun.run\" = '{started['name']}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
+        if found := _runs_of(store.client, experiment, started):
+            return found[0]
         run = store.client.create_run(
             experiment, start_time=started["time_ms"], run_name=started["name"], tags=_tags(self.folder, started)
         )
         return str(run.info.run_id)
 
-    def _send(self, client: Any, run_id: str, event: Event) -> None:
-        kind = event["event"]
+    def _send(self, store: Store, run_id: str, event: Event) -> None:
+        kind, client = event["event"], store.client
         if kind == "started":
             self._send_start(client, run_id, event)
+            _tell_parent(store, event)
         elif kind == "resumed":
             client.update_run(run_id, status="RUNNING")
-            if event.get("changed"):
-                client.set_tag(run_id, "bestrun.changed", json.dumps(event["changed"])[:5000])
+            if changed := self._changed():
+                client.set_tag(run_id, "bestrun.changed", json.dumps(changed)[:5000])
         elif kind == "diverges":
             client.set_tag(run_id, "bestrun.diverges", str(event["step"]))
         elif kind == "tested":
@@ -110,10 +117,29 @@ class Sender:
         elif kind == "stopped":
             fault("F11")
             status = STATUS.get(event["reason"], "FAILED")
+            if event.get("best"):
+                self._remove_others(client, run_id, event["best"]["checkpoint"])  # an upload may have come late
+            self._remove_twins(client, run_id)
             client.set_tag(run_id, "bestrun.stop_reason", event["reason"])
             if status == "FAILED" and self.folder.log.is_file():
                 client.log_artifact(run_id, str(self.folder.log))
             client.set_terminated(run_id, status, end_time=event["time_ms"])
+
+    def _changed(self) -> dict[str, list[str]]:
+        """Setting -> [value at the start, value now], over all resumes."""
+        changed: dict[str, list[str]] = {}
+        for event in read_journal(self.folder.journal)[0]:
+            for name, (old, new) in (event.get("changed") or {}).items():
+                changed[name] = [changed.get(name, [old])[0], new]
+        return changed
+
+    def _remove_twins(self, client: Any, run_id: str) -> None:
+        """A `create_run` that timed out here may have been carried out there after we looked, and made another."""
+        started = read_journal(self.folder.journal)[0][0]
+        experiment = client.get_run(run_id).info.experiment_id
+        for twin in _runs_of(client, experiment, started):
+            if twin != run_id:
+                client.delete_run(twin)
 
     def _send_start(self, client: Any, run_id: str, started: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -154,37 +180,74 @@ class Sender:
 
     def _send_best(self, client: Any, run_id: str, event: Event) -> None:
         """Upload the checkpoint, then name it in a tag, then remove the older one: the tag never names half a file."""
-        uploads = self.folder.path / "upload"
-        link = uploads / event["checkpoint"]
-        uploads.mkdir(exist_ok=True)
-        link.unlink(missing_ok=True)
-        try:
-            os.link(self.folder.path / event["checkpoint"], link)  # the loop may delete its own name of it meanwhile
-        except FileNotFoundError:
+        held = self._hold(event["checkpoint"])
+        if held is None:
             return  # superseded; the better one has a later line
         try:
             fault("F6")
-            client.log_artifact(run_id, str(link), "checkpoints")
+            client.log_artifact(run_id, str(held), "checkpoints")
             fault("F7")
         finally:
-            link.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                uploads.rmdir()
-        names = [Path(item.path).name for item in client.list_artifacts(run_id, "checkpoints")]
+            shutil.rmtree(held.parent, ignore_errors=True)
         fault("F8")
         client.set_tag(run_id, "bestrun.best_sha256", event["sha256"])
         client.set_tag(run_id, "bestrun.best_checkpoint", f"checkpoints/{event['checkpoint']}")
-        self._remove_others(client, run_id, [name for name in names if name != event["checkpoint"]])
+        self._remove_others(client, run_id, event["checkpoint"])
 
-    def _remove_others(self, client: Any, run_id: str, names: list[str]) -> None:
+    def _hold(self, name: str) -> Path | None:
+        """A second name of a checkpoint while it is uploaded: the loop may delete its own. None if it already has."""
+        source, held = self.folder.path / name, self.folder.path / "upload" / name
+        shutil.rmtree(held.parent, ignore_errors=True)  # what a process killed in an upload left
+        held.parent.mkdir()
+        try:
+            try:
+                os.link(source, held)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, held)
+        except FileNotFoundError:
+            shutil.rmtree(held.parent, ignore_errors=True)
+            return None
+        return held
+
+    def _remove_others(self, client: Any, run_id: str, keep: str) -> None:
+        """Best effort: a leftover costs space, nothing else. Asked for twice, lest an outage in between leave one."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        for name in names:
+        names = {Path(item.path).name for item in client.list_artifacts(run_id, "checkpoints")}
+        for name in names - {keep} if keep in names else ():
             try:
                 uri = client.get_run(run_id).info.artifact_uri
                 get_artifact_repository(uri, tracking_uri=self.uri).delete_artifacts(f"checkpoints/{name}")
-            except Exception as error:  # best effort: a leftover costs space, nothing else
-                log.info("MLflow keeps %s: %s", name, error, extra={"file_only": True})
+            except Exception as error:
+                if name not in self._not_removed and not is_permanent(error):
+                    self._not_removed.add(name)
+                    raise
+                log.info("MLflow keeps %s: %s", name, reason(error), extra={"file_only": True})
+
+
+def _runs_of(client: Any, experiment: str, started: Event) -> list[str]:
+    """The run IDs MLflow has of this journal. Two machines may give runs the same name: their start differs."""
+    ours = f"tags.\"bestrun.run\" = '{started['name']}' and attributes.start_time = {started['time_ms']}"
+    return [str(run.info.run_id) for run in client.search_runs([experiment], ours)]
+
+
+def _tell_parent(store: Store, started: Event) -> None:
+    """Name this run in the tag bestrun.children of the run it started from. Best effort: that one may be elsewhere."""
+    reference = started.get("parent_name") or started.get("parent")
+    if reference in (None, "latest", "best"):  # by now they may mean another
+        return
+    try:
+        parent = find_run(store, reference)
+        children = [name for name in parent.data.tags.get("bestrun.children", "").split(",") if name]
+        if started["name"] not in children:
+            children.append(started["name"])
+            store.client.set_tag(parent.info.run_id, "bestrun.children", ",".join(children))
+    except Exception as error:
+        if not is_permanent(error):
+            raise
+        log.info("run %s is not told of this child: %s", reference, reason(error), extra={"file_only": True})
 
 
 def send_tested(client: Any, run_id: str, event: Event) -> None:
@@ -220,7 +283,7 @@ def _tags(folder: RunFolder, started: Event) -> dict[str, str]:
 def is_permanent(error: Exception) -> bool:
     """Whether asking again is pointless: the store understood, and refused (a deleted run, a 4xx answer)."""
     if isinstance(error, BestrunError):
-        return True
+        return not isinstance(error, StorageError)  # a full disk may have room again
     response = getattr(error, "response", None)
     if response is not None:
         status = response.status_code
@@ -229,6 +292,12 @@ def is_permanent(error: Exception) -> bool:
     else:
         return False
     return 400 <= status < 500 and status not in (408, 429)
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in one line without credentials."""
+    lines = mask_uri(str(error)).splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 class Mirror:
@@ -255,6 +324,8 @@ class Mirror:
 
     def _run(self) -> None:
         wait, told = 0.5, False
+        with contextlib.suppress(StorageError):
+            self.sender.remember()
         while True:
             finishing = self._finishing.is_set()  # read before sending: what is appended later finds us again
             try:
@@ -266,8 +337,7 @@ class Mirror:
                     return
                 pause = 0.5
             except Exception as error:
-                first = str(error).splitlines()[0] if str(error) else "no message"
-                text = mask_uri(f"{self.sender.uri}: {type(error).__name__}: {first}")
+                text = f"{mask_uri(self.sender.uri)}: {reason(error)}"
                 if is_permanent(error):
                     self.refused = text
                     log.warning("MLflow refuses this run, training goes on without it: %s", text)

@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint, load
 from .config import Config, override, validate
 from .data import Dataset, load_dataset
 from .errors import DataError, VerificationError
-from .folder import RunFolder
+from .folder import RunFolder, read_json
 from .journal import Journal, read_journal
 from .mirror import Sender, is_permanent, send_tested
 from .tracking import check_reference, connect, find_run, local_folder, reaching
@@ -35,6 +35,7 @@ class Fetched:
         path: where the file came from: a path, or the address of the artifact where MLflow keeps it elsewhere.
         logged: val/accuracy and val/loss as recorded at the checkpoint's step; None where they were not.
         folder: the run folder on this machine, if there is one.
+        best: whether it is the best checkpoint; only its test belongs into the record of the run.
     """
 
     run_id: str | None
@@ -44,6 +45,7 @@ class Fetched:
     path: str
     logged: dict[str, float | None]
     folder: RunFolder | None
+    best: bool = True
 
 
 def fetch(
@@ -85,7 +87,9 @@ def _fetch_local(folder: RunFolder, last: bool) -> Fetched:
         raise VerificationError(f"run {folder.name}: it has no best checkpoint yet; --checkpoint last takes its newest")
     config = read_config(folder.config)
     logged = {key: line.get(key) for key in ("val/accuracy", "val/loss")}
-    return Fetched(Sender(folder, "").run_id, folder.name, config, checkpoint, str(path), logged, folder)
+    return Fetched(
+        read_json(folder.mirror).get("run_id"), folder.name, config, checkpoint, str(path), logged, folder, not last
+    )
 
 
 def _fetch_mlflow(
@@ -175,9 +179,13 @@ def restore(
     plots.example_errors_picture(
         data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
     )
-    record(
-        fetched, uri, pictures, {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss}
-    )
+    if fetched.best:
+        record(
+            fetched,
+            uri,
+            pictures,
+            {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss},
+        )
     logged = fetched.logged["val/accuracy"], fetched.logged["val/loss"]
     agrees = (
         None

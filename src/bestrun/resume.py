@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, flatten, mask_uri, override, to_yaml
-from .errors import DataError, SettingsError
-from .folder import RunFolder, create_run_folder, write_atomically
+from .errors import BestrunError, DataError, SettingsError
+from .folder import RunFolder, create_run_folder, read_json, write_atomically
 from .journal import Journal, read_journal
 from .listing import is_over
-from .mirror import Sender, is_permanent
+from .mirror import Sender, is_permanent, reason
 from .restore import fetch, read_config
 from .run import Result, carry_through, load_data, versions
 from .screen import Screen
-from .tracking import find_run, local_folder, reaching, resolve_uri, run_folders
+from .tracking import TrackingError, find_run, local_folder, reaching, resolve_uri, run_folders, sqlite_path
 
 log = logging.getLogger("bestrun")
 
@@ -31,7 +31,6 @@ CHANGEABLE = (
     "data.dir",  # where the data is; that it is the same data is checked by its digest
     "data.path",
     "threads",
-    "pictures",
 )
 PLACES = ("tracking.uri", "data.dir", "data.path")  # where things are, not what the run is: not recorded as a change
 
@@ -223,7 +222,9 @@ def _started(run: Any, config: Config, store: Any) -> dict[str, Any]:
 def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[dict[str, Any]]:
     """Send to MLflow what it has not got; a run whose process died is marked as interrupted. One report a run."""
     reports = []
+    silent: dict[str, str] = {}  # a store that does not answer is asked once, not once a run
     for folder in folders:
+        sender = None
         report: dict[str, Any] = {"run_name": folder.name, "sent": 0, "state": "complete", "error": None}
         try:
             if folder.is_owned():
@@ -242,17 +243,48 @@ def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[d
                     )
                     report["state"] = "was dead: marked as interrupted"
                 journal.close()
-                uri = resolve_uri(setting or _own_uri(folder), home)
+                uri = _own_uri(folder, setting, home)
+                if uri in silent and Sender(folder, uri).behind():
+                    raise TrackingError(silent[uri])
                 sender = Sender(folder, uri)
                 report["sent"] = sender.catch_up()
                 report["run_id"] = sender.run_id
         except Exception as error:
-            report["error"] = str(error).splitlines()[0] if str(error) else type(error).__name__
-            report["state"] = "refused" if is_permanent(error) else "behind"
+            report["error"] = str(error) if isinstance(error, BestrunError) else reason(error)
+            report["state"] = "behind"
+            if sender and is_permanent(error):
+                report["state"] = "refused"
+                if sender.run_id:
+                    report["error"] += (
+                        f"; if it was deleted there: mlflow runs restore --run-id {sender.run_id} brings it back, or "
+                        f"rm {folder.mirror} lets sync send it as a new run"
+                    )
+            elif sender:
+                silent[sender.uri] = report["error"]
         reports.append(report)
     return reports
 
 
-def _own_uri(folder: RunFolder) -> str | None:
+def _own_uri(folder: RunFolder, setting: str | None, home: Path) -> str:
+    """Where a run's MLflow is: what is asked for, else what its settings say, else the store it was sent to before.
+
+    Raises:
+        SettingsError: the address needs a user and a password, which stand in no file of ours.
+    """
+    if setting:
+        return setting
     uri = read_config(folder.config).tracking.uri
-    return None if uri and uri != mask_uri(uri) or uri and "***" in uri else uri
+    if not uri:
+        uri = read_json(folder.mirror).get("uri")
+        database = sqlite_path(uri) if uri else None
+        if not uri or (database and not database.exists()):  # not there: runs and store were moved together
+            return resolve_uri(None, home)
+    if "***" not in uri or not Sender(folder, uri).behind():
+        return str(uri)
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given and mask_uri(given) in (uri, uri.replace("***@", "")):
+        return given
+    raise SettingsError(
+        f"{uri} needs the user and password that *** stands for, which are kept in no file; give the whole address: "
+        f"MLFLOW_TRACKING_URI=URI bestrun sync {folder.name}, or --tracking-uri URI"
+    )

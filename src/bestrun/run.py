@@ -226,6 +226,7 @@ def carry_through(
             error, reason, step = problem, "error", _last_step(journal)
             log.error("%s", problem, exc_info=True, extra={"file_only": True})
         signals.graceful = False
+        screen.end_progress()
         message = str(error).splitlines()[0] if error and str(error) else None
         with suppress(StorageError):  # on a full disk there is no room for this line either; its absence says as much
             journal.append("stopped", reason=reason, step=step, best=best_of(journal), message=message)

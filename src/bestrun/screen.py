@@ -63,6 +63,12 @@ class Screen:
             task = self._progress.task_ids[0]
             self._progress.update(task, completed=state.step, since=state.step - state.best_step)
 
+    def end_progress(self) -> None:
+        """Take the bar away; what follows are the last lines."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
     @contextlib.contextmanager
     def shown(self, log_to: Path | None = None) -> Iterator[None]:
         """Show what is logged as long as this lasts."""
@@ -79,8 +85,7 @@ class Screen:
         try:
             yield
         finally:
-            if self._progress is not None:
-                self._progress.stop()
+            self.end_progress()
             for handler in handlers:
                 log.removeHandler(handler)
                 handler.close()

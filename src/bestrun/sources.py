@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from bestrun.errors import DataError
+from .errors import DataError
 
 log = logging.getLogger("bestrun")
 

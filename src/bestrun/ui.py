@@ -23,14 +23,18 @@ def serve(uri: str, port: int) -> int:
     path = sqlite_path(uri)
     if path and not path.exists():
         click.echo("there are no runs yet; the page will be empty until the first: bestrun train")
-    connect(uri)  # one process makes the store, before the server's own processes look for it
+    store = connect(uri)  # one process makes the store, before the server's own processes look for it
+    experiments = list(store.experiments(None))
+    latest = store.client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)
     port = free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command += ["--backend-store-uri", uri]
     if path:
         command += ["--artifacts-destination", str(path.parent / "artifacts")]
-    click.echo(f"MLflow: http://127.0.0.1:{port}/   (Ctrl-C ends it)")
+    # MLflow opens in a mode for language models, with no run in sight; this address opens on the table of runs
+    page = f"#/experiments/{latest[0].info.experiment_id}/runs?workflowType=machine_learning" if latest else ""
+    click.echo(f"MLflow: http://127.0.0.1:{port}/{page}   (Ctrl-C ends it)")
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     stopping = False
 

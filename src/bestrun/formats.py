@@ -1,0 +1,174 @@
+"""Image files read with suspicion: IDX and npz. Whatever a file holds, it costs bounded memory and time, and only
+DataError comes of it, which names the file, what was found and what was expected.
+"""
+
+import gzip
+import io
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import sources
+from .errors import DataError
+
+IDX_FILES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+MAX_ARRAY_BYTES = 4 << 30  # no file makes us take more memory than this for one array
+CHUNK_BYTES = 1 << 20
+HEADER_BYTES = 1 << 14  # numpy itself refuses array headers of more than 10,000 characters
+
+
+class Found(NamedTuple):
+    """An array and, for messages, the file (and member) that held it."""
+
+    where: str
+    values: NDArray[Any]
+
+
+def refusal(where: object, found: str, expected: str, remedy: str) -> DataError:
+    return DataError(" ".join(f"{where}: found {found[:300]}; expected {expected}; {remedy}".splitlines()))
+
+
+def find_idx(folder: Path, usual: str) -> Path:
+    for stem in (usual, usual.replace("-idx", ".idx")):
+        for spelling in (stem, stem.replace("idx3", "idx4")):
+            for path in (folder / spelling, folder / f"{spelling}.gz"):
+                if os.path.lexists(path):  # a broken link is this file, damaged, and not a missing one
+                    return path
+    found = "no such file" if folder.is_dir() else "no such folder"
+    raise refusal(folder / usual, found, "this name, plain or with .gz", "set data.dir to the folder that has it")
+
+
+@contextmanager
+def _refusing(path: Path, expected: str) -> Iterator[io.BufferedReader]:
+    """An open file; whatever goes wrong while it is read becomes a DataError.
+
+    Everything is caught because gzip, zipfile and numpy's header parser promise no closed list of what they raise.
+    """
+    try:
+        with sources.open_regular(path) as file:
+            yield file
+    except DataError:
+        raise
+    except Exception as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise refusal(path, f"nothing readable ({reason})", expected, "put the original file there") from error
+
+
+def read_idx(path: Path, kind: str) -> Found:
+    """The images (kind "x") or labels ("y") of one IDX file, gzipped if its name ends in .gz.
+
+    The format: 00 00, a type (08: bytes), the number of dimensions, each of them as 4 big-endian bytes, then the items.
+    """
+    dimensions = (3, 4) if kind == "x" else (1,)
+    packed = path.name.endswith(".gz")
+    with _refusing(path, "an IDX file" + " in gzip" * packed) as file:
+        stream = gzip.GzipFile(fileobj=file) if packed else file
+        magic = stream.read(4)
+        if len(magic) < 4 or magic[:3] != b"\0\0\x08" or magic[3] not in dimensions:
+            expected = "an IDX file of bytes, " + " or ".join(f"00 00 08 0{count}" for count in dimensions)
+            raise refusal(path, _describe(magic), expected, "put the original file there")
+        header = stream.read(4 * magic[3])
+        if len(header) < 4 * magic[3]:
+            raise refusal(path, f"only {len(header)} bytes of sizes", f"{4 * magic[3]}", "copy the original again")
+        shape = struct.unpack(f">{magic[3]}I", header)
+        _check_header(path, kind, shape, np.dtype(np.uint8))
+        size, held = 4 + len(header) + math.prod(shape), os.fstat(file.fileno()).st_size
+        # Packing adds less than a percent; GzipFile would read a terabyte of zeros behind the end byte by byte.
+        if held > size + packed * (size // 100 + CHUNK_BYTES) or (held < size and not packed):
+            raise refusal(path, f"{held:,} bytes", f"{size:,} for its shape {shape}", "copy the original again")
+        return Found(str(path), _read_array(path, stream, shape, np.dtype(np.uint8)))
+
+
+class _SmallReads(io.BufferedReader):
+    """Stops zipfile from reading a "table of contents" of gigabytes, which a sparse file makes for nothing."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > CHUNK_BYTES:
+            raise ValueError(f"a table of contents of {size:,} bytes")
+        return super().read(size)
+
+
+def read_npz(path: Path) -> dict[str, Found]:
+    """x_train, y_train, x_test, y_test of an .npz file, and x_val, y_val (as "..._validation") if it has either."""
+    expected = "an .npz file as numpy.savez writes it"
+    with _refusing(path, expected) as file, _SmallReads(file.raw) as small, zipfile.ZipFile(small) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        wanted = [*IDX_FILES] + ["x_val", "y_val"] * bool({"x_val", "y_val"} & members.keys())
+        if missing := [name for name in wanted if name not in members]:
+            found = f"no {' and no '.join(missing)}, only {', '.join(members) or 'nothing'}"
+            raise refusal(path, found, ", ".join(wanted), "write it again with them, or without x_val and y_val")
+        return {
+            name.replace("val", "validation"): _read_npy(f"{path}[{name}]", name[0], archive, members[name])
+            for name in wanted
+        }
+
+
+def _read_npy(where: str, kind: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Found:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks others without a bound
+        raise refusal(where, f"compression {info.compress_type}", "none or deflate", "save it with numpy.savez")
+    with archive.open(info) as stream:
+        head = io.BytesIO(stream.read(HEADER_BYTES))  # in memory, so a header cannot claim to be gigabytes long
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = readers[np.lib.format.read_magic(head)](head)
+    size = head.tell() + math.prod(shape) * dtype.itemsize
+    _check_header(where, kind, shape, dtype)
+    if size != info.file_size:
+        raise refusal(where, f"{info.file_size:,} bytes", f"{size:,} for its shape {shape}", "write the file again")
+    with archive.open(info) as stream:
+        stream.read(head.tell())
+        return Found(where, _read_array(where, stream, shape, dtype, "F" if fortran else "C"))
+
+
+def _check_header(where: object, kind: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Before memory is taken. `kind` is x for images or y for labels."""
+    if dtype.kind not in ("uif" if kind == "x" else "ui"):
+        expected, convert = ("integers or floats", "float") if kind == "x" else ("integers", "int")
+        remedy = f"convert them with .astype({convert}); objects are never unpickled"
+        raise refusal(where, f"type {dtype}", expected, remedy)
+    if len(shape) not in ((3, 4) if kind == "x" else (1,)):
+        expected = "(n, height, width) or (n, height, width, channels)" if kind == "x" else "(n,)"
+        remedy = "reshape the images" if kind == "x" else "one-hot labels become class numbers with y.argmax(axis=1)"
+        raise refusal(where, f"shape {shape}", expected, remedy)
+    if min(shape) < 1:
+        raise refusal(where, f"shape {shape}", "at least one item, no empty dimension", "write the file again")
+    if (size := math.prod(shape) * dtype.itemsize) > MAX_ARRAY_BYTES:
+        expected = f"at most {MAX_ARRAY_BYTES:,} (MAX_ARRAY_BYTES)"
+        raise refusal(where, f"shape {shape}, {size:,} bytes", expected, "use fewer or smaller images")
+
+
+def _read_array(
+    where: object, stream: Any, shape: tuple[int, ...], dtype: np.dtype[Any], order: Any = "C"
+) -> NDArray[Any]:
+    """Exactly one array, to the end of the stream; at most a byte more is ever unpacked."""
+    buffer = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)  # the system gives memory only as it fills
+    filled = 0
+    while chunk := stream.read(min(CHUNK_BYTES, len(buffer) - filled)):
+        buffer[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        filled += len(chunk)
+    if filled < len(buffer) or stream.read(1):  # this read also checks the checksum at the end
+        found = f"only {filled:,} bytes of pixels or labels" if filled < len(buffer) else "bytes after the last item"
+        raise refusal(where, found, f"{len(buffer):,} for its shape {shape}", "copy the original again")
+    return buffer.view(dtype).reshape(shape, order=order)
+
+
+def _describe(start: bytes) -> str:
+    if not start:
+        return "an empty file"
+    if start[:1] in b"<\n\r ":
+        return "text, perhaps a web page"
+    if start[:2] == b"\x1f\x8b":
+        return "gzip data (its name should end in .gz; if it does, it was packed twice)"
+    return f"a file that starts {start.hex(' ')}"

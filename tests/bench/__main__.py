@@ -1,0 +1,102 @@
+"""`make bench`: what safety costs, measured on this machine, as one table and in mlruns/bench.json.
+
+Times are noisy where others compute too, so what is compared runs in turn (A B A B ...), and medians are shown with their
+range. Nothing here is asserted.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+REPEATS = 5
+
+
+def saving() -> list[float]:
+    """Milliseconds an evaluation blocks training: best, journal line and last, each with fsync, at the default size."""
+    import numpy as np
+
+    from bestrun.checkpoint import LoopState, save
+    from bestrun.folder import RunFolder
+    from bestrun.journal import Journal
+
+    shapes = [(5, 5, 1, 16), (16,), (5, 5, 16, 36), (36,), (1764, 128), (128,), (128, 10), (10,)]
+    numbers = np.random.default_rng(0)
+    tensors = {
+        f"{part}/{index}": numbers.normal(size=shape).astype("float32")
+        for part in ("model", "optimizer/momentum", "optimizer/velocity")
+        for index, shape in enumerate(shapes)
+    }
+    stamp = dict(run_name="bench", config_digest="", data_digest="")
+    times = []
+    with tempfile.TemporaryDirectory(dir=".") as place:
+        folder = RunFolder(Path(place))
+        with Journal(folder.journal) as journal:
+            for step in range(60):
+                began = time.perf_counter()
+                sha256 = save(folder.best(step), tensors, LoopState(step=step), **stamp)
+                journal.append("evaluation", step=step, sha256=sha256, improved=True)
+                save(folder.last, tensors, LoopState(step=step), **stamp)
+                times.append(1000 * (time.perf_counter() - began))
+                folder.best(step).unlink()
+    return times[10:]
+
+
+TRAIN = """
+import sys
+from bestrun import mirror
+from bestrun.cli import main
+if sys.argv.pop(1) == "off":
+    mirror.Mirror.start = lambda self: None
+    mirror.Mirror.finish = lambda self, seconds: True
+main()
+"""
+
+
+def default_run(tracking: str) -> float:
+    """Seconds of 1,000 steps of the default run, from its evaluation at step 200 on: start-up is over by then."""
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run(
+            [sys.executable, "-c", TRAIN, tracking, "train", "training.max_steps=1200", "name=bench"],
+            env={**os.environ, "BESTRUN_MLRUNS": place},
+            check=True,
+            capture_output=True,
+        )
+        lines = (Path(place) / "runs/bench/journal.jsonl").read_text().splitlines()
+    times = {event["step"]: event["time_ms"] for event in map(json.loads, lines) if event["event"] == "evaluation"}
+    return (times[1200] - times[200]) / 1000
+
+
+def in_turn(measures: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(REPEATS):
+        for name, measure in measures.items():
+            found[name].append(measure())
+            print(".", end="", flush=True)
+    print()
+    return found
+
+
+def row(what: str, values: list[float], unit: str, limit: float) -> dict[str, object]:
+    middle = statistics.median(values)
+    mark = "" if middle <= limit else "  <-- falls short"
+    print(f"{what:<58} {middle:8.2f} {unit:<3} ({min(values):.2f} to {max(values):.2f})   to reach: {limit:g}{mark}")
+    return {"what": what, "unit": unit, "median": middle, "values": values, "to_reach": limit}
+
+
+def main() -> None:
+    seconds = in_turn({name: lambda name=name: default_run(name) for name in ("off", "on")})  # type: ignore[misc]
+    cost = [100 * (on / off - 1) for on, off in zip(seconds["on"], seconds["off"], strict=True)]
+    rows = [
+        row("best + journal line + last, fsynced, an evaluation", saving(), "ms", 50),
+        row("tracking, of a default run after start-up", cost, "%", 2),
+    ]
+    Path("mlruns/bench.json").write_text(json.dumps(rows, indent=2))
+
+
+main()

@@ -1,0 +1,287 @@
+"""Killed anywhere, damaged, or owned twice: a run keeps its best and every evaluation, and goes on to the same end.
+
+R1 (kills at the named crash windows), R13 (resume over damaged checkpoints), R22 (one owner) of the test plan.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+
+from bestrun.checkpoint import load
+from bestrun.config import Config, compose
+from bestrun.data import Dataset, Split
+from bestrun.folder import RunFolder
+from bestrun.journal import Journal, read_journal
+
+# ---- R1: the real loop, journal, checkpoints and mirror around a network of three arrays, killed at every point ----
+#
+# Only what computes is replaced: no TensorFlow operation runs, so a whole run takes a third of a second, and what is
+# killed is the text of loop.py, checkpoint.py, folder.py and mirror.py itself.
+
+POINTS = [f"F{number}" for number in range(1, 12)]
+ACCURACY = [0.10, 0.30, 0.50, 0.40, 0.60, 0.70, 0.65, 0.80, 0.75]  # of the evaluations at step 0, 10, ..., 80
+END, BEST, IMPROVEMENTS = 80, 70, 5
+
+
+def _split(count):
+    return Split(np.zeros((count, 2, 2, 1), "uint8"), np.arange(count) % 2)
+
+
+def _data():
+    return Dataset("stub", _split(64), _split(8), _split(8), 2, "d" * 64, ())
+
+
+class _Numbers(dict):
+    """The network: named arrays whose every update depends on all updates before, on the batch, and on the rate."""
+
+
+def _replace_what_computes(loop):
+    def build_model(**_):
+        return _Numbers({f"model/layer_{i}/kernel": np.full((6, 5 + i), 0.5 + i) for i in range(3)})
+
+    def named_variables(model, optimizer):
+        model.setdefault("optimizer/iteration", np.array(0))
+        return model
+
+    def assign_variables(variables, tensors, where):
+        assert variables.keys() == tensors.keys()
+        variables.update({name: tensor.copy() for name, tensor in tensors.items()})
+
+    def compile_steps(model, optimizer, train):
+        def run_steps(batches, rates, first_step, loss_sum, correct):
+            assert first_step == model["optimizer/iteration"]
+            for batch, rate in zip(batches, rates, strict=True):
+                for name in model:
+                    model[name] = model[name] + 1 if name == "optimizer/iteration" else np.sin(model[name] + batch[0])
+                loss_sum += float(model["model/layer_0/kernel"].mean()) + float(rate)
+                correct += int(batch[0]) % 5
+            return loss_sum, correct, -1
+
+        return run_steps
+
+    def figures(model, _):
+        from bestrun.evaluation import Figures
+
+        loss = float(sum(model[name].sum() for name in sorted(model) if name.startswith("model/")))
+        return Figures(loss, int(ACCURACY[int(model["optimizer/iteration"]) // 10] * 100), 100)
+
+    loop.build_model, loop.build_optimizer = build_model, lambda **_: None
+    loop.named_variables, loop.assign_variables, loop.read_variables = named_variables, assign_variables, dict
+    loop.compile_steps, loop.figures = compile_steps, figures
+    loop.compile_predict = lambda model, _: lambda images: model
+
+
+class _MirrorEachEvaluation:
+    """In place of the screen, which hears of each evaluation last: what the mirror's thread does, at a known place."""
+
+    def __init__(self, sender, absent):
+        self.sender, self.absent = sender, absent
+
+    def evaluation(self, entry, state):
+        if not self.absent:
+            self.sender.catch_up()
+
+    def progress(self, state):
+        pass
+
+
+def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = False) -> int | None:
+    """Start a run or go on with it, to its end, as run.py and resume.py do.
+
+    Args:
+        absent: MLflow answers at the end only, when all bests but one are gone.
+
+    Returns:
+        The step it went on from.
+    """
+    from bestrun import loop
+    from bestrun.folder import write_atomically
+    from bestrun.listing import is_over
+    from bestrun.mirror import Sender
+
+    _replace_what_computes(loop)
+    folder = RunFolder(path)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.owned():
+        if not folder.exists():
+            write_atomically(folder.config, b"seed: 0\n")
+        journal = Journal(folder.journal)
+        sender = Sender(folder, uri)
+        if is_over(journal.events):  # the process died while MLflow was told; `bestrun sync` does no more than this
+            sender.catch_up()
+            return END
+        if journal.events:
+            journal.append("resumed", from_step=0, changed={})
+        else:
+            journal.append("started", **_beginning(folder))
+        found = loop.newest_checkpoint(folder, journal)
+        outcome = loop.train(config, _data(), folder, journal, screen=_MirrorEachEvaluation(sender, absent))
+        journal.append("stopped", reason=outcome.reason, step=outcome.step, best=None)
+        sender.catch_up()
+        journal.close()
+    return found.state.step if found else None
+
+
+def _beginning(folder):
+    parts = {"train": 64, "validation": 8, "test": 8, "image_shape": [2, 2, 1], "num_classes": 2}
+    return {
+        "name": folder.name,
+        "experiment": "stub",
+        "config_digest": "c" * 64,
+        "data_digest": "d" * 64,
+        "settings": {"objective.metric": "val/accuracy"},
+        "data": {"name": "stub", "source": "here", **parts},
+        "versions": {},
+        "threads": 1,
+        "git": {},
+    }
+
+
+def _rehearse(path, config, uri):
+    """A whole run that counts how often it passes each point. Prints the counts."""
+    from bestrun import folder, loop, mirror
+
+    passes = Counter()
+    for module in (folder, loop, mirror):
+        module.fault = lambda point: passes.update([point])
+    _own_and_finish(path, config, uri)
+    print(json.dumps(passes))
+
+
+def _finish_all(paths, config, uri):
+    """Go on with runs that died, for every second one without MLflow. Prints for each the step it went on from."""
+    found = [_own_and_finish(path, config, uri, absent=number % 2 == 1) for number, path in enumerate(paths)]
+    print(json.dumps({path.name: step for path, step in zip(paths, found, strict=True)}))
+
+
+@dataclass
+class Rehearsal:
+    """An uninterrupted run: its folder, and how often it passes each fault point."""
+
+    folder: RunFolder
+    passes: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def stub_config():
+    steps = [f"training.max_steps={END}", "training.evaluate_every_steps=10", f"training.patience_steps={END}"]
+    return compose(["training.batch_size=8", *steps]).config
+
+
+_rehearsed: dict[str, Rehearsal] = {}
+
+
+@pytest.fixture
+def rehearsal(start_process, home, stub_config, tmp_path_factory):
+    """Made once for all tests of this file."""
+    if not _rehearsed:
+        place = tmp_path_factory.mktemp("rehearsal")
+        shutil.copyfile(home / "mlruns" / "mlflow.db", place / "mlflow.db")
+        result = start_process(_rehearse, place / "reference", stub_config, f"sqlite:///{place / 'mlflow.db'}").wait()
+        assert result.code == 0, result.err
+        _rehearsed["it"] = Rehearsal(RunFolder(place / "reference"), json.loads(result.out))
+    return _rehearsed["it"]
+
+
+def same_tensors(one, two):
+    """Whether two checkpoint files hold bit-identical weights and optimizer variables."""
+    one, two = load(one).tensors, load(two).tensors
+    return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def evaluations(folder):
+    return [event for event in read_journal(folder.journal)[0] if event["event"] == "evaluation"]
+
+
+def _assert_nothing_is_lost(folder):
+    """Right after a kill: what there is, is whole. Returns the steps from which a resume may go on."""
+    assert not folder.is_owned()
+    lines = evaluations(folder)
+    assert [line["step"] for line in lines] == list(range(0, 10 * len(lines), 10))
+    if folder.last.exists():
+        load(folder.last)
+    if improved := [line for line in lines if line["improved"]]:
+        load(folder.path / improved[-1]["checkpoint"], sha256=improved[-1]["sha256"])
+    if len(lines) < 2:
+        return (None, 0) if lines else (None,)
+    return lines[-1]["step"] - 10, lines[-1]["step"]
+
+
+def _assert_is_as_if_never_killed(folder, reference):
+    assert not [path.name for path in folder.path.iterdir() if path.name.startswith(".") or path.name == "upload"]
+    assert [path.name for path in folder.bests()] == [f"best-{BEST}.safetensors"]
+    for name in ("last.safetensors", f"best-{BEST}.safetensors"):
+        assert same_tensors(folder.path / name, reference.path / name)
+    events, _ = read_journal(folder.journal)
+    assert not [event for event in events if event["event"] == "diverges"]
+    assert [event["reason"] for event in events if event["event"] == "stopped"] == ["max_steps"]
+    keys = ("step", "val/accuracy", "val/loss", "train/loss", "train/accuracy", "improved")
+    assert [[line[key] for key in keys] for line in evaluations(folder)] == [
+        [line[key] for key in keys] for line in evaluations(reference)
+    ]
+
+
+def _assert_mlflow_has_it_once(client, folder):
+    lines = evaluations(folder)
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "stub"]
+    (run,) = client.search_runs([experiment], f"tags.\"bestrun.run\" = '{folder.name}'")
+    for key in ("val/accuracy", "val/loss", "train/loss", "train/accuracy"):
+        rows = [(row.step, row.value) for row in client.get_metric_history(run.info.run_id, key)]
+        assert rows == [(line["step"], line[key]) for line in lines if line[key] is not None], key
+    assert len(client.get_metric_history(run.info.run_id, "best/step")) == IMPROVEMENTS
+    assert run.info.status == "FINISHED" and run.data.tags["bestrun.stop_reason"] == "max_steps"
+    (artifact,) = client.list_artifacts(run.info.run_id, "checkpoints")
+    assert artifact.path == run.data.tags["bestrun.best_checkpoint"] == f"checkpoints/best-{BEST}.safetensors"
+    file = Path(unquote(urlsplit(run.info.artifact_uri).path)) / artifact.path
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == run.data.tags["bestrun.best_sha256"] == lines[-2]["sha256"]
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_at_any_fault_point_loses_nothing(start_process, home, stub_config, rehearsal, point, kills):
+    """Each run is killed at another pass of the point; of 20 runs, those with odd numbers once more at any point."""
+    from mlflow import MlflowClient
+
+    choice = random.Random(f"{point} {kills}")
+    passes = list(range(1, rehearsal.passes[point] + 1))
+    choice.shuffle(passes)
+    uri = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}"
+    folders = [RunFolder(home / "mlruns" / "runs" / f"{point}-{number}") for number in range(kills)]
+
+    def killed(number, fault):
+        return start_process(_own_and_finish, folders[number].path, stub_config, uri, env={"BESTRUN_FAULT": fault})
+
+    for first in range(0, kills, 5):
+        numbers = range(first, first + 5)
+        started = {number: killed(number, f"{point}:{passes[number % len(passes)]}") for number in numbers}
+        for number, process in started.items():
+            result = process.wait()
+            assert result.code == -signal.SIGKILL, f"{folders[number].name} was not killed: {result}"
+    may_go_on_from = {folder.name: _assert_nothing_is_lost(folder) for folder in folders}
+    if kills > 5:
+        for number in range(1, kills, 2):
+            again = choice.choice(POINTS[:-1])
+            result = killed(number, f"{again}:{choice.randint(1, rehearsal.passes[again])}").wait()
+            assert result.code in (0, -signal.SIGKILL), result.err
+            may_go_on_from[folders[number].name] = (*_assert_nothing_is_lost(folders[number]), END)
+
+    result = start_process(_finish_all, [folder.path for folder in folders], stub_config, uri).wait()
+    assert result.code == 0, result.err
+    went_on_from = json.loads(result.out)
+    client = MlflowClient(uri)
+    for folder in folders:
+        assert went_on_from[folder.name] in (*may_go_on_from[folder.name], END), folder.name
+        _assert_is_as_if_never_killed(folder, rehearsal.folder)
+        _assert_mlflow_has_it_once(client, folder)
