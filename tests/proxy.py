@@ -108,7 +108,8 @@ class Proxy:
                 return None
             if self._mode == "refuse":  # the one that makes it refuse; what follows finds nobody
                 threading.Thread(target=self._refuse, daemon=True).start()
-            elif self._mode != "slow":
+                return self._mode
+            if self._mode != "slow":
                 self.faults += 1
             self.began.set()
             return self._mode

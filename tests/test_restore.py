@@ -1,6 +1,7 @@
 """Restoring: what was fetched is proved, and scores exactly what was logged. The tutorial's lessons as tests."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,44 @@ import pytest
 
 from bestrun.checkpoint import load
 from bestrun.folder import RunFolder
+from conftest import Command, Starter
 from test_run import SHORT, SMALL_NETWORK, mlflow_record, sqlite_uri
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, ready_made_store):
+    """One home for all tests here: they read what two runs left, and put back what they damage."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "mlruns").mkdir()
+    (folder / "mlruns" / ".bestrun").touch()
+    shutil.copyfile(ready_made_store, folder / "mlruns" / "mlflow.db")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bestrun(_forkserver, home, tmp_path_factory):
+    starter = Starter(tmp_path_factory.mktemp("processes"))
+
+    def run(*argv, cwd=home):
+        return Command(starter, home)(*argv, cwd=cwd, env={"BESTRUN_MLRUNS": str(home / "mlruns")})
+
+    return run
+
+
+@pytest.fixture(scope="module")
 def settings(small_mnist_npz):
     return ["data=npz", f"data.path={small_mnist_npz}", *SMALL_NETWORK, *SHORT]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trained(bestrun, home, settings):
     assert bestrun("train", *settings, "name=trained").code == 0
     return RunFolder(home / "mlruns" / "runs" / "trained")
+
+
+@pytest.fixture(scope="module")
+def worse(bestrun, trained, settings):
+    assert bestrun("train", *settings, "name=worse", "optimizer.learning_rate=1e-6").code == 0
 
 
 def test_restored_best_scores_what_was_logged_in_another_folder(bestrun, home, trained, tmp_path):
@@ -48,9 +75,9 @@ def test_test_figures_and_pictures_are_logged_once_however_often_restored(bestru
 
 
 def test_people_read_accuracy_counts_and_the_matrix(bestrun, home, trained, tmp_path):
-    result = bestrun("restore", "latest", "--out", tmp_path / "kept")
+    result = bestrun("restore", "trained", "--out", tmp_path / "kept")
     assert result.code == 0, result.err
-    report = json.loads(bestrun("restore", "latest", "--json").out)
+    report = json.loads(bestrun("restore", "trained", "--json").out)
     correct = report["test"]["correct"]
     assert f"{100 * correct / 500:.1f}% ({correct} / 500)" in result.out
     assert "as logged" in result.out and "predicted" in result.out
@@ -135,16 +162,19 @@ def test_the_same_data_elsewhere_is_accepted(bestrun, home, trained, tmp_path, s
 
 @pytest.mark.parametrize("damage", ["flipped bit", "cut off", "gone"])
 def test_a_damaged_artifact_is_refused_with_exit_code_5(bestrun, home, trained, damage):
-    (path,) = (home / "mlruns" / "artifacts").rglob("best-*.safetensors")
+    run_id = json.loads(trained.result.read_text())["run_id"]
+    (path,) = (home / "mlruns" / "artifacts").rglob(f"{run_id}/artifacts/checkpoints/best-*.safetensors")
+    whole = path.read_bytes()
     if damage == "flipped bit":
-        content = bytearray(path.read_bytes())
+        content = bytearray(whole)
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
     elif damage == "cut off":
-        path.write_bytes(path.read_bytes()[:-1])
+        path.write_bytes(whole[:-1])
     else:
         path.unlink()
     result = bestrun("restore", "trained", "--json")
+    path.write_bytes(whole)
     assert result.code == 5 and result.err.count("\n") == 1 and result.out == ""
 
 
@@ -156,14 +186,15 @@ def test_what_is_no_run_reference_is_refused(bestrun, home, trained, reference):
     assert result.code == 2 and "not a run reference" in result.err and result.err.count("\n") == 1
 
 
-def test_runs_lists_best_first(bestrun, home, trained, settings):
-    assert bestrun("train", *settings, "name=worse", "optimizer.learning_rate=1e-6").code == 0
+def test_runs_lists_best_first_and_a_prefix_finds_a_run(bestrun, trained, worse):
     rows = json.loads(bestrun("runs", "--json").out)
-    assert [row["run_name"] for row in rows] == ["trained", "worse"]
-    assert rows[0]["best"] > rows[1]["best"] and rows[0]["state"] == "finished"
+    values = [row["best"] for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert {row["run_name"]: row["state"] for row in rows}["trained"] == "finished"
+    assert rows[-1]["run_name"] == "worse"
     table = bestrun("runs").out.splitlines()
-    assert table[1].startswith("trained") and rows[0]["run_id"][:8] in table[1]
+    assert table[1].startswith(rows[0]["run_name"]) and rows[0]["run_id"][:8] in table[1]
     best = json.loads(bestrun("restore", "best", "--json").out)
-    assert best["run_name"] == "trained"
-    prefix = json.loads(bestrun("restore", rows[1]["run_id"][:8], "--json").out)
+    assert best["run_id"] == rows[0]["run_id"]
+    prefix = json.loads(bestrun("restore", rows[-1]["run_id"][:8], "--json").out)
     assert prefix["run_name"] == "worse"

@@ -75,25 +75,29 @@ def train(overrides: tuple[str, ...], wants_help: bool, cfg: str | None, as_json
     from .run import start
 
     home, config = find_home(), composed.config
-    initial = _initial(config.from_run, home, config.tracking.uri) if config.from_run else None
+    initial = _initial(config, home) if config.from_run else None
     result = start(composed, home=home, screen=_screen(config, as_json), initial=initial)
     _finish(result, as_json)
 
 
-def _initial(reference: str, home: Path, uri_setting: str | None) -> Callable[[], Any]:
+def _initial(config: Any, home: Path) -> Callable[[], Any]:
     """Fetches the checkpoint of `from_run`: from its folder here, else from MLflow."""
     from .restore import Workplace, fetch
     from .tracking import resolve_uri
 
     def get() -> Any:
-        uri = resolve_uri(uri_setting, home)
+        uri, reference = resolve_uri(config.tracking.uri, home), config.from_run
         with Workplace(None) as place:
-            if reference != "best":
-                try:
-                    return fetch(reference, home=home, uri=uri, to=place, local=True).checkpoint
-                except SettingsError:
-                    pass
-            return fetch(reference, home=home, uri=uri, to=place).checkpoint
+            try:
+                fetched = fetch(reference, home=home, uri=uri, to=place, local=reference != "best")
+            except SettingsError:
+                fetched = fetch(reference, home=home, uri=uri, to=place)
+        if fetched.config.model != config.model:
+            raise SettingsError(
+                f"from_run={reference}: its network is another one: {dict(fetched.config.model)}, "
+                f"here {dict(config.model)}; weights fit only the same"
+            )
+        return fetched.checkpoint
 
     return get
 

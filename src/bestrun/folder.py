@@ -1,12 +1,14 @@
 """The run folder: where everything is, who owns it, and how a file is replaced without ever being half there."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,7 +69,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot write {len(data):,} bytes: {error.strerror or error}") from error
+        raise storage_error(path, f"write {len(data):,} bytes", error) from error
+
+
+def storage_error(path: Path, doing: str, error: OSError) -> StorageError:
+    """One line that says what could not be done to which file of a run, why, and what to type once that is mended."""
+    run = RunFolder(path.parent)
+    again = f"bestrun {'sync' if path == run.mirror else 'resume'} {run.name}" if run.exists() else "the same again"
+    mend = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "raise the limit, see ulimit -f"}
+    return StorageError(
+        f"{path}: cannot {doing}: {error.strerror or error}; {mend.get(error.errno or 0, 'mend that')}, then: {again}"
+    )
 
 
 def sync_folder(folder: Path) -> None:
@@ -109,14 +121,26 @@ def create_home(home: Path) -> None:
     Raises:
         SettingsError: if it cannot be created or written to.
     """
+    advice = "BESTRUN_MLRUNS=FOLDER names another"
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        str(home).encode()
+    except UnicodeEncodeError:  # neither MLflow nor its database could hold it
+        name = os.fsencode(home).decode(errors="backslashreplace")
+        raise SettingsError(f"{name}: cannot be used for runs: the name is not UTF-8; {advice}") from None
+    made: list[Path] = []
+    try:
+        for folder in (*reversed(home.parents), home, home / "runs"):
+            if not folder.exists():
+                folder.mkdir(exist_ok=True)
+                made.append(folder)
         (home / MARKER).touch()
-        (home / "runs").mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=home / "runs"):  # a marker may be touched where nothing new can be made
+            pass
     except OSError as error:
-        raise SettingsError(
-            f"{error.filename or home}: cannot be used for runs: {error.strerror}; BESTRUN_MLRUNS=FOLDER names another"
-        ) from error
+        with contextlib.suppress(OSError):  # others may have put something there meanwhile
+            for folder in reversed(made):
+                folder.rmdir()
+        raise SettingsError(f"{home}: cannot be used for runs: {error.strerror}; {advice}") from error
 
 
 def new_name() -> str:
@@ -181,7 +205,12 @@ class RunFolder:
         return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
 
     def exists(self) -> bool:
-        return self.journal.exists()
+        """Whether it is a run: its journal has a first line. A crash before that leaves nothing that counts."""
+        try:
+            with open(self.journal, "rb") as file:
+                return file.readline().endswith(b"\n")
+        except OSError:
+            return False
 
     def is_owned(self) -> bool:
         """Whether a living process holds the lock; a dead one's is free by itself."""
@@ -203,15 +232,30 @@ class RunFolder:
 
         Raises:
             SettingsError: another process owns it; says which, where and since when.
+            StorageError: the lock file cannot be made.
         """
-        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise storage_error(self.lock, "open it", error) from error
         try:
             self._acquire(descriptor)
             for leftover in self.path.glob(".*.tmp"):  # what a crash in write_atomically leaves behind
                 leftover.unlink(missing_ok=True)
-            yield
+            try:
+                yield
+            finally:
+                self._discard_unless_it_is_a_run()
         finally:
             os.close(descriptor)
+
+    def _discard_unless_it_is_a_run(self) -> None:
+        """A full disk may end a run before its first journal line: then nothing is left of it, its name is free."""
+        if not self.exists():
+            with contextlib.suppress(OSError):  # any other file in it is not ours to delete
+                for path in (self.config, self.overrides, self.journal, self.log, self.lock):
+                    path.unlink(missing_ok=True)
+                self.path.rmdir()
 
     def _acquire(self, descriptor: int) -> None:
         for attempt in range(5):  # `is_owned` of another process may hold the lock for an instant
@@ -221,18 +265,16 @@ class RunFolder:
             except BlockingIOError:
                 if attempt == 4:
                     owner = read_json(self.lock)
-                    minutes = (time.time() - owner.get("started", time.time())) / 60
+                    minutes = max(0.0, time.time() - owner.get("started", time.time())) / 60  # clocks are set back
                     raise SettingsError(
                         f"run {self.name} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}, "
                         f"for {minutes:.0f} min; wait for it, or stop it with: kill {owner.get('pid', 'PID')}"
                     ) from None
                 time.sleep(0.05)
-        os.ftruncate(descriptor, 0)  # the content is for that message only; the lock itself is the kernel's
-        os.pwrite(
-            descriptor,
-            json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}).encode(),
-            0,
-        )
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+        with contextlib.suppress(OSError):  # the content is for that message only; the lock itself is the kernel's
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 
 
 def create_run_folder(home: Path, name: str | None) -> RunFolder:

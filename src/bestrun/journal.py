@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import VerificationError
-from .folder import StorageError
+from .folder import storage_error
 
 Event = dict[str, Any]
 
@@ -49,17 +49,24 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.events, end = read_journal(path)
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (it lives as long as the run)
-        if self._file.tell() > end:  # a torn last line: cut it off, or the next event would be glued to it
-            os.truncate(path, end)
+        try:
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (it lives as long as the run)
+            if self._file.tell() > end:  # a torn last line: cut it off, or the next event would be glued to it
+                os.truncate(path, end)
+        except OSError as error:
+            raise storage_error(path, "append to it", error) from error
 
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event and fsync it. NaN and infinity become null: no JSON reader knows them.
 
+        Its time is never before the last event's, even if the clock was set back: MLflow sorts a metric by time, and
+        its rows would come out of step order.
+
         Raises:
             StorageError: nothing was added.
         """
-        entry: Event = {"event": event, "time_ms": time.time_ns() // 1_000_000, **_finite(fields)}
+        now = max(time.time_ns() // 1_000_000, self.events[-1]["time_ms"] if self.events else 0)
+        entry: Event = {"event": event, "time_ms": now, **_finite(fields)}
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
         end = os.fstat(self._file.fileno()).st_size
         try:
@@ -68,7 +75,7 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             os.truncate(self.path, end)  # half a line must not stand before a later, whole one
-            raise StorageError(f"{self.path}: cannot append {len(line):,} bytes: {error.strerror}") from error
+            raise storage_error(self.path, f"append {len(line):,} bytes", error) from error
         self.events.append(entry)
         return entry
 

@@ -1,6 +1,8 @@
 """Lists of runs, best first, by what their objective says; and the honest state of each."""
 
+import json
 import logging
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ class Row:
     test_accuracy: float | None
     stop_reason: str | None
     started_ms: int
-    changed: str | None
+    changed: dict[str, Any] | None  # setting -> [old, new] of what a resume changed
 
 
 def list_runs(store: Store, experiment: str | None, most: int) -> list[Row]:
@@ -47,20 +49,27 @@ def list_runs(store: Store, experiment: str | None, most: int) -> list[Row]:
 
 def _row(run: Any, kind: str, experiments: dict[str, str]) -> Row:
     metrics, tags = run.data.metrics, run.data.tags
-    step = metrics.get("best/step")
+    step, best, reason = metrics.get("best/step"), metrics.get(f"best/{kind}"), tags.get("bestrun.stop_reason")
+    now = state(run.info.status, tags.get("bestrun.folder"))
     return Row(
         run.info.run_id,
         tags["bestrun.run"],
         experiments[run.info.experiment_id],
-        state(run.info.status, tags.get("bestrun.folder")),
+        "interrupted" if (now, reason) == ("stopped", "interrupted") else now,
         f"val/{kind}",
-        metrics.get(f"best/{kind}"),
+        best if best is not None and abs(best) < 1e300 else None,  # MLflow keeps infinity as the largest float
         None if step is None else int(step),
         metrics.get("test/accuracy"),
-        tags.get("bestrun.stop_reason"),
+        None if run.info.status == "RUNNING" else reason,  # a resumed run still has the reason of its last stop
         run.info.start_time,
-        tags.get("bestrun.changed"),
+        _changed(tags.get("bestrun.changed")),
     )
+
+
+def _changed(tag: str | None) -> dict[str, Any] | None:
+    with suppress(ValueError):
+        return dict(json.loads(tag)) if tag else None
+    return {}  # too long for a tag, and cut
 
 
 def state(status: str, folder_path: str | None) -> str:

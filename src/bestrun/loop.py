@@ -5,12 +5,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from .checkpoint import Checkpoint, LoopState, load, remove_older, save
+from .checkpoint import Checkpoint, LoopState, Tensors, load, remove_older, save
 from .config import Config
 from .data import Dataset, Split, batch_indices
 from .errors import VerificationError
@@ -78,7 +80,7 @@ def train(
         config_digest=journal.events[0]["config_digest"],
         data_digest=data.digest,
     )
-    chunk = 20
+    chunk = 1  # the first says how long a step takes; one step is the shortest that a signal can wait
 
     # Asked before anything is trained, too: a run killed between its last evaluation and its end must not go on.
     while (reason := stop_reason(state, config)) is None:
@@ -94,7 +96,10 @@ def train(
         interval_began, interval_images = time.perf_counter(), state.images
         while state.step < due:
             if reason := interrupted():
-                save(folder.last, read_variables(variables), state, **stamp)
+                tensors = read_variables(variables)
+                if not is_finite(tensors):  # the last update overflowed; the loss of the next step would have told
+                    return Outcome("diverged", state.step, state)
+                save(folder.last, tensors, state, **stamp)
                 return Outcome(reason, state.step, state)
             began = time.perf_counter()
             steps = min(chunk, due - state.step)
@@ -125,8 +130,10 @@ def train(
         # Evaluate: one exact pass over the validation split, and the training figures since the last one.
         rate = (state.images - interval_images) / (time.perf_counter() - interval_began) if state.images else None
         began = time.perf_counter()
-        validation = figures(predict(data.validation.images), data.validation.labels)
-        if not math.isfinite(validation.loss):
+        with np.errstate(all="ignore"):  # what is not finite is told below, not by NumPy
+            validation = figures(predict(data.validation.images), data.validation.labels)
+        tensors = read_variables(variables)
+        if not (math.isfinite(validation.loss) and is_finite(tensors)):
             return Outcome("diverged", state.step, state)
         entry: Event = {
             "step": state.step,
@@ -149,12 +156,12 @@ def train(
 
         # Test, then commit; the order is what survives a crash. First the new best, under a name of its own: a crash
         # here leaves a file that no journal line names, and the repeated evaluation writes it again.
-        tensors = read_variables(variables)
-        if not known:
-            if entry["improved"]:
-                best = folder.best(state.step)
-                entry |= {"checkpoint": best.name, "sha256": save(best, tensors, state, **stamp)}
-            entry = journal.append("evaluation", **entry)
+        best = folder.best(state.step)
+        lost = known and known["improved"] and not is_recorded(best, known["sha256"])
+        if entry["improved"] and (lost or not known):
+            entry = entry | {"checkpoint": best.name, "sha256": save(best, tensors, state, **stamp)}
+        if lost or not known:  # the line of a lost best stands twice, with one time: for MLflow it is the same row
+            entry = journal.append(**{"event": "evaluation", **entry})
         # A crash here leaves an older `last`: the interval is repeated, and arrives at the line just written.
         fault("F9")
         save(folder.last, tensors, state, **stamp)
@@ -196,7 +203,7 @@ def newest_checkpoint(folder: RunFolder, journal: Journal) -> Checkpoint | None:
                 checkpoint = load(path, sha256=line["sha256"])
             if checkpoint.run_name != journal.events[0]["name"]:
                 raise VerificationError(f"{path}: belongs to run {checkpoint.run_name}")
-            if path != found[0]:
+            if path != folder.last:
                 log.warning("goes on from %s, step %d", path.name, checkpoint.state.step)
             return checkpoint
         except VerificationError as error:
@@ -204,6 +211,19 @@ def newest_checkpoint(folder: RunFolder, journal: Journal) -> Checkpoint | None:
     if found and journal.find("evaluation", improved=True):
         raise VerificationError(f"{folder.path}: no checkpoint of this run is good; train it anew")
     return None
+
+
+def is_finite(tensors: Tensors) -> bool:
+    return all(np.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def is_recorded(path: Path, sha256: str) -> bool:
+    """Whether a checkpoint is there as the journal says. Where the folder was rebuilt from MLflow it may not be."""
+    try:
+        load(path, sha256=sha256)
+    except VerificationError:
+        return False
+    return True
 
 
 def start_from(source: Checkpoint, variables: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -29,6 +30,9 @@ STATUS = {
     "diverged": "FAILED",
     "error": "FAILED",
 }
+# Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second")
 
 
@@ -82,20 +86,27 @@ class Sender:
             self.save()
 
     def save(self) -> None:
-        write_json(
-            self.folder.mirror,
-            {"uri": mask_uri(self.uri), "run_id": self.run_id, "acknowledged": self.acknowledged},
-        )
+        known = {"uri": mask_uri(self.uri), "run_id": self.run_id, "acknowledged": self.acknowledged}
+        write_json(self.folder.mirror, known)
 
     def _find_or_create(self, store: Store) -> str:
-        started = read_journal(self.folder.journal)[0][0]
-        experiment = store.experiment_id(started["experiment"])
-        if found := _runs_of(store.client, experiment, started):
+        if found := self._created(store):
             return found[0]
+        started = read_journal(self.folder.journal)[0][0]
         run = store.client.create_run(
-            experiment, start_time=started["time_ms"], run_name=started["name"], tags=_tags(self.folder, started)
+            store.experiment_id(started["experiment"]),
+            start_time=started["time_ms"],
+            run_name=started["name"],
+            tags=_tags(self.folder, started),
         )
         return str(run.info.run_id)
+
+    def _created(self, store: Store) -> list[str]:
+        """The run IDs MLflow has of this journal. Two machines may give runs the same name: their start differs."""
+        started = read_journal(self.folder.journal)[0][0]
+        ours = f"tags.\"bestrun.run\" = '{started['name']}' and attributes.start_time = {started['time_ms']}"
+        found = store.client.search_runs([store.experiment_id(started["experiment"])], ours)
+        return [str(run.info.run_id) for run in found]
 
     def _send(self, store: Store, run_id: str, event: Event) -> None:
         kind, client = event["event"], store.client
@@ -119,7 +130,10 @@ class Sender:
             status = STATUS.get(event["reason"], "FAILED")
             if event.get("best"):
                 self._remove_others(client, run_id, event["best"]["checkpoint"])  # an upload may have come late
-            self._remove_twins(client, run_id)
+            # A `create_run` that timed out here may have been carried out there after we looked, and made another
+            for twin in self._created(store):
+                if twin != run_id:
+                    client.delete_run(twin)
             client.set_tag(run_id, "bestrun.stop_reason", event["reason"])
             if status == "FAILED" and self.folder.log.is_file():
                 client.log_artifact(run_id, str(self.folder.log))
@@ -132,14 +146,6 @@ class Sender:
             for name, (old, new) in (event.get("changed") or {}).items():
                 changed[name] = [changed.get(name, [old])[0], new]
         return changed
-
-    def _remove_twins(self, client: Any, run_id: str) -> None:
-        """A `create_run` that timed out here may have been carried out there after we looked, and made another."""
-        started = read_journal(self.folder.journal)[0][0]
-        experiment = client.get_run(run_id).info.experiment_id
-        for twin in _runs_of(client, experiment, started):
-            if twin != run_id:
-                client.delete_run(twin)
 
     def _send_start(self, client: Any, run_id: str, started: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -180,36 +186,22 @@ class Sender:
 
     def _send_best(self, client: Any, run_id: str, event: Event) -> None:
         """Upload the checkpoint, then name it in a tag, then remove the older one: the tag never names half a file."""
-        held = self._hold(event["checkpoint"])
-        if held is None:
-            return  # superseded; the better one has a later line
+        source, uploads = self.folder.path / event["checkpoint"], self.folder.path / "upload"
+        shutil.rmtree(uploads, ignore_errors=True)  # what a process killed in an upload left
+        uploads.mkdir()
         try:
+            held = _second_name(source, uploads)
+            if held is None:
+                return  # superseded; the better one has a later line
             fault("F6")
             client.log_artifact(run_id, str(held), "checkpoints")
             fault("F7")
         finally:
-            shutil.rmtree(held.parent, ignore_errors=True)
+            shutil.rmtree(uploads, ignore_errors=True)
         fault("F8")
         client.set_tag(run_id, "bestrun.best_sha256", event["sha256"])
         client.set_tag(run_id, "bestrun.best_checkpoint", f"checkpoints/{event['checkpoint']}")
         self._remove_others(client, run_id, event["checkpoint"])
-
-    def _hold(self, name: str) -> Path | None:
-        """A second name of a checkpoint while it is uploaded: the loop may delete its own. None if it already has."""
-        source, held = self.folder.path / name, self.folder.path / "upload" / name
-        shutil.rmtree(held.parent, ignore_errors=True)  # what a process killed in an upload left
-        held.parent.mkdir()
-        try:
-            try:
-                os.link(source, held)
-            except FileNotFoundError:
-                raise
-            except OSError:  # a file system without hard links
-                shutil.copyfile(source, held)
-        except FileNotFoundError:
-            shutil.rmtree(held.parent, ignore_errors=True)
-            return None
-        return held
 
     def _remove_others(self, client: Any, run_id: str, keep: str) -> None:
         """Best effort: a leftover costs space, nothing else. Asked for twice, lest an outage in between leave one."""
@@ -227,19 +219,23 @@ class Sender:
                 log.info("MLflow keeps %s: %s", name, reason(error), extra={"file_only": True})
 
 
-def _runs_of(client: Any, experiment: str, started: Event) -> list[str]:
-    """The run IDs MLflow has of this journal. Two machines may give runs the same name: their start differs."""
-    ours = f"tags.\"bestrun.run\" = '{started['name']}' and attributes.start_time = {started['time_ms']}"
-    return [str(run.info.run_id) for run in client.search_runs([experiment], ours)]
+def _second_name(source: Path, folder: Path) -> Path | None:
+    """A checkpoint under a name of our own, as the loop may delete its own meanwhile. None if it already has."""
+    held = folder / source.name
+    try:
+        os.link(source, held)
+    except OSError:
+        if source.exists():  # a file system without hard links
+            shutil.copyfile(source, held)
+    return held if held.exists() else None
 
 
 def _tell_parent(store: Store, started: Event) -> None:
     """Name this run in the tag bestrun.children of the run it started from. Best effort: that one may be elsewhere."""
-    reference = started.get("parent_name") or started.get("parent")
-    if reference in (None, "latest", "best"):  # by now they may mean another
+    if not started.get("parent"):
         return
     try:
-        parent = find_run(store, reference)
+        parent = find_run(store, started["parent"])
         children = [name for name in parent.data.tags.get("bestrun.children", "").split(",") if name]
         if started["name"] not in children:
             children.append(started["name"])
@@ -247,7 +243,7 @@ def _tell_parent(store: Store, started: Event) -> None:
     except Exception as error:
         if not is_permanent(error):
             raise
-        log.info("run %s is not told of this child: %s", reference, reason(error), extra={"file_only": True})
+        log.info("run %s is not told of this child: %s", started["parent"], reason(error), extra={"file_only": True})
 
 
 def send_tested(client: Any, run_id: str, event: Event) -> None:
@@ -296,7 +292,8 @@ def is_permanent(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """Why something failed, in one line without credentials."""
-    lines = mask_uri(str(error)).splitlines() or ["no message"]
+    cause = re.sub(r".*\(Caused by (.*)\)$", r"\1", str(error), flags=re.DOTALL)  # of a chain, the end tells why
+    lines = mask_uri(cause).splitlines() or ["no message"]
     return f"{type(error).__name__}: {lines[0][:300]}"
 
 
@@ -307,7 +304,6 @@ class Mirror:
         self.sender = Sender(folder, uri)
         self.refused: str | None = None
         self._finishing = threading.Event()
-        self._caught_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     def start(self) -> None:

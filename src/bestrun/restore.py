@@ -20,7 +20,7 @@ from .errors import DataError, VerificationError
 from .folder import RunFolder, read_json
 from .journal import Journal, read_journal
 from .mirror import Sender, is_permanent, send_tested
-from .tracking import check_reference, connect, find_run, local_folder, reaching
+from .tracking import TrackingError, check_reference, connect, find_run, local_folder, reaching
 
 log = logging.getLogger("bestrun")
 
@@ -69,8 +69,11 @@ def fetch(
     check_reference(reference)
     if local:
         return _fetch_local(local_folder(home, reference), last)
-    with reaching(uri):
-        return _fetch_mlflow(reference, home, uri, to, experiment, objective)
+    try:
+        with reaching(uri):
+            return _fetch_mlflow(reference, home, uri, to, experiment, objective)
+    except TrackingError as error:
+        raise TrackingError(f"{error}; from the run folder on this machine: add --local") from error
 
 
 def _fetch_local(folder: RunFolder, last: bool) -> Fetched:

@@ -1,22 +1,32 @@
 """Going on with a run, and telling MLflow what it missed."""
 
+import json
 import logging
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import Checkpoint
 from .config import Config, flatten, mask_uri, override, to_yaml
-from .errors import BestrunError, DataError, SettingsError
-from .folder import RunFolder, create_run_folder, read_json, write_atomically
+from .errors import BestrunError, DataError, SettingsError, VerificationError
+from .folder import RunFolder, create_run_folder, read_json, sync_folder, write_atomically
 from .journal import Journal, read_journal
 from .listing import is_over
-from .mirror import Sender, is_permanent, reason
-from .restore import fetch, read_config
-from .run import Result, carry_through, load_data, versions
+from .mirror import METRICS, Sender, is_permanent, reason
+from .restore import Workplace, fetch, read_config
+from .run import Result, best_of, carry_through, load_data, versions
 from .screen import Screen
-from .tracking import TrackingError, find_run, local_folder, reaching, resolve_uri, run_folders, sqlite_path
+from .tracking import (
+    TrackingError,
+    connect,
+    find_run,
+    local_folder,
+    reaching,
+    resolve_uri,
+    run_folders,
+    sqlite_path,
+)
 
 log = logging.getLogger("bestrun")
 
@@ -45,7 +55,7 @@ def choose(home: Path, uri: str, reference: str | None) -> RunFolder:
     """
     if reference is None:
         for folder in reversed(run_folders(home)):
-            if not folder.is_owned() and not _is_finished(folder):
+            if not folder.is_owned() and is_unfinished(folder):
                 return folder
         raise SettingsError(f"no interrupted run in {home / 'runs'}; name one, see: bestrun runs")
     try:
@@ -53,14 +63,24 @@ def choose(home: Path, uri: str, reference: str | None) -> RunFolder:
     except SettingsError as missing:
         try:
             with reaching(uri):
-                return rebuild_folder(home, uri, reference)
+                run = find_run(connect(uri, create=False), reference)
+                folder = RunFolder(home / "runs" / run.data.tags["bestrun.run"])  # `best`, or its ID was not yet known
+                return folder if folder.exists() else rebuild_folder(home, uri, run)
         except SettingsError as error:
             raise SettingsError(f"{missing}; and {error}") from error
 
 
-def _is_finished(folder: RunFolder) -> bool:
-    events, _ = read_journal(folder.journal)
-    return is_over(events) and events[-1].get("reason") not in ("interrupted", "error")
+def is_unfinished(folder: RunFolder) -> bool:
+    """Whether a run was interrupted, also by a crash in its very end: result.json is written last."""
+    try:
+        events, _ = read_journal(folder.journal)
+    except VerificationError as error:
+        log.warning("%s", error)
+        return False
+    stopped = next((event for event in reversed(events) if event["event"] == "stopped"), None)
+    if not stopped or not is_over(events):
+        return True
+    return stopped["reason"] in ("interrupted", "error") or not folder.result.exists()
 
 
 def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: Screen) -> Result:
@@ -70,8 +90,7 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
         SettingsError: a setting that may not change was given, the run is in use, or there is nothing left to do.
         DataError: the data is not the run's.
     """
-    with folder.owned():
-        journal = Journal(folder.journal)
+    with folder.owned(), Journal(folder.journal) as journal:
         if not journal.events or journal.events[0]["event"] != "started":
             raise SettingsError(f"run {folder.name}: its journal has no beginning; train it anew")
         started = journal.events[0]
@@ -84,7 +103,12 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
                 f"{data.name}: not the data run {folder.name} was trained with (digest {data.digest[:12]}, recorded "
                 f"{started['data_digest'][:12]}); say where that is, as in data.dir=FOLDER or data.path=FILE"
             )
-        refuse_if_over(journal, config, folder.name)
+        if folder.result.exists():  # else it was killed in its end, and goes through that again
+            refuse_if_over(journal, config, folder.name)
+        initial = None
+        if started.get("parent") and not folder.last.exists():  # killed before the parent's weights were saved here
+            initial = parent_checkpoint(started, home, config)
+        folder.result.unlink(missing_ok=True)  # what it says is true no longer
         if changed:
             write_atomically(folder.config, to_yaml(config).encode())
         with screen.shown(folder.log):
@@ -94,7 +118,27 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
             log.info("run %s goes on; its last evaluation was at step %s", folder.name, line["step"] if line else "-")
             told = {name: values for name, values in changed.items() if name not in PLACES}
             journal.append("resumed", from_step=line["step"] if line else 0, changed=told, versions=versions())
-            return carry_through(config, data, folder, journal, screen, home)
+            return carry_through(config, data, folder, journal, screen, home, initial)
+
+
+def parent_checkpoint(started: dict[str, Any], home: Path, config: Config) -> Checkpoint:
+    """What a run that has saved nothing yet started from, once more.
+
+    Raises:
+        VerificationError: the parent has another best now.
+    """
+    uri, parent = resolve_uri(config.tracking.uri, home), started["parent"]
+    with Workplace(None) as place:
+        try:
+            checkpoint = fetch(parent, home=home, uri=uri, to=place, local=True).checkpoint
+        except SettingsError:
+            checkpoint = fetch(parent, home=home, uri=uri, to=place).checkpoint
+    if checkpoint.sha256 != started["parent_sha256"]:
+        raise VerificationError(
+            f"run {started['name']}: it started from step {started['parent_step']} of run {parent}, whose best is now "
+            f"at step {checkpoint.state.step}; start anew: bestrun train from_run={parent}"
+        )
+    return checkpoint
 
 
 def differences(before: Config, after: Config, name: str) -> dict[str, list[str]]:
@@ -106,8 +150,8 @@ def differences(before: Config, after: Config, name: str) -> dict[str, list[str]
     old, new = flatten(before), flatten(after)
     changed = {key: [old.get(key, "-"), value] for key, value in new.items() if old.get(key) != value}
     refused = [
-        f"{key}: run {name} has {values[0]}, given {values[1]}; it may change only {', '.join(CHANGEABLE[:4])}. "
-        f"For another experiment: bestrun train from_run={name} {key}={values[1]}"
+        f"{key}: run {name} has {values[0]}, given {values[1]}; a resume may change only {', '.join(CHANGEABLE[:4])}. "
+        f"Another experiment is another run: bestrun train {key}={values[1]}"
         for key, values in changed.items()
         if key not in CHANGEABLE
     ]
@@ -151,47 +195,52 @@ def environment_warnings(started: dict[str, Any], config: Config) -> list[str]:
     return found
 
 
-def rebuild_folder(home: Path, uri: str, reference: str) -> RunFolder:
+def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
     """A run folder made from what MLflow has: settings, every evaluation, the best checkpoint. Nothing gets doubled,
-    because the journal holds what MLflow holds before training goes on, from the best.
+    because the journal holds what MLflow holds, times too, before training goes on, from the best.
 
     Raises:
         SettingsError, VerificationError, TrackingError: see `fetch`.
     """
-    from .mirror import METRICS
-    from .restore import Workplace
-    from .tracking import connect
-
+    client, run_id = connect(uri, create=False).client, run.info.run_id
     with Workplace(None) as place:
-        fetched = fetch(reference, home=home, uri=uri, to=place)
-        store = connect(uri, create=False)
-        run = find_run(store, fetched.run_id or reference)
+        fetched = fetch(run_id, home=home, uri=uri, to=place)
         folder = create_run_folder(home, fetched.run_name)
         state = fetched.checkpoint.state
         with folder.owned():
             best = folder.best(state.step)
             write_atomically(best, (place / best.name).read_bytes())
             write_atomically(folder.last, best.read_bytes())
-            write_atomically(folder.config, to_yaml(fetched.config).encode())
+            changed = json.loads(run.data.tags.get("bestrun.changed", "{}"))  # by resumes, since it began
+            config = override(fetched.config, [f"{name}={values[1]}" for name, values in changed.items()])[0]
+            write_atomically(folder.config, to_yaml(config).encode())
             history: dict[int, dict[str, Any]] = {}
             for key in METRICS:
-                for metric in store.client.get_metric_history(run.info.run_id, key):
+                for metric in client.get_metric_history(run_id, key):
                     history.setdefault(metric.step, {"time_ms": metric.timestamp})[key] = metric.value
-            improved = {metric.step for metric in store.client.get_metric_history(run.info.run_id, "best/step")}
-            journal = Journal(folder.journal)
-            journal.append("started", **_started(run, fetched.config, store))
+            improved = {metric.step for metric in client.get_metric_history(run_id, "best/step")}
+            # Under its own name last: with a journal it is a run, and a crash must not leave one with half a history
+            draft = folder.path / ".journal.jsonl.tmp"
+            draft.unlink(missing_ok=True)
+            journal = Journal(draft)
+            experiment = client.get_experiment(run.info.experiment_id).name
+            journal.append("started", time_ms=run.info.start_time, **_started(run, fetched.config, experiment))
             for step in sorted(history):
-                entry = {key: history[step].get(key) for key in METRICS}
+                entry = {key: history[step].get(key) for key in ("time_ms", *METRICS)}
                 if step in improved:
                     entry |= {"checkpoint": f"best-{step}.safetensors", "sha256": ""}
                     if step == state.step:
                         entry["sha256"] = fetched.checkpoint.sha256
                 journal.append("evaluation", step=step, improved=step in improved, **entry)
+            if changed:
+                journal.append("resumed", from_step=max(history, default=0), changed=changed, versions=versions())
             journal.close()
             sender = Sender(folder, uri)
-            sender.run_id = run.info.run_id
-            sender.acknowledged = folder.journal.stat().st_size
+            sender.run_id = run_id
+            sender.acknowledged = draft.stat().st_size
             sender.save()
+            os.replace(draft, folder.journal)
+            sync_folder(folder.path)
     log.warning(
         "run %s was rebuilt from MLflow at %s; it goes on from its best, step %s",
         folder.name,
@@ -201,20 +250,24 @@ def rebuild_folder(home: Path, uri: str, reference: str) -> RunFolder:
     return folder
 
 
-def _started(run: Any, config: Config, store: Any) -> dict[str, Any]:
-    import json
-
+def _started(run: Any, config: Config, experiment: str) -> dict[str, Any]:
     tags = run.data.tags
+    data = [item.dataset for item in run.inputs.dataset_inputs]
     return {
         "name": tags["bestrun.run"],
-        "experiment": store.client.get_experiment(run.info.experiment_id).name,
+        "experiment": experiment,
         "config_digest": tags.get("bestrun.config_digest", ""),
         "data_digest": tags.get("bestrun.data_digest", ""),
         "settings": dict(run.data.params) or flatten(config),
         "versions": json.loads(tags.get("bestrun.versions", "{}")),
         "threads": int(tags.get("bestrun.threads", 0)),
+        "data": {
+            "name": data[0].name if data else "",
+            "source": json.loads(data[0].source)["uri"] if data else "",
+            **(json.loads(data[0].profile) if data else {}),
+        },
         "git": {"commit": tags.get("mlflow.source.git.commit", "")},
-        "host": platform.node(),
+        "parent": tags.get("bestrun.parent_run"),
         "rebuilt": True,
     }
 
@@ -233,12 +286,12 @@ def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[d
             with folder.owned():
                 journal = Journal(folder.journal)
                 if journal.events and not is_over(journal.events):
-                    line, best = journal.find("evaluation"), journal.find("evaluation", improved=True)
+                    line = journal.find("evaluation")
                     journal.append(
                         "stopped",
                         reason="interrupted",
                         step=line["step"] if line else 0,
-                        best=best and {key: best[key] for key in ("step", "checkpoint", "sha256")},
+                        best=best_of(journal),
                         message="the process died",
                     )
                     report["state"] = "was dead: marked as interrupted"

@@ -30,7 +30,8 @@ from .tracking import resolve_uri
 
 log = logging.getLogger("bestrun")
 
-MIRROR_SECONDS = 15.0  # so long a finished run waits for MLflow
+MIRROR_SECONDS = 15.0  # so long a finished run waits for MLflow,
+MIRROR_SECONDS_INTERRUPTED = 5.0  # and so long after a signal
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.graceful = False  # while the loop runs: it asks `reason` between chunks of steps
+        self.answer = "stopping after this chunk of steps, with everything saved"
 
     def reason(self) -> str | None:
         return "interrupted" if self.received else None
@@ -74,7 +76,8 @@ class Signals:
         self.received = number
         if not self.graceful:
             raise Interrupted
-        log.warning("stopping after this chunk of steps, with everything saved; again leaves at once")
+        with suppress(RuntimeError):  # the signal may have come in the middle of writing a line
+            log.warning("%s; again leaves at once", self.answer)
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -112,9 +115,10 @@ def start(
         write_atomically(folder.config, to_yaml(config).encode())
         typed = {"overrides": composed.overrides, "choices": composed.choices}
         write_atomically(folder.overrides, yaml.safe_dump(typed).encode())
-        journal = Journal(folder.journal)
         threads = config.threads or len(os.sched_getaffinity(0))
-        journal.append("started", **describe(config, composed, data, folder, threads), **(extra or {}))
+        started = describe(config, composed, data, folder, threads, source) | dict(extra or {})
+        journal = Journal(folder.journal)  # from here on the run exists, so all that takes time comes before
+        journal.append("started", **started)
         with screen.shown(folder.log):
             for warning in (*composed.warnings, *data.warnings):
                 log.warning("%s", warning)
@@ -146,7 +150,14 @@ def load_data(config: Config) -> Dataset:
     return data
 
 
-def describe(config: Config, composed: Composed, data: Dataset, folder: RunFolder, threads: int) -> dict[str, Any]:
+def describe(
+    config: Config,
+    composed: Composed,
+    data: Dataset,
+    folder: RunFolder,
+    threads: int,
+    source: Checkpoint | None = None,
+) -> dict[str, Any]:
     """The fields of the `started` event: all that MLflow will be told of how the run began."""
     with suppress(KeyError, OSError):
         user = getpass.getuser()
@@ -172,7 +183,9 @@ def describe(config: Config, composed: Composed, data: Dataset, folder: RunFolde
         "command": [mask_uri(word) for word in sys.argv],
         "note": config.note,
         "tags": dict(config.tags),
-        "parent": config.from_run,
+        "parent": source.run_name if source else None,  # not what was typed: `best` is another run tomorrow
+        "parent_step": source.state.step if source else None,
+        "parent_sha256": source.sha256 if source else None,
     }
 
 
@@ -225,15 +238,12 @@ def carry_through(
         except Exception as problem:
             error, reason, step = problem, "error", _last_step(journal)
             log.error("%s", problem, exc_info=True, extra={"file_only": True})
-        signals.graceful = False
+        signals.graceful, signals.answer = True, "leaving as soon as MLflow has everything"
         screen.end_progress()
         message = str(error).splitlines()[0] if error and str(error) else None
         with suppress(StorageError):  # on a full disk there is no room for this line either; its absence says as much
             journal.append("stopped", reason=reason, step=step, best=best_of(journal), message=message)
-        try:
-            mirrored = mirror.finish(MIRROR_SECONDS if not signals.received else 5.0)
-        except Interrupted:
-            mirrored = False
+        mirrored = wait_for_mirror(mirror, signals)
         journal.close()
     best = best_of(journal)
     code = exit_code(reason, mirrored, signals.received, error)
@@ -265,6 +275,18 @@ def carry_through(
             f"diverged at step {step}: the loss is not finite{kept}; a smaller optimizer.learning_rate helps"
         )
     return result
+
+
+def wait_for_mirror(mirror: Mirror, signals: Signals) -> bool:
+    """Whether MLflow has everything, after a while that a signal makes shorter.
+
+    It must not do so by an exception: one that is raised out of `Thread.join` makes Python take the thread for ended.
+    """
+    began = time.monotonic()
+    while not (mirrored := mirror.finish(0.2)) and not mirror.refused:
+        if time.monotonic() - began > (MIRROR_SECONDS_INTERRUPTED if signals.received else MIRROR_SECONDS):
+            break
+    return mirrored
 
 
 def _last_step(journal: Journal) -> int:

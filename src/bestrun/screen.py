@@ -22,7 +22,7 @@ class Screen:
     """Lines to the screen, and with `log_to` also to run.log. Lines go to stderr where stdout is for a program."""
 
     def __init__(self, *, total_steps: int = 0, batch_size: int = 1, stderr: bool = False) -> None:
-        self.console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+        self.console = _Console(stderr=stderr, highlight=False, soft_wrap=True)
         self._batch_size = batch_size
         self._total = total_steps
         self._progress: Progress | None = None
@@ -74,7 +74,7 @@ class Screen:
         """Show what is logged as long as this lasts."""
         handlers: list[logging.Handler] = [_ScreenHandler(self.console)]
         if log_to:
-            file = logging.FileHandler(log_to)
+            file = _LogFile(log_to)
             file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
             handlers.append(file)
         level, propagate = log.level, log.propagate
@@ -102,8 +102,39 @@ class _ScreenHandler(logging.Handler):
         if getattr(record, "file_only", False):  # tracebacks go to run.log
             return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # `bestrun train > FILE` on a full disk
             self._console.print(prefix + record.getMessage(), markup=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # `bestrun train | head`: rich would end the process here, and with it the run
+        self.quiet = True
+
+
+class _LogFile(logging.FileHandler):
+    """run.log. Where there is no room for it, its lines are lost, once with a warning; the run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        self._told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # the first line opens the file, outside of what logging itself catches
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            log.warning("%s lacks lines, the run goes on: %s", self.baseFilename, error.strerror)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of what waits in its buffer
+            super().close()
 
 
 def duration(seconds: float) -> str:

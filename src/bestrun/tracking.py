@@ -237,6 +237,7 @@ def local_folder(home: Path, reference: str) -> RunFolder:
 def run_folders(home: Path) -> list[RunFolder]:
     """All runs of this home, the oldest first."""
     found = [RunFolder(path.parent) for path in (home / "runs").glob("*/journal.jsonl")]
+    found = [folder for folder in found if folder.exists()]
     return sorted(
         found, key=lambda folder: (folder.config.stat().st_mtime if folder.config.exists() else 0, folder.name)
     )

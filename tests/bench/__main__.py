@@ -1,7 +1,7 @@
 """`make bench`: what safety costs, measured on this machine, as one table and in mlruns/bench.json.
 
-Times are noisy where others compute too, so what is compared runs in turn (A B A B ...), and medians are shown with their
-range. Nothing here is asserted.
+Times are noisy where others compute too, so what is compared runs in turn (A B A B ...), and medians are shown with
+their range. Nothing here is asserted.
 """
 
 import json
