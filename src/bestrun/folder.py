@@ -133,9 +133,8 @@ def create_home(home: Path) -> None:
             if not folder.exists():
                 folder.mkdir(exist_ok=True)
                 made.append(folder)
-        (home / MARKER).touch()
-        with tempfile.TemporaryFile(dir=home / "runs"):  # a marker may be touched where nothing new can be made
-            pass
+        with tempfile.TemporaryFile(dir=home / "runs"):  # an old marker may be touched where nothing can be made
+            (home / MARKER).touch()
     except OSError as error:
         with contextlib.suppress(OSError):  # others may have put something there meanwhile
             for folder in reversed(made):
