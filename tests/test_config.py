@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bestrun import config as settings
-from bestrun.config import Composed, Config, compose, conf_dir, digest, flatten, mask_uri, to_yaml, validate
+from bestrun import compose as settings
+from bestrun.compose import Composed, compose, conf_dir
+from bestrun.config import Config, digest, flatten, mask_uri, to_yaml
 from bestrun.errors import SettingsError
+from bestrun.messages import validate
 
 
 def refusal(*overrides: str) -> list[str]:
@@ -120,7 +122,7 @@ def test_a_bad_value_is_refused_on_one_line_that_names_it(override: str) -> None
         (["training.patience_steps=50"], "takes at least training.evaluate_every_steps=100"),
         (["training.evaluate_every_steps=10001"], "takes at most training.max_steps=10000"),
         (["objective.metric=val/loss"], "type objective.direction=minimize"),
-        (["optimizer.learning_rate=1e-3,1e-4"], "bestrun train -m"),
+        (["optimizer.learning_rate=1e-3,1e-4"], "one run takes one value"),
         (["tracking.uri=file:///tmp"], "MLflow 3 closed its file store"),
         (["seed=${oc.env:BESTRUN_NOT_SET}"], "BESTRUN_NOT_SET"),
         (["seed=${seed}"], "seed=${seed}: Recursive interpolation"),
@@ -350,7 +352,7 @@ def test_masking_keeps_what_is_no_secret() -> None:
 
 def test_a_settings_error_imports_nothing_heavy_and_leaves_nothing_behind(tmp_path: Path) -> None:
     program = (
-        "import sys; from bestrun.config import compose; from bestrun.errors import SettingsError\n"
+        "import sys; from bestrun.compose import compose; from bestrun.errors import SettingsError\n"
         "try: compose(['training.batch_size=0'])\n"
         "except SettingsError as error: print(error)\n"
         "print(sorted({'tensorflow', 'keras', 'mlflow', 'optuna', 'numpy', 'pandas'} & set(sys.modules)))"

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from bestrun.checkpoint import load
-from bestrun.config import Config, compose
+from bestrun.compose import compose
+from bestrun.config import Config
 from bestrun.data import Dataset, Split
 from bestrun.folder import RunFolder
 from bestrun.journal import Journal, read_journal
@@ -108,13 +109,14 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
     """
     from bestrun import loop
     from bestrun.folder import write_atomically
-    from bestrun.listing import is_over
+    from bestrun.journal import is_over
     from bestrun.mirror import Sender
 
     _replace_what_computes(loop)
     folder = RunFolder(path)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.owned():
+        assert not [leftover.name for leftover in folder.path.glob(".*")]
         if not folder.exists():
             write_atomically(folder.config, b"seed: 0\n")
         journal = Journal(folder.journal)

@@ -652,7 +652,7 @@ def test_a_run_remembers_its_store_before_that_has_ever_answered(home, proxy):
 
 
 def test_sync_asks_a_silent_server_once_for_all_runs(home, proxy):
-    from bestrun.resume import sync
+    from bestrun.sync import sync
 
     folders = [make_run(home, name) for name in ("a", "b", "c")]
     proxy.fail("502")

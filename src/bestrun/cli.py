@@ -60,7 +60,8 @@ def train(overrides: tuple[str, ...], wants_help: bool, cfg: str | None, as_json
 
     OVERRIDES are settings as NAME=VALUE, and choices as GROUP=OPTION.
     """
-    from .config import compose, settings_help, to_yaml
+    from .compose import compose, settings_help
+    from .config import to_yaml
 
     if wants_help:
         click.echo(click.get_current_context().get_help())
@@ -128,8 +129,8 @@ def resume(run: str | None, overrides: tuple[str, ...], tracking_uri: str | None
     \b
     bestrun resume RUN training.max_steps=20000
     """
+    from .compose import read_config
     from .folder import find_home
-    from .restore import read_config
     from .resume import choose
     from .resume import resume as go_on
     from .tracking import resolve_uri
@@ -204,7 +205,14 @@ def restore(
         )
         if out:
             fetched = replace(fetched, path=str(place / fetched.path.rpartition("/")[2]))
-        report = prove(fetched, uri=uri, out=place, data_overrides=overrides, allow_other_data=allow_other_data)
+        report = prove(
+            fetched,
+            home=home,
+            tracking_uri=tracking_uri,
+            out=place,
+            data_overrides=overrides,
+            allow_other_data=allow_other_data,
+        )
         if as_json:
             click.echo(dumps(report))
             return
@@ -271,7 +279,7 @@ def _print_table(rows: list[Any]) -> None:
 def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
     """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
     from .folder import find_home
-    from .resume import sync as send
+    from .sync import sync as send
     from .tracking import local_folder, run_folders
 
     home = find_home()

@@ -96,6 +96,23 @@ class Journal:
         self.close()
 
 
+def best_of(journal: Journal) -> dict[str, Any] | None:
+    """The best evaluation of a journal: step, metric, value, checkpoint, sha256."""
+    line = journal.find("evaluation", improved=True)
+    if not line:
+        return None
+    metric = journal.events[0]["settings"]["objective.metric"]
+    return {"step": line["step"], "metric": metric, "value": line[metric]} | {
+        key: line[key] for key in ("checkpoint", "sha256")
+    }
+
+
+def is_over(events: list[Event]) -> bool:
+    """Whether the last word of a journal on its run is that it stopped."""
+    words = [event["event"] for event in events if event["event"] in ("started", "resumed", "stopped")]
+    return bool(words) and words[-1] == "stopped"
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .folder import RunFolder
-from .journal import read_journal
+from .journal import is_over, read_journal
 from .tracking import OURS, Store
 
 log = logging.getLogger("bestrun")
@@ -81,12 +81,6 @@ def state(status: str, folder_path: str | None) -> str:
         return "running"
     events, _ = read_journal(folder.journal)
     return "finished, behind" if is_over(events) else "interrupted"
-
-
-def is_over(events: list[dict[str, Any]]) -> bool:
-    """Whether the last word of a journal on its run is that it stopped."""
-    words = [event["event"] for event in events if event["event"] in ("started", "resumed", "stopped")]
-    return bool(words) and words[-1] == "stopped"
 
 
 def as_json(rows: list[Row]) -> list[dict[str, Any]]:

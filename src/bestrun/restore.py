@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .checkpoint import Checkpoint, load
-from .config import Config, override, validate
+from .compose import override, read_config
+from .config import Config
 from .data import Dataset, load_dataset
-from .errors import DataError, VerificationError
+from .errors import BestrunError, DataError, VerificationError
 from .folder import RunFolder, read_json
 from .journal import Journal, read_journal
-from .mirror import Sender, is_permanent, send_tested
-from .tracking import TrackingError, check_reference, connect, find_run, local_folder, reaching
+from .mirror import Sender, is_permanent, reason, send_tested
+from .sync import own_uri
+from .tracking import TrackingError, check_reference, connect, find_run, local_folder, reaching, resolve_uri
 
 log = logging.getLogger("bestrun")
 
@@ -129,23 +129,14 @@ def _download(client: Any, run_id: str, artifact: str, to: Path) -> Path:
     return path
 
 
-def read_config(path: Path) -> Config:
-    """The settings that came with a run, as data: validated like typed ones.
-
-    Raises:
-        VerificationError: they are not settings of this version.
-    """
-    try:
-        settings = yaml.safe_load(path.read_text())
-        if not isinstance(settings, dict):
-            raise ValueError("not a mapping")
-        return validate(settings)[0]
-    except Exception as error:
-        raise VerificationError(f"{path}: not the settings of a run: {str(error).splitlines()[0]}") from error
-
-
 def restore(
-    fetched: Fetched, *, uri: str, out: Path, data_overrides: Sequence[str] = (), allow_other_data: bool = False
+    fetched: Fetched,
+    *,
+    home: Path,
+    tracking_uri: str | None,
+    out: Path,
+    data_overrides: Sequence[str] = (),
+    allow_other_data: bool = False,
 ) -> dict[str, Any]:
     """Rebuild the model, evaluate validation again and test once, write the pictures, tell MLflow.
 
@@ -185,7 +176,8 @@ def restore(
     if fetched.best:
         record(
             fetched,
-            uri,
+            tracking_uri,
+            home,
             pictures,
             {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss},
         )
@@ -223,7 +215,7 @@ def rebuild(fetched: Fetched, config: Config, data: Dataset) -> Any:
     return evaluation.compile_predict(model, config.training.evaluation_batch_size)
 
 
-def record(fetched: Fetched, uri: str, pictures: Path, tested: dict[str, Any]) -> None:
+def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> None:
     """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow."""
     try:
         if fetched.folder and not fetched.folder.is_owned():
@@ -236,15 +228,16 @@ def record(fetched: Fetched, uri: str, pictures: Path, tested: dict[str, Any]) -
                         journal.append("picture", path=f"pictures/{picture.name}", step=tested["step"])
                     journal.append("tested", **tested)
                 journal.close()
-                Sender(fetched.folder, uri).catch_up()
+                Sender(fetched.folder, own_uri(fetched.folder, setting, home)).catch_up()
         elif fetched.run_id:
-            client = connect(uri, create=False).client
+            client = connect(resolve_uri(setting, home), create=False).client
             send_tested(client, fetched.run_id, {**tested, "time_ms": time.time_ns() // 1_000_000})
             for picture in sorted(pictures.glob("*.png")):
                 client.log_artifact(fetched.run_id, str(picture), "pictures")
     except Exception as error:
         hint = "" if is_permanent(error) else f"; send it later: bestrun sync {fetched.run_name}"
-        log.warning("MLflow has not got the test figures: %s%s", str(error).splitlines()[0], hint)
+        told = str(error) if isinstance(error, BestrunError) else reason(error)
+        log.warning("MLflow has not got the test figures: %s%s", told, hint)
 
 
 def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:

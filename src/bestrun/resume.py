@@ -1,4 +1,4 @@
-"""Going on with a run, and telling MLflow what it missed."""
+"""Going on with a run, also where only MLflow has it."""
 
 import json
 import logging
@@ -8,24 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .config import Config, flatten, mask_uri, override, to_yaml
-from .errors import BestrunError, DataError, SettingsError, VerificationError
-from .folder import RunFolder, create_run_folder, read_json, sync_folder, write_atomically
-from .journal import Journal, read_journal
-from .listing import is_over
-from .mirror import METRICS, Sender, is_permanent, reason
-from .restore import Workplace, fetch, read_config
-from .run import Result, best_of, carry_through, load_data, versions
+from .compose import override, read_config
+from .config import Config, flatten, mask_uri, to_yaml
+from .errors import DataError, SettingsError, VerificationError
+from .folder import RunFolder, create_run_folder, sync_folder, write_atomically
+from .journal import Journal, is_over, read_journal
+from .mirror import METRICS, Sender
+from .restore import Workplace, fetch
+from .run import Result, carry_through, load_data, versions
 from .screen import Screen
+from .sync import own_uri
 from .tracking import (
-    TrackingError,
     connect,
     find_run,
     local_folder,
     reaching,
-    resolve_uri,
     run_folders,
-    sqlite_path,
 )
 
 log = logging.getLogger("bestrun")
@@ -97,6 +95,8 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
         before = read_config(folder.config)
         config, warnings = override(before, overrides)
         changed = differences(before, config, folder.name)
+        given = None if "***" in (config.tracking.uri or "") else config.tracking.uri
+        uri = own_uri(folder, given, home)
         data = load_data(config)
         if data.digest != started["data_digest"]:
             raise DataError(
@@ -107,7 +107,7 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
             refuse_if_over(journal, config, folder.name)
         initial = None
         if started.get("parent") and not folder.last.exists():  # killed before the parent's weights were saved here
-            initial = parent_checkpoint(started, home, config)
+            initial = parent_checkpoint(started, home, uri)
         folder.result.unlink(missing_ok=True)  # what it says is true no longer
         if changed:
             write_atomically(folder.config, to_yaml(config).encode())
@@ -118,16 +118,16 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
             log.info("run %s goes on; its last evaluation was at step %s", folder.name, line["step"] if line else "-")
             told = {name: values for name, values in changed.items() if name not in PLACES}
             journal.append("resumed", from_step=line["step"] if line else 0, changed=told, versions=versions())
-            return carry_through(config, data, folder, journal, screen, home, initial)
+            return carry_through(config, data, folder, journal, screen, uri, initial)
 
 
-def parent_checkpoint(started: dict[str, Any], home: Path, config: Config) -> Checkpoint:
+def parent_checkpoint(started: dict[str, Any], home: Path, uri: str) -> Checkpoint:
     """What a run that has saved nothing yet started from, once more.
 
     Raises:
         VerificationError: the parent has another best now.
     """
-    uri, parent = resolve_uri(config.tracking.uri, home), started["parent"]
+    parent = started["parent"]
     with Workplace(None) as place:
         try:
             checkpoint = fetch(parent, home=home, uri=uri, to=place, local=True).checkpoint
@@ -270,74 +270,3 @@ def _started(run: Any, config: Config, experiment: str) -> dict[str, Any]:
         "parent": tags.get("bestrun.parent_run"),
         "rebuilt": True,
     }
-
-
-def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[dict[str, Any]]:
-    """Send to MLflow what it has not got; a run whose process died is marked as interrupted. One report a run."""
-    reports = []
-    silent: dict[str, str] = {}  # a store that does not answer is asked once, not once a run
-    for folder in folders:
-        sender = None
-        report: dict[str, Any] = {"run_name": folder.name, "sent": 0, "state": "complete", "error": None}
-        try:
-            if folder.is_owned():
-                reports.append(report | {"state": "running: its own process sends"})
-                continue
-            with folder.owned():
-                journal = Journal(folder.journal)
-                if journal.events and not is_over(journal.events):
-                    line = journal.find("evaluation")
-                    journal.append(
-                        "stopped",
-                        reason="interrupted",
-                        step=line["step"] if line else 0,
-                        best=best_of(journal),
-                        message="the process died",
-                    )
-                    report["state"] = "was dead: marked as interrupted"
-                journal.close()
-                uri = _own_uri(folder, setting, home)
-                if uri in silent and Sender(folder, uri).behind():
-                    raise TrackingError(silent[uri])
-                sender = Sender(folder, uri)
-                report["sent"] = sender.catch_up()
-                report["run_id"] = sender.run_id
-        except Exception as error:
-            report["error"] = str(error) if isinstance(error, BestrunError) else reason(error)
-            report["state"] = "behind"
-            if sender and is_permanent(error):
-                report["state"] = "refused"
-                if sender.run_id:
-                    report["error"] += (
-                        f"; if it was deleted there: mlflow runs restore --run-id {sender.run_id} brings it back, or "
-                        f"rm {folder.mirror} lets sync send it as a new run"
-                    )
-            elif sender:
-                silent[sender.uri] = report["error"]
-        reports.append(report)
-    return reports
-
-
-def _own_uri(folder: RunFolder, setting: str | None, home: Path) -> str:
-    """Where a run's MLflow is: what is asked for, else what its settings say, else the store it was sent to before.
-
-    Raises:
-        SettingsError: the address needs a user and a password, which stand in no file of ours.
-    """
-    if setting:
-        return setting
-    uri = read_config(folder.config).tracking.uri
-    if not uri:
-        uri = read_json(folder.mirror).get("uri")
-        database = sqlite_path(uri) if uri else None
-        if not uri or (database and not database.exists()):  # not there: runs and store were moved together
-            return resolve_uri(None, home)
-    if "***" not in uri or not Sender(folder, uri).behind():
-        return str(uri)
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given and mask_uri(given) in (uri, uri.replace("***@", "")):
-        return given
-    raise SettingsError(
-        f"{uri} needs the user and password that *** stands for, which are kept in no file; give the whole address: "
-        f"MLFLOW_TRACKING_URI=URI bestrun sync {folder.name}, or --tracking-uri URI"
-    )

@@ -19,11 +19,12 @@ from typing import Any
 import yaml
 
 from .checkpoint import Checkpoint
-from .config import Composed, Config, digest, flatten, mask_uri, to_yaml
+from .compose import Composed
+from .config import Config, digest, flatten, mask_uri, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DivergedError, SettingsError
 from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
-from .journal import Journal
+from .journal import Journal, best_of
 from .mirror import STATUS, Mirror
 from .screen import Screen, duration
 from .tracking import resolve_uri
@@ -131,7 +132,8 @@ def start(
                 data.num_classes,
                 time.perf_counter() - began,
             )
-            return carry_through(config, data, folder, journal, screen, home, source)
+            uri = resolve_uri(config.tracking.uri, home)
+            return carry_through(config, data, folder, journal, screen, uri, source)
 
 
 def load_data(config: Config) -> Dataset:
@@ -214,11 +216,11 @@ def carry_through(
     folder: RunFolder,
     journal: Journal,
     screen: Screen,
-    home: Path,
+    uri: str,
     initial: Checkpoint | None = None,
 ) -> Result:
     """Train in an owned folder to whatever end, and say so everywhere: journal, MLflow, result.json, screen."""
-    mirror = Mirror(folder, resolve_uri(config.tracking.uri, home))
+    mirror = Mirror(folder, uri)
     signals = Signals()
     error: BaseException | None = None
     began = time.perf_counter()
@@ -292,17 +294,6 @@ def wait_for_mirror(mirror: Mirror, signals: Signals) -> bool:
 def _last_step(journal: Journal) -> int:
     line = journal.find("evaluation")
     return int(line["step"]) if line else 0
-
-
-def best_of(journal: Journal) -> dict[str, Any] | None:
-    """The best evaluation of a journal: step, metric, value, checkpoint, sha256."""
-    line = journal.find("evaluation", improved=True)
-    if not line:
-        return None
-    metric = journal.events[0]["settings"]["objective.metric"]
-    return {"step": line["step"], "metric": metric, "value": line[metric]} | {
-        key: line[key] for key in ("checkpoint", "sha256")
-    }
 
 
 def exit_code(reason: str, mirrored: bool, received: int | None, error: BaseException | None) -> int:

@@ -1,0 +1,221 @@
+"""From what was typed to settings: Hydra's grammar, files and precedence. Hydra is imported when it is needed."""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, mask_uri
+from .errors import SettingsError, VerificationError
+from .messages import not_among, shown, unknown, validate
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What a command line means; `overrides` as typed (credentials masked), `choices` the option of each group."""
+
+    config: Config
+    overrides: list[str]
+    choices: dict[str, str | None]
+    warnings: list[str]
+
+
+def conf_dir() -> Path:
+    """The wheel's copy of conf/; in a clone, which has none beside this file, the clone's own."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def _is_text(key: str) -> bool:
+    return key in TEXTS or key.startswith("tags.")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+
+
+def compose(overrides: Sequence[str]) -> Composed:
+    """What conf/ and a command line's overrides say together.
+
+    Raises:
+        SettingsError: one line a mistake, all of them.
+    """
+    mistakes: list[str] = []
+    typed: dict[str, str] = {}
+    lines: dict[str, str] = {}
+    failed = set()
+    for override in overrides:
+        try:
+            key, text, line = _read(override)
+            typed[key], lines[key] = text, line  # the last of two wins
+        except SettingsError as error:
+            mistakes += error.args
+            failed.add(override.lstrip("+").partition("=")[0])
+    # A mistyped option leaves its group at the default, which has other settings: nothing is said about those
+    heard = [line for key, line in lines.items() if line and key.partition(".")[0] not in failed]
+    if mistakes and not heard:
+        raise SettingsError(*dict.fromkeys(mistakes))  # nothing is left that composing could find fault with
+    try:
+        _check_files(typed.get("recipe"))
+        settings, choices = _merge(heard, typed)
+        config, warnings = validate(settings, typed)
+    except SettingsError as error:
+        mistakes += error.args
+    if mistakes:
+        raise SettingsError(*dict.fromkeys(mistakes))
+    return Composed(config, [mask_uri(override) for override in overrides], choices, warnings)
+
+
+def _read(override: str) -> tuple[str, str, str]:
+    """One override as (key, value as typed, what Hydra is to read)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    name, _, text = override.partition("=")
+    given, name = shown(override), name.lstrip("+")
+    try:
+        parsed = OverridesParser.create().parse_overrides([override])[0]
+    except (HydraException, RecursionError, ValueError):
+        if text and (name in TEXTS or re.fullmatch(r"tags\.[\w.-]+", name)):  # ü or = unquoted, which Hydra refuses
+            return name, text, f"++{name}={QuotedString(text, Quote.single).with_quotes()}"
+        name = shown(name.lstrip("~-") or "NAME")
+        hint = f"type {name}=VALUE, or '{name}=\"VALUE\"' for one with = , : [ {{ or quotes in it"
+        raise SettingsError(f"{given}: cannot be read; {hint}") from None
+    key, value = parsed.key_or_group, parsed.value()
+    if key not in {*FIELDS, *SECTIONS, "recipe"} and not key.startswith("tags."):
+        raise SettingsError(unknown(key, given))
+    if parsed.is_delete() or parsed.package is not None:
+        raise SettingsError(f"{given}: a setting is changed, not removed or moved; type {key}=VALUE")
+    if parsed.is_sweep_override():
+        hint = f"a list is typed '{key}=[A,B]', a text with a comma '{key}=\"A,B\"'"
+        raise SettingsError(f"{given}: one run takes one value, type {key}=VALUE; {hint}")
+    if key in OPTIONS or key == "recipe":
+        if (key, value) == ("recipe", None):
+            return key, text, ""  # the default, which Hydra cannot be told
+        if value not in _options(key):
+            raise SettingsError(not_among(key, text, _options(key)))
+        return key, text, f"{key}={text}"
+    if isinstance(value, int | float) and _is_text(key):
+        return key, text, f"++{key}='{text.strip()}'"  # else a run called 1e3 would be 1000.0
+    # `++`: what exists is decided by Config, which finds all mistakes, where Hydra would stop at the first
+    return key, text, f"++{key}={text}"
+
+
+def _check_files(recipe: str | None) -> None:
+    """Refuse what YAML has and settings do not need, before Hydra acts on it or memory runs out."""
+    names = ["config", *(f"{group}/{option}" for group in OPTIONS for option in _options(group))]
+    for name in [*names, f"recipe/{recipe}"] if recipe in _options("recipe") else names:
+        file = conf_dir() / f"{name}.yaml"
+        try:
+            text = file.read_text("utf-8")
+            node = yaml.compose(text, yaml.SafeLoader)
+            aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+            raise SettingsError(f"{file}: {_reason(error)}") from None
+        if text.startswith("\ufeff"):
+            raise SettingsError(f"{file}: begins with a byte order mark; save it as plain UTF-8")
+        if aliases:
+            raise SettingsError(f"{file}: YAML aliases (*NAME) are not allowed; write the values out")
+        if isinstance(node, yaml.MappingNode) and any(key.value == "hydra" for key, _ in node.value):
+            raise SettingsError(f"{file}: hydra: there is no such setting; take it out")
+        if name.startswith("recipe/") and not re.search(r"^# @package _global_\s*$", text, re.MULTILINE):
+            raise SettingsError(f"{file}: a recipe changes settings anywhere; begin it with # @package _global_")
+
+
+def _merge(lines: list[str], typed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """Files and overrides as one plain mapping, and the options chosen. Hydra instantiates nothing here."""
+    import hydra
+    from omegaconf import OmegaConf, open_dict
+
+    try:
+        with hydra.initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+            composed = hydra.compose("config", lines, return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        with open_dict(composed):
+            del composed["hydra"]
+        settings: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except Exception as error:  # on odd files Hydra raises anything, AssertionError and AttributeError among it
+        raise SettingsError(_reason(error, typed)) from None
+    return settings, {group: choices.get(group) for group in (*OPTIONS, "recipe")}
+
+
+def _reason(error: BaseException, typed: Mapping[str, str] | None = None) -> str:
+    """What Hydra, OmegaConf or YAML complains of, on one line."""
+    cause = error.__cause__ or error
+    if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark:
+        file = "" if cause.problem_mark.name.startswith("<") else f"{cause.problem_mark.name}, "
+        return f"{file}line {cause.problem_mark.line + 1}: {cause.problem}"
+    text = re.split(r"full_key:|Config search path:", str(cause))[0]  # the rest is for Hydra's developers
+    text = " ".join(text.split()) or type(cause).__name__
+    key: str = getattr(cause, "full_key", None) or ""
+    given = f"{key}={shown(typed[key])}" if typed and key in typed else key
+    return mask_uri(f"{given}: {text}; type {key}=VALUE" if key else text)
+
+
+def read_config(path: Path) -> Config:
+    """The settings that came with a run, as data: validated like typed ones.
+
+    Raises:
+        VerificationError: they are not settings of this version.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError("not a mapping")
+        return validate(settings)[0]
+    except Exception as error:
+        raise VerificationError(f"{path}: not the settings of a run: {str(error).splitlines()[0]}") from error
+
+
+def settings_help() -> str:
+    """config.yaml as it stands, then every option with its file: they are written to be read."""
+    parts = [(conf_dir() / "config.yaml").read_text("utf-8")]
+    for group in (*OPTIONS, "recipe"):
+        for option in _options(group):
+            text = (conf_dir() / group / f"{option}.yaml").read_text("utf-8")
+            parts.append(f"{group}={option}\n{textwrap.indent(text, '  ')}")
+    return "\n".join(parts)
+
+
+def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """Change single settings of a Config that is already there: a stored run's, not conf/'s.
+
+    Raises:
+        SettingsError: one line a mistake, all of them.
+    """
+    settings = config.model_dump(mode="json")
+    typed: dict[str, str] = {}
+    mistakes: list[str] = []
+    for text in overrides:
+        try:
+            key, typed_value, line = _read(text)
+            if key in {*OPTIONS, "recipe"}:
+                raise SettingsError(f"{text}: a run keeps its {key}; start another: bestrun train {text}")
+            *parents, name = key.split(".", 1)
+            section = settings[parents[0]] if parents else settings
+            section[name] = _parse(line)
+            typed[key] = typed_value
+        except SettingsError as error:
+            mistakes += error.args
+    if mistakes:
+        raise SettingsError(*mistakes)
+    return validate(settings, typed)
+
+
+def _parse(line: str) -> object:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    parsed = OverridesParser.create().parse_override(line)
+    key = parsed.key_or_group
+    try:
+        resolved: Any = OmegaConf.to_container(OmegaConf.create({key: parsed.value()}), resolve=True)
+    except OmegaConfBaseException as error:
+        raise SettingsError(_reason(error)) from None
+    return resolved[key]

@@ -1,0 +1,98 @@
+"""Wrong settings in plain words: a line a mistake, with what was given, what is allowed and what to type."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from .config import FIELDS, OPTIONS, SECTIONS, Config, doubts, mask_uri, typed_form
+from .errors import SettingsError
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: masked, on one line, not for ever."""
+    text = mask_uri(typed_form(value))
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _nearest(typed: str, names: Sequence[str]) -> str | None:
+    lower = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(typed.lower(), lower, 1, 0.5)
+    return lower[found[0]] if found else None
+
+
+def unknown(key: str, given: str) -> str:
+    group, _, rest = key.partition(".")
+    options = OPTIONS.get(group, {})
+    if options and rest == "name":
+        option = _nearest(given.partition("=")[2], list(options)) or next(iter(options))
+        return f"{given}: is chosen by its group; type {group}={option}"
+    if owners := [f"{group}={name}" for name, kind in options.items() if rest in kind.model_fields]:
+        return f"{given}: there is such a setting only with {' or '.join(owners)}; type that too"
+    near = _nearest(key, [*FIELDS, *OPTIONS, "recipe"])
+    hint = f"did you mean {near}?" if near else "`bestrun train --help` lists them all"
+    return f"{given}: there is no such setting; {hint}"
+
+
+def not_among(key: str, given: object, names: Sequence[str]) -> str:
+    return f"{key}={shown(given)}: takes {' or '.join(names)}; type {key}={_nearest(str(given), names) or names[0]}"
+
+
+def _out_of_range(key: str, given: object) -> str:
+    field = FIELDS["tags" if key.startswith("tags.") else key]
+    kinds = get_args(field.annotation)
+    if names := [name for name in kinds if isinstance(name, str)]:
+        return not_among(key, given, names)
+    notes = [field, *(note for kind in kinds for note in getattr(kind, "__metadata__", ()))]
+    note = next(note for note in notes if getattr(note, "description", None))
+    null = " or null" if type(None) in kinds else ""
+    return f"{shown(key)}={shown(given)}: takes {note.description}{null}; type {shown(key)}={note.examples[0]}"
+
+
+def _mistake(key: str, given: Any, kind: str, reason: str) -> list[str]:
+    group = key.removesuffix(".name")
+    if kind in ("extra_forbidden", "invalid_key"):
+        return [unknown(key, f"{shown(key)}={shown(given)}")]
+    if kind == "value_error" and (not key or key in SECTIONS):
+        return reason.splitlines()  # two settings that contradict each other: the line was written there
+    if group in OPTIONS:
+        return [not_among(group, given.get("name") if isinstance(given, Mapping) else given, list(OPTIONS[group]))]
+    if kind == "missing":
+        return [f"{key}: is missing; type {key}=VALUE"]
+    if key in SECTIONS:
+        return [f"{key}={shown(given)}: is a section of settings; `bestrun train --help` lists them"]
+    return [f"{shown(key)}={shown(given)}: {reason}" if reason else _out_of_range(key, given)]
+
+
+def _mistakes(error: ValidationError, settings: Mapping[str, Any], typed: Mapping[str, str]) -> list[str]:
+    """pydantic's report, a line a mistake; `typed` has the values of the command line letter by letter."""
+    lines: list[str] = []
+    for item in error.errors(include_url=False):
+        place = [str(part) for part in item["loc"] if part != "[key]"]
+        if len(place) > 1 and place[1] in OPTIONS.get(place[0], {}):
+            del place[1]  # pydantic names the chosen option on the way
+        while ".".join(place[:-1]) in FIELDS and place[0] != "tags":
+            place.pop()  # an element of a list, or a member of a union
+        given: Any = settings
+        for part in place:
+            given = given.get(part) if isinstance(given, Mapping) else None
+        key, reason = ".".join(place), str(item.get("ctx", {}).get("error", ""))
+        lines += _mistake(key, typed.get(key, given), item["type"], reason)
+    return list(dict.fromkeys(lines))
+
+
+def validate(settings: Mapping[str, object], typed: Mapping[str, str] | None = None) -> tuple[Config, list[str]]:
+    """A plain nested mapping, such as an old run's config.yaml, as Config, and warnings.
+
+    Raises:
+        SettingsError: one line a mistake, all of them.
+    """
+    if not isinstance(settings, Mapping):
+        raise SettingsError(f"{shown(settings)}: settings are a mapping of names to values")
+    try:
+        config = Config.model_validate(dict(settings))
+    except ValidationError as error:
+        raise SettingsError(*_mistakes(error, settings, typed or {})) from None
+    return config, doubts(config)
