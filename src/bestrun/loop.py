@@ -85,13 +85,7 @@ def train(
     # Asked before anything is trained, too: a run killed between its last evaluation and its end must not go on.
     while (reason := stop_reason(state, config)) is None:
         # Train up to the next evaluation. The untrained network is evaluated as well, at step 0.
-        due = (
-            0
-            if fresh
-            else min(
-                (state.step // settings.evaluate_every_steps + 1) * settings.evaluate_every_steps, settings.max_steps
-            )
-        )
+        due = 0 if fresh else next_evaluation(state.step, config)
         fresh = False
         interval_began, interval_images = time.perf_counter(), state.images
         while state.step < due:
@@ -182,6 +176,12 @@ def stop_reason(state: LoopState, config: Config) -> str | None:
     if state.step - state.best_step >= config.training.patience_steps:
         return "patience"
     return None
+
+
+def next_evaluation(step: int, config: Config) -> int:
+    """The first step after this one to evaluate at: a multiple of the interval, or the last step."""
+    every = config.training.evaluate_every_steps
+    return min((step // every + 1) * every, config.training.max_steps)
 
 
 def newest_checkpoint(folder: RunFolder, journal: Journal) -> Checkpoint | None:
