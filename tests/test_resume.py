@@ -589,37 +589,40 @@ def test_run_known_to_mlflow_alone_is_rebuilt_and_ends_as_the_uninterrupted_one(
     assert [line[:-1] for line in figures(folder)] == [line[:-1] for line in figures(uninterrupted.folder)]
 
 
-def _wait_for_mlflow_after_four_evaluations(journal, known, argv):
-    """The command; its training goes on only when MLflow has a first best, so that a second upload follows."""
-    from bestrun import loop
+def _die_uploading(name, number, journal, known, argv):
+    """The command; killed when it uploads the file of this name. MLflow gets an earlier best before: training waits
+    for that ahead of its evaluation `number`."""
+    from bestrun import loop, mirror
 
     original, passed = loop.figures, 0
 
     def figures(*args):
         nonlocal passed
         passed += 1
-        if passed == 5:
+        if passed == number:
             wait_for(lambda: read_json(known).get("acknowledged") == journal.stat().st_size)
         return original(*args)
 
-    loop.figures = figures
+    def fault(point):
+        if point == "F6" and sys._getframe(1).f_locals["event"]["checkpoint"] == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.figures, mirror.fault = figures, fault
     _command(argv)
 
 
 def test_a_best_that_mlflow_was_told_of_but_never_got_is_made_again(bestrun, start_process, home, data, uninterrupted):
-    # Killed in the second upload: the figures have arrived, the file has not. Then the machine is lost.
+    # Killed in the upload of the very best: the figures have arrived, the file has not. Then the machine is lost.
+    lines = uninterrupted.evaluations
+    number = max(number for number, line in enumerate(lines) if line["improved"])
     folder, argv = run_folder(home, "early"), ("train", *data, *STEPS, "name=early")
     process = start_process(
-        _wait_for_mlflow_after_four_evaluations,
-        folder.journal,
-        folder.mirror,
-        argv,
-        cwd=home,
-        env={"BESTRUN_FAULT": "F6:2"},
+        _die_uploading, lines[number]["checkpoint"], number + 1, folder.journal, folder.mirror, argv, cwd=home
     )
     assert process.wait().code == -signal.SIGKILL
     run, rows, _ = mlflow_record(sqlite_uri(home), "early")
     told = max(step for step, _ in rows["best/step"])
+    assert told == lines[number]["step"]
     assert run.data.tags["bestrun.best_checkpoint"] != f"checkpoints/best-{told}.safetensors"
     shutil.rmtree(folder.path)
     result = bestrun("resume", "early")

@@ -24,7 +24,7 @@ from bestrun.journal import Journal, read_journal
 from bestrun.mirror import Sender, is_permanent
 from bestrun.screen import Screen
 from conftest import _command
-from test_crashes import STARTED, evaluations, same_tensors
+from test_crashes import ELSEWHERE, STARTED, evaluations, same_tensors
 
 # ---- R6: no room ----
 
@@ -99,7 +99,7 @@ def whole_and_cut(bestrun, home, settings, tmp_path_factory):
 def cut(whole_and_cut, disk):
     """The run that was killed, in a home on the small disk: (its folder, environment). MLflow is on another disk."""
     mlruns = disk.path / "mlruns"
-    shutil.copytree(whole_and_cut[1], mlruns / "runs")
+    shutil.copytree(whole_and_cut[1], mlruns / "runs", ignore=ELSEWHERE)
     (mlruns / ".bestrun").touch()
     database = Path(os.environ["BESTRUN_MLRUNS"]) / "mlflow.db"
     environment = {"BESTRUN_MLRUNS": str(mlruns), "MLFLOW_TRACKING_URI": f"sqlite:///{database}"}

@@ -6,6 +6,7 @@ All metadata is one key holding JSON with sorted keys, because several keys are 
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,10 @@ import safetensors
 import safetensors.numpy
 
 from .errors import VerificationError
-from .folder import write_atomically
+from .folder import RunFolder, write_atomically
+from .journal import Journal
+
+log = logging.getLogger("bestrun")
 
 FORMAT = 1
 Tensors = dict[str, np.ndarray[Any, Any]]
@@ -45,6 +49,7 @@ class Checkpoint:
         state: the loop's state at that step.
         run_name, config_digest, data_digest: which run it belongs to, and what settings and data made it.
         sha256: of the file, as in the journal, the tag and `--json`.
+        path: of the file that was read.
     """
 
     tensors: Tensors
@@ -53,6 +58,7 @@ class Checkpoint:
     config_digest: str
     data_digest: str
     sha256: str
+    path: Path
 
 
 def save(path: Path, tensors: Tensors, state: LoopState, *, run_name: str, config_digest: str, data_digest: str) -> str:
@@ -98,6 +104,44 @@ def load(path: Path, *, sha256: str | None = None) -> Checkpoint:
     return _parse(path, data, found)
 
 
+def newest_checkpoint(folder: RunFolder, journal: Journal) -> Checkpoint | None:
+    """The newest good state of this run: `last`, else the best. None when the run has saved nothing yet.
+
+    Raises:
+        VerificationError: there are checkpoints, and none of them is good.
+    """
+    found = [path for path in (folder.last, *folder.bests()) if path.exists()]
+    for path in found:
+        try:
+            if path == folder.last:
+                checkpoint = load(path)
+            else:
+                # A best that no journal line names was cut off by a crash before it counted
+                line = journal.find("evaluation", checkpoint=path.name)
+                if not line:
+                    continue
+                checkpoint = load(path, sha256=line["sha256"])
+            if checkpoint.run_name != journal.events[0]["name"]:
+                raise VerificationError(f"{path}: belongs to run {checkpoint.run_name}")
+            if path != folder.last:
+                log.warning("goes on from %s, step %d", path.name, checkpoint.state.step)
+            return checkpoint
+        except VerificationError as error:
+            log.warning("%s", error)
+    if found and journal.find("evaluation", improved=True):
+        raise VerificationError(f"{folder.path}: no checkpoint of this run is good; train it anew")
+    return None
+
+
+def is_recorded(path: Path, sha256: str) -> bool:
+    """Whether a checkpoint is there as the journal says. Where the folder was rebuilt from MLflow it may not be."""
+    try:
+        load(path, sha256=sha256)
+    except VerificationError:
+        return False
+    return True
+
+
 def _parse(path: Path, data: bytes, sha256: str) -> Checkpoint:
     try:
         length = int.from_bytes(data[:8], "little")
@@ -121,7 +165,7 @@ def _parse(path: Path, data: bytes, sha256: str) -> Checkpoint:
         if set(header["state"]) != names:
             raise ValueError("unknown loop state")
         state = LoopState(**header["state"])
-        return Checkpoint(tensors, state, header["run"], header["config_digest"], header["data_digest"], sha256)
+        return Checkpoint(tensors, state, header["run"], header["config_digest"], header["data_digest"], sha256, path)
     except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise VerificationError(f"{path}: damaged: its content is not what was written ({error})") from error
 

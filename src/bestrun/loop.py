@@ -5,17 +5,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from .checkpoint import Checkpoint, LoopState, Tensors, load, remove_older, save
+from .checkpoint import Checkpoint, LoopState, Tensors, is_recorded, newest_checkpoint, remove_older, save
 from .config import Config
 from .data import Dataset, Split, batch_indices
-from .errors import VerificationError
 from .evaluation import compile_predict, figures
 from .folder import RunFolder, fault
 from .journal import Event, Journal
@@ -184,46 +182,8 @@ def next_evaluation(step: int, config: Config) -> int:
     return min((step // every + 1) * every, config.training.max_steps)
 
 
-def newest_checkpoint(folder: RunFolder, journal: Journal) -> Checkpoint | None:
-    """The newest good state of this run: `last`, else the best. None when the run has saved nothing yet.
-
-    Raises:
-        VerificationError: there are checkpoints, and none of them is good.
-    """
-    found = [path for path in (folder.last, *folder.bests()) if path.exists()]
-    for path in found:
-        try:
-            if path == folder.last:
-                checkpoint = load(path)
-            else:
-                # A best that no journal line names was cut off by a crash before it counted
-                line = journal.find("evaluation", checkpoint=path.name)
-                if not line:
-                    continue
-                checkpoint = load(path, sha256=line["sha256"])
-            if checkpoint.run_name != journal.events[0]["name"]:
-                raise VerificationError(f"{path}: belongs to run {checkpoint.run_name}")
-            if path != folder.last:
-                log.warning("goes on from %s, step %d", path.name, checkpoint.state.step)
-            return checkpoint
-        except VerificationError as error:
-            log.warning("%s", error)
-    if found and journal.find("evaluation", improved=True):
-        raise VerificationError(f"{folder.path}: no checkpoint of this run is good; train it anew")
-    return None
-
-
 def is_finite(tensors: Tensors) -> bool:
     return all(np.isfinite(tensor).all() for tensor in tensors.values())
-
-
-def is_recorded(path: Path, sha256: str) -> bool:
-    """Whether a checkpoint is there as the journal says. Where the folder was rebuilt from MLflow it may not be."""
-    try:
-        load(path, sha256=sha256)
-    except VerificationError:
-        return False
-    return True
 
 
 def start_from(source: Checkpoint, variables: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, newest_checkpoint
 from .compose import override, read_config
 from .config import Config, flatten, mask_uri, to_yaml
 from .errors import DataError, SettingsError, VerificationError
@@ -108,13 +108,17 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
         initial = None
         if started.get("parent") and not folder.last.exists():  # killed before the parent's weights were saved here
             initial = parent_checkpoint(started, home, uri)
-        folder.result.unlink(missing_ok=True)  # what it says is true no longer
-        if changed:
-            write_atomically(folder.config, to_yaml(config).encode())
         with screen.shown(folder.log):
             for warning in (*warnings, *environment_warnings(started, config)):
                 log.warning("%s", warning)
             line = journal.find("evaluation")
+            # Looked at before anything is written, so that a run without a good checkpoint is left as it was found
+            newest = newest_checkpoint(folder, journal)
+            if newest and newest.path != folder.last:
+                write_atomically(folder.last, newest.path.read_bytes())
+            folder.result.unlink(missing_ok=True)  # what it says is true no longer
+            if changed:
+                write_atomically(folder.config, to_yaml(config).encode())
             log.info("run %s goes on; its last evaluation was at step %s", folder.name, line["step"] if line else "-")
             told = {name: values for name, values in changed.items() if name not in PLACES}
             journal.append("resumed", from_step=line["step"] if line else 0, changed=told, versions=versions())
