@@ -63,15 +63,11 @@ def assert_diverged(home, name, result):
     return folder, rows
 
 
-@pytest.mark.parametrize(
-    ("rate", "every"),
-    [(1e30, 1), pytest.param(1e30, 20, marks=pytest.mark.slow), pytest.param(1e10, 20, marks=pytest.mark.slow)],
-)
-def test_a_run_that_diverges_before_its_first_best_has_none_and_says_so(bestrun, home, data, rate, every):
-    # With 1e30 weights are NaN after two updates, and yet both losses stay finite: ReLU makes 0 of NaN here. With 1e10
+@pytest.mark.parametrize("rate", [1e30, pytest.param(1e10, marks=pytest.mark.slow)])
+def test_a_run_that_diverges_before_its_first_best_has_none_and_says_so(bestrun, home, data, rate):
+    # With 1e30 weights are NaN after some updates, and yet both losses stay finite: ReLU makes 0 of NaN here. With 1e10
     # the loss shows it.
-    words = ["optimizer=sgd", f"optimizer.learning_rate={rate}", f"training.evaluate_every_steps={every}"]
-    result = bestrun("train", *data, *SHORT, *words, "name=never")
+    result = bestrun("train", *data, *SHORT, "optimizer=sgd", f"optimizer.learning_rate={rate}", "name=never")
     folder, rows = assert_diverged(home, "never", result)
     assert [line["step"] for line in evaluations(folder)] == [0]
     assert folder.bests() == [] and read_json(folder.result)["best"] is None

@@ -163,7 +163,7 @@ class Sender:
                 {key: data[key] for key in ("train", "validation", "test", "image_shape", "num_classes")}
             ),
         )
-        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        _log_dataset(client, run_id, DatasetInput(dataset, [InputTag("mlflow.data.context", "training")]))
         for path in (self.folder.config, self.folder.overrides):
             if path.is_file():
                 client.log_artifact(run_id, str(path), "config")
@@ -217,6 +217,18 @@ class Sender:
                     self._not_removed.add(name)
                     raise
                 log.info("MLflow keeps %s: %s", name, reason(error), extra={"file_only": True})
+
+
+def _log_dataset(client: Any, run_id: str, dataset: Any) -> None:
+    """MLflow looks for the data set's row and then inserts it: of runs that do so at once, all but one fail with a
+    400 answer, and find the row when they try again.
+    """
+    for attempt in range(5):
+        try:
+            return client.log_inputs(run_id, [dataset])  # type: ignore[no-any-return]
+        except Exception as error:
+            if attempt == 4 or "UNIQUE" not in str(error).upper():
+                raise
 
 
 def _second_name(source: Path, folder: Path) -> Path | None:

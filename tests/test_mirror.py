@@ -1,0 +1,28 @@
+"""What several runs tell one MLflow store at the same moment."""
+
+import time
+
+from bestrun.tracking import connect
+
+
+def _log_the_same_datasets(uri, start):
+    from bestrun import mirror
+    from mlflow.entities import Dataset, DatasetInput
+
+    store = connect(uri)
+    run_id = store.client.create_run(store.experiment_id("race")).info.run_id
+    for number in range(10):
+        while time.time() < start + number / 4:
+            pass
+        dataset = Dataset(name="data", digest=str(number), source_type="local", source="{}")
+        mirror._log_dataset(store.client, run_id, DatasetInput(dataset, []))
+
+
+def test_runs_that_log_the_same_data_at_once_are_not_refused(start_process, home):
+    uri = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}"
+    connect(uri).experiment_id("race")
+    start = time.time() + 3
+    processes = [start_process(_log_the_same_datasets, uri, start) for _ in range(3)]
+    for process in processes:
+        result = process.wait(60)
+        assert result.code == 0, result.err[-500:]
