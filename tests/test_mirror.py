@@ -6,8 +6,9 @@ from bestrun.tracking import connect
 
 
 def _log_the_same_datasets(uri, start):
-    from bestrun import mirror
     from mlflow.entities import Dataset, DatasetInput
+
+    from bestrun import mirror
 
     store = connect(uri)
     run_id = store.client.create_run(store.experiment_id("race")).info.run_id

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -310,9 +311,17 @@ def ui(port: int, tracking_uri: str | None) -> None:
     sys.exit(serve(resolve_uri(tracking_uri, home), port))
 
 
+class Terminated(BaseException):
+    """SIGTERM where nothing needs saving; a run in progress has its own way."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
 def main() -> NoReturn:
     """Run the command; a user's mistake is one line, never a traceback."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(standalone_mode=False)
         code = 0
@@ -325,6 +334,8 @@ def main() -> NoReturn:
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted", 130)
+    except Terminated:
+        code = _complain("terminated", 143)
     except BrokenPipeError:  # `bestrun runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -187,7 +187,8 @@ def best_run(store: Store, experiments: list[str], objective: str | None) -> Any
     found = {}
     for kind in kinds:
         order = [f'metrics."best/{kind}" {"DESC" if kind == "accuracy" else "ASC"}', "attributes.start_time ASC"]
-        filtered = f'{finished} and params."objective.metric" = \'val/{kind}\' and metrics."best/{kind}" < 1e300'
+        finite = f'metrics."best/{kind}" < 1e300 and metrics."best/{kind}" > -1e300'
+        filtered = f"{finished} and params.\"objective.metric\" = 'val/{kind}' and {finite}"
         if best := _search(store, experiments, filtered, order, 1):
             found[kind] = best[0]
     if len(found) > 1:
