@@ -368,6 +368,14 @@ def small_mnist_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def settings(small_mnist_npz: Path) -> list[str]:
+    """Of a small network on little data, trained for three evaluations after the one at step 0."""
+    network = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3"]
+    steps = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
+    return ["data=npz", f"data.path={small_mnist_npz}", *network, *steps]
+
+
 @pytest.fixture(scope="session")
 def colour_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Colour images, 12 high and 10 wide, of 5 classes that differ in hue and in where a bright bar is; 300 / 100."""

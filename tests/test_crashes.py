@@ -297,15 +297,6 @@ def test_a_kill_at_any_fault_point_loses_nothing(start_process, home, stub_confi
 
 # ---- R13: damaged checkpoints, met by a real run ----
 
-SMALL = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3"]
-SHORT = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
-
-
-@pytest.fixture
-def settings(small_mnist_npz):
-    return ["data=npz", f"data.path={small_mnist_npz}", *SMALL, *SHORT]
-
-
 _trained: dict[str, Path] = {}
 ELSEWHERE = shutil.ignore_patterns("mirror.json")  # it names the store of the home that a run is copied from
 
@@ -409,6 +400,15 @@ def test_a_damaged_last_is_whole_again_though_no_step_is_left(bestrun, home, die
     _flip_a_bit(folder.last)
     assert bestrun("resume", "end").code == 0
     assert same_tensors(folder.last, folder.bests()[0])
+
+
+def test_a_kill_between_the_last_best_and_the_removal_of_the_older_leaves_one_best(bestrun, home, settings):
+    result = bestrun("train", *settings, "name=end", env={"BESTRUN_FAULT": "F10:4"})  # evaluations at 0, 20, 40, 60
+    assert result.code == -signal.SIGKILL
+    folder = RunFolder(home / "mlruns" / "runs" / "end")
+    assert [path.stem for path in folder.bests()] == ["best-60", "best-40"]
+    assert bestrun("resume", "end").code == 0
+    assert [path.stem for path in folder.bests()] == ["best-60"]
 
 
 def test_restore_refuses_a_damaged_best(bestrun, died):

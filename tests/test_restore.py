@@ -90,6 +90,13 @@ def test_people_read_accuracy_counts_and_the_matrix(bestrun, home, trained, tmp_
     } <= names
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(bestrun, home, trained, tmp_path):
+    (tmp_path / "file").touch()
+    result = bestrun("restore", "trained", "--out", tmp_path / "file" / "kept")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == f"error: {tmp_path / 'file' / 'kept'}: Not a directory\n"
+
+
 def test_best_and_last_can_both_be_tested(bestrun, home, trained):
     last = json.loads(bestrun("restore", "trained", "--local", "--checkpoint", "last", "--json").out)
     best = json.loads(bestrun("restore", "trained", "--local", "--json").out)

@@ -559,6 +559,18 @@ def test_lineage_is_recorded_in_both_runs_and_survives_a_kill_before_anything_wa
     assert_same_checkpoint(load(run_folder(home, "cut").last), load(folder.last))
 
 
+def test_a_child_whose_only_state_is_damaged_starts_from_its_parent_again(bestrun, home, data, parent):
+    words = (*data, *SHORT, "training.max_steps=20", "from_run=parent")
+    assert bestrun("train", *words, "name=child").code == 0
+    first_checkpoint(bestrun, home, *words, "name=cut")
+    last = run_folder(home, "cut").last
+    os.truncate(last, last.stat().st_size // 2)
+    result = bestrun("resume", "cut")
+    assert result.code == 0, result.err
+    assert f"warning: {last}" in result.out
+    assert_same_checkpoint(load(last), load(run_folder(home, "child").last))
+
+
 # ---- a run that only MLflow has ----
 
 

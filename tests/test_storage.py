@@ -69,13 +69,9 @@ def disk(tmp_path):
 
 
 # A checkpoint of this network has 1.2 MB, more than an empty mlflow.db, so that one limit can let the other pass.
-NETWORK = ["model.num_filters=[4,8]", "model.fc_size=256", "optimizer.learning_rate=2e-3"]
-STEPS = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
-
-
 @pytest.fixture
-def settings(small_mnist_npz):
-    return ["data=npz", f"data.path={small_mnist_npz}", *NETWORK, *STEPS]
+def settings(settings):
+    return [*settings, "model.fc_size=256"]
 
 
 _trained: dict[str, Path] = {}

@@ -162,6 +162,8 @@ def train(
         remove_older(folder.bests(), keep=folder.best(state.best_step))
         screen.evaluation(entry, state)
 
+    # A crash at the last evaluation came before its older best was deleted, and the loop above was not entered again
+    remove_older(folder.bests(), keep=folder.best(state.best_step))
     return Outcome(reason, state.step, state)
 
 

@@ -105,9 +105,6 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
             )
         if folder.result.exists():  # else it was killed in its end, and goes through that again
             refuse_if_over(journal, config, folder.name)
-        initial = None
-        if started.get("parent") and not folder.last.exists():  # killed before the parent's weights were saved here
-            initial = parent_checkpoint(started, home, uri)
         with screen.shown(folder.log):
             for warning in (*warnings, *environment_warnings(started, config)):
                 log.warning("%s", warning)
@@ -116,6 +113,9 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
             newest = newest_checkpoint(folder, journal)
             if newest and newest.path != folder.last:
                 write_atomically(folder.last, newest.path.read_bytes())
+            initial = None
+            if started.get("parent") and newest is None:  # the parent's weights stand in no good file of this run yet
+                initial = parent_checkpoint(started, home, uri)
             folder.result.unlink(missing_ok=True)  # what it says is true no longer
             if changed:
                 write_atomically(folder.config, to_yaml(config).encode())
