@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -53,13 +51,19 @@ def cli() -> None:
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.option("-m", "--multirun", is_flag=True, help="A sweep: settings may have several values, see below.")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="Every setting, with its default and reason.")
 @click.option("--cfg", type=click.Choice(["job"]), help="Print the settings that would be used, as YAML, and stop.")
 @json_option
-def train(overrides: tuple[str, ...], wants_help: bool, cfg: str | None, as_json: bool) -> None:
+def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str | None, as_json: bool) -> None:
     """Train: evaluate every N steps, keep the best, stop when nothing improves.
 
-    OVERRIDES are settings as NAME=VALUE, and choices as GROUP=OPTION.
+    OVERRIDES are settings as NAME=VALUE, and choices as GROUP=OPTION. With -m they may have several values:
+
+    \b
+    bestrun train -m optimizer.learning_rate=1e-4,1e-3      every combination, a trial each
+    bestrun train -m sweep=study sweep.name=night1          Optuna chooses and prunes; the same line goes on
+    bestrun train -m sweep=seeds                            one configuration, five seeds
     """
     from .compose import compose, settings_help
     from .config import to_yaml
@@ -69,6 +73,8 @@ def train(overrides: tuple[str, ...], wants_help: bool, cfg: str | None, as_json
         click.echo()
         click.echo(settings_help())
         return
+    if multirun:
+        _sweep(overrides, cfg, as_json)
     composed = compose(list(overrides))
     if cfg:
         click.echo(to_yaml(composed.config), nl=False)
@@ -77,31 +83,28 @@ def train(overrides: tuple[str, ...], wants_help: bool, cfg: str | None, as_json
     from .run import start
 
     home, config = find_home(), composed.config
-    initial = _initial(config, home) if config.from_run else None
-    result = start(composed, home=home, screen=_screen(config, as_json), initial=initial)
+    result = start(composed, home=home, screen=_screen(config, as_json))
     _finish(result, as_json)
 
 
-def _initial(config: Any, home: Path) -> Callable[[], Any]:
-    """Fetches the checkpoint of `from_run`: from its folder here, else from MLflow."""
-    from .restore import Workplace, fetch
-    from .tracking import resolve_uri
+def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoReturn:
+    import yaml
 
-    def get() -> Any:
-        uri, reference = resolve_uri(config.tracking.uri, home), config.from_run
-        with Workplace(None) as place:
-            try:
-                fetched = fetch(reference, home=home, uri=uri, to=place, local=reference != "best")
-            except SettingsError:
-                fetched = fetch(reference, home=home, uri=uri, to=place)
-        if fetched.config.model != config.model:
-            raise SettingsError(
-                f"from_run={reference}: its network is another one: {dict(fetched.config.model)}, "
-                f"here {dict(config.model)}; weights fit only the same"
-            )
-        return fetched.checkpoint
+    from .config import mask_uri
+    from .folder import find_home
+    from .space import plan
 
-    return get
+    if cfg:
+        planned = plan(overrides)
+        described = planned.says() | {"overrides": list(map(mask_uri, planned.base)), "trials": planned.points}
+        click.echo(yaml.safe_dump(described, sort_keys=False), nl=False)
+        sys.exit(0)
+    from .sweep import run_sweep
+
+    outcome = run_sweep(overrides, home=find_home(), stderr=as_json)
+    if as_json:
+        click.echo(json.dumps(outcome.summary, indent=2))
+    sys.exit(outcome.exit_code)
 
 
 def _screen(config: Any, as_json: bool) -> Any:
@@ -270,6 +273,29 @@ def _print_table(rows: list[Any]) -> None:
             f"{row.run_name:<22} {row.run_id[:8]} {row.experiment:<14} {state:<12} {best:<22} {step:>6} {test:>8}  "
             f"{ago(row.started_ms)}"
         )
+
+
+@cli.command()
+@click.argument("name", required=False)
+@json_option
+def sweep(name: str | None, as_json: bool) -> None:
+    """What a sweep came to so far: its trials best first, cost, importances. Without NAME: all sweeps."""
+    from .board import report_lines
+    from .folder import find_home
+    from .manifest import read_manifest, sweep_names
+    from .summary import summary
+
+    home = find_home()
+    reports = [summary(read_manifest(home, found)) for found in ([name] if name else sweep_names(home))]
+    if as_json:
+        click.echo(json.dumps(reports[0] if name else reports, indent=2))
+    elif name:
+        click.echo("\n".join(report_lines(reports[0])).lstrip("\n"))
+    for report in () if as_json or name else reports:
+        count = ", ".join(f"{number} {state}" for state, number in report["count"].items())
+        click.echo(f"{report['name']:<24} {report['kind']:<6} {count}")
+    if not reports and not as_json:
+        click.echo("no sweeps yet; the first is made by: bestrun train -m optimizer.learning_rate=1e-4,1e-3")
 
 
 @cli.command(epilog=RUN_HELP)

@@ -4,6 +4,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,30 +71,41 @@ def compose(overrides: Sequence[str]) -> Composed:
     return Composed(config, [mask_uri(override) for override in overrides], choices, warnings)
 
 
+@lru_cache(10_000)  # a grid of many points has few different words
+def parse(override: str) -> Any:
+    """One override in Hydra's grammar; None where that cannot read it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_overrides([override])[0]
+    except (HydraException, RecursionError, ValueError):
+        return None
+
+
 def _read(override: str) -> tuple[str, str, str]:
     """One override as (key, value as typed, what Hydra is to read)."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
-    from hydra.errors import HydraException
 
     name, _, text = override.partition("=")
     given, name = shown(override), name.lstrip("+")
-    try:
-        parsed = OverridesParser.create().parse_overrides([override])[0]
-    except (HydraException, RecursionError, ValueError):
+    parsed = parse(override)
+    if parsed is None:
         if text and (name in TEXTS or re.fullmatch(r"tags\.[\w.-]+", name)):  # ü or = unquoted, which Hydra refuses
             return name, text, f"++{name}={QuotedString(text, Quote.single).with_quotes()}"
         name = shown(name.lstrip("~-") or "NAME")
         hint = f"type {name}=VALUE, or '{name}=\"VALUE\"' for one with = , : [ {{ or quotes in it"
-        raise SettingsError(f"{given}: cannot be read; {hint}") from None
+        raise SettingsError(f"{given}: cannot be read; {hint}")
     key, value = parsed.key_or_group, parsed.value()
+    if key == "sweep" or key.startswith("sweep."):
+        raise SettingsError(f"{given}: is about sweeps; add -m: bestrun train -m {given}")
     if key not in {*FIELDS, *SECTIONS, "recipe"} and not key.startswith("tags."):
         raise SettingsError(unknown(key, given))
     if parsed.is_delete() or parsed.package is not None:
         raise SettingsError(f"{given}: a setting is changed, not removed or moved; type {key}=VALUE")
     if parsed.is_sweep_override():
         hint = f"a list is typed '{key}=[A,B]', a text with a comma '{key}=\"A,B\"'"
-        raise SettingsError(f"{given}: one run takes one value, type {key}=VALUE; {hint}")
+        raise SettingsError(f"{given}: one run takes one value, type {key}=VALUE, or -m for a sweep; {hint}")
     if key in OPTIONS or key == "recipe":
         if (key, value) == ("recipe", None):
             return key, text, ""  # the default, which Hydra cannot be told
@@ -198,7 +210,7 @@ def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
                 raise SettingsError(f"{text}: a run keeps its {key}; start another: bestrun train {text}")
             *parents, name = key.split(".", 1)
             section = settings[parents[0]] if parents else settings
-            section[name] = _parse(line)
+            section[name] = plain_value(line)
             typed[key] = typed_value
         except SettingsError as error:
             mistakes += error.args
@@ -207,12 +219,12 @@ def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
     return validate(settings, typed)
 
 
-def _parse(line: str) -> object:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def plain_value(line: str) -> object:
+    """The value of one readable override, as YAML would give it."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    parsed = OverridesParser.create().parse_override(line)
+    parsed = parse(line)
     key = parsed.key_or_group
     try:
         resolved: Any = OmegaConf.to_container(OmegaConf.create({key: parsed.value()}), resolve=True)

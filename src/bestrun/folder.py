@@ -192,6 +192,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def stop(self) -> Path:
+        """Holds a stop reason where a sweep asks this run to end; see workers.py."""
+        return self.path / "stop"
+
+    @property
     def pictures(self) -> Path:
         return self.path / "pictures"
 
@@ -213,17 +218,7 @@ class RunFolder:
 
     def is_owned(self) -> bool:
         """Whether a living process holds the lock; a dead one's is free by itself."""
-        try:
-            descriptor = os.open(self.lock, os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_locked(self.lock)
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
@@ -233,20 +228,11 @@ class RunFolder:
             SettingsError: another process owns it; says which, where and since when.
             StorageError: the lock file cannot be made.
         """
-        try:
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise storage_error(self.lock, "open it", error) from error
-        try:
-            self._acquire(descriptor)
-            for leftover in self.path.glob(".*.tmp"):  # what a crash in write_atomically leaves behind
-                leftover.unlink(missing_ok=True)
+        with locked(self.lock, f"run {self.name}"):
             try:
                 yield
             finally:
                 self._discard_unless_it_is_a_run()
-        finally:
-            os.close(descriptor)
 
     def _discard_unless_it_is_a_run(self) -> None:
         """A full disk may end a run before its first journal line: then nothing is left of it, its name is free."""
@@ -256,24 +242,61 @@ class RunFolder:
                     path.unlink(missing_ok=True)
                 self.path.rmdir()
 
-    def _acquire(self, descriptor: int) -> None:
-        for attempt in range(5):  # `is_owned` of another process may hold the lock for an instant
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == 4:
-                    owner = read_json(self.lock)
-                    minutes = max(0.0, time.time() - owner.get("started", time.time())) / 60  # clocks are set back
-                    raise SettingsError(
-                        f"run {self.name} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}, "
-                        f"for {minutes:.0f} min; wait for it, or stop it with: kill {owner.get('pid', 'PID')}"
-                    ) from None
-                time.sleep(0.05)
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-        with contextlib.suppress(OSError):  # the content is for that message only; the lock itself is the kernel's
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+
+def is_locked(lock: Path) -> bool:
+    """Whether a living process holds this lock."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@contextlib.contextmanager
+def locked(lock: Path, what: str) -> Iterator[None]:
+    """Hold the lock file of a folder for a while; what a crash left half written there is removed first.
+
+    Raises:
+        SettingsError: another process holds it; says which, where and since when.
+        StorageError: the lock file cannot be made.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise storage_error(lock, "open it", error) from error
+    try:
+        _acquire(descriptor, lock, what)
+        for leftover in lock.parent.glob(".*.tmp"):  # what a crash in write_atomically leaves behind
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, lock: Path, what: str) -> None:
+    for attempt in range(5):  # `is_locked` of another process may hold the lock for an instant
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if attempt == 4:
+                owner = read_json(lock)
+                minutes = max(0.0, time.time() - owner.get("started", time.time())) / 60  # clocks are set back
+                raise SettingsError(
+                    f"{what} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}, "
+                    f"for {minutes:.0f} min; wait for it, or stop it with: kill {owner.get('pid', 'PID')}"
+                ) from None
+            time.sleep(0.05)
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+    with contextlib.suppress(OSError):  # the content is for that message only; the lock itself is the kernel's
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 
 
 def create_run_folder(home: Path, name: str | None) -> RunFolder:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from .config import FIELDS, OPTIONS, SECTIONS, Config, doubts, mask_uri, typed_form
 from .errors import SettingsError
@@ -17,7 +18,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _nearest(typed: str, names: Sequence[str]) -> str | None:
+def nearest(typed: str, names: Sequence[str]) -> str | None:
     lower = {name.lower(): name for name in names}
     found = difflib.get_close_matches(typed.lower(), lower, 1, 0.5)
     return lower[found[0]] if found else None
@@ -27,21 +28,20 @@ def unknown(key: str, given: str) -> str:
     group, _, rest = key.partition(".")
     options = OPTIONS.get(group, {})
     if options and rest == "name":
-        option = _nearest(given.partition("=")[2], list(options)) or next(iter(options))
+        option = nearest(given.partition("=")[2], list(options)) or next(iter(options))
         return f"{given}: is chosen by its group; type {group}={option}"
     if owners := [f"{group}={name}" for name, kind in options.items() if rest in kind.model_fields]:
         return f"{given}: there is such a setting only with {' or '.join(owners)}; type that too"
-    near = _nearest(key, [*FIELDS, *OPTIONS, "recipe"])
+    near = nearest(key, [*FIELDS, *OPTIONS, "recipe"])
     hint = f"did you mean {near}?" if near else "`bestrun train --help` lists them all"
     return f"{given}: there is no such setting; {hint}"
 
 
 def not_among(key: str, given: object, names: Sequence[str]) -> str:
-    return f"{key}={shown(given)}: takes {' or '.join(names)}; type {key}={_nearest(str(given), names) or names[0]}"
+    return f"{key}={shown(given)}: takes {' or '.join(names)}; type {key}={nearest(str(given), names) or names[0]}"
 
 
-def _out_of_range(key: str, given: object) -> str:
-    field = FIELDS["tags" if key.startswith("tags.") else key]
+def out_of_range(key: str, given: object, field: FieldInfo) -> str:
     kinds = get_args(field.annotation)
     if names := [name for name in kinds if isinstance(name, str)]:
         return not_among(key, given, names)
@@ -49,6 +49,10 @@ def _out_of_range(key: str, given: object) -> str:
     note = next(note for note in notes if getattr(note, "description", None))
     null = " or null" if type(None) in kinds else ""
     return f"{shown(key)}={shown(given)}: takes {note.description}{null}; type {shown(key)}={note.examples[0]}"
+
+
+def _of_a_run(key: str, given: object) -> str:
+    return out_of_range(key, given, FIELDS["tags" if key.startswith("tags.") else key])
 
 
 def _mistake(key: str, given: Any, kind: str, reason: str) -> list[str]:
@@ -63,7 +67,7 @@ def _mistake(key: str, given: Any, kind: str, reason: str) -> list[str]:
         return [f"{key}: is missing; type {key}=VALUE"]
     if key in SECTIONS:
         return [f"{key}={shown(given)}: is a section of settings; `bestrun train --help` lists them"]
-    return [f"{shown(key)}={shown(given)}: {reason}" if reason else _out_of_range(key, given)]
+    return [f"{shown(key)}={shown(given)}: {reason}" if reason else _of_a_run(key, given)]
 
 
 def _mistakes(error: ValidationError, settings: Mapping[str, Any], typed: Mapping[str, str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Run reference -> verified checkpoint -> rebuilt model -> test evaluation. Nothing is used before it is proved."""
 
+import contextlib
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ from .checkpoint import Checkpoint, load
 from .compose import override, read_config
 from .config import Config
 from .data import Dataset, load_dataset
-from .errors import BestrunError, DataError, VerificationError
+from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .folder import RunFolder, read_json
 from .journal import Journal, read_journal
 from .mirror import Sender, is_permanent, reason, send_tested
@@ -74,6 +75,31 @@ def fetch(
             return _fetch_mlflow(reference, home, uri, to, experiment, objective)
     except TrackingError as error:
         raise TrackingError(f"{error}; from the run folder on this machine: add --local") from error
+
+
+def fetch_anywhere(reference: str, home: Path, uri: str) -> Fetched:
+    """Get a run's best checkpoint from its folder on this machine, or else from MLflow. Raises as `fetch` does."""
+    with Workplace(None) as place:
+        if reference != "best":  # only MLflow compares runs
+            with contextlib.suppress(SettingsError):
+                return fetch(reference, home=home, uri=uri, to=place, local=True)
+        return fetch(reference, home=home, uri=uri, to=place)
+
+
+def source_checkpoint(config: Config, home: Path) -> Checkpoint:
+    """What `from_run` means: the best checkpoint of a run of the same network.
+
+    Raises:
+        SettingsError: no such run, or its network is another one.
+        VerificationError, TrackingError: see `fetch`.
+    """
+    fetched = fetch_anywhere(str(config.from_run), home, resolve_uri(config.tracking.uri, home))
+    if fetched.config.model != config.model:
+        raise SettingsError(
+            f"from_run={config.from_run}: its network is another one: {dict(fetched.config.model)}, "
+            f"here {dict(config.model)}; weights fit only the same"
+        )
+    return fetched.checkpoint
 
 
 def _fetch_local(folder: RunFolder, last: bool) -> Fetched:

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from .errors import DataError, SettingsError, VerificationError
 from .folder import RunFolder, create_run_folder, sync_folder, write_atomically
 from .journal import Journal, is_over, read_journal
 from .mirror import METRICS, Sender
-from .restore import Workplace, fetch
+from .restore import Workplace, fetch, fetch_anywhere
 from .run import Result, carry_through, load_data, versions
 from .screen import Screen
 from .sync import own_uri
@@ -81,8 +81,15 @@ def is_unfinished(folder: RunFolder) -> bool:
     return stopped["reason"] in ("interrupted", "error") or not folder.result.exists()
 
 
-def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: Screen) -> Result:
-    """Train a run further from its newest state.
+def resume(
+    folder: RunFolder,
+    overrides: Sequence[str],
+    *,
+    home: Path,
+    screen: Screen,
+    asked: Callable[[], str | None] = lambda: None,
+) -> Result:
+    """Train a run further from its newest state. `asked` is that of `carry_through`.
 
     Raises:
         SettingsError: a setting that may not change was given, the run is in use, or there is nothing left to do.
@@ -122,7 +129,7 @@ def resume(folder: RunFolder, overrides: Sequence[str], *, home: Path, screen: S
             log.info("run %s goes on; its last evaluation was at step %s", folder.name, line["step"] if line else "-")
             told = {name: values for name, values in changed.items() if name not in PLACES}
             journal.append("resumed", from_step=line["step"] if line else 0, changed=told, versions=versions())
-            return carry_through(config, data, folder, journal, screen, uri, initial)
+            return carry_through(config, data, folder, journal, screen, uri, initial, asked)
 
 
 def parent_checkpoint(started: dict[str, Any], home: Path, uri: str) -> Checkpoint:
@@ -132,11 +139,7 @@ def parent_checkpoint(started: dict[str, Any], home: Path, uri: str) -> Checkpoi
         VerificationError: the parent has another best now.
     """
     parent = started["parent"]
-    with Workplace(None) as place:
-        try:
-            checkpoint = fetch(parent, home=home, uri=uri, to=place, local=True).checkpoint
-        except SettingsError:
-            checkpoint = fetch(parent, home=home, uri=uri, to=place).checkpoint
+    checkpoint = fetch_anywhere(parent, home, uri).checkpoint
     if checkpoint.sha256 != started["parent_sha256"]:
         raise VerificationError(
             f"run {started['name']}: it started from step {started['parent_step']} of run {parent}, whose best is now "

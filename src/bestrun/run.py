@@ -26,6 +26,7 @@ from .errors import BestrunError, DivergedError, SettingsError
 from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
 from .journal import Journal, best_of
 from .mirror import STATUS, Mirror
+from .restore import source_checkpoint
 from .screen import Screen, duration
 from .tracking import resolve_uri
 
@@ -95,14 +96,14 @@ def start(
     *,
     home: Path,
     screen: Screen,
-    initial: Callable[[], Checkpoint] | None = None,
     extra: Mapping[str, Any] | None = None,
+    asked: Callable[[], str | None] = lambda: None,
 ) -> Result:
     """A new run.
 
     Args:
-        initial: fetches the weights to start from (`from_run`).
         extra: more fields of the `started` event: sweep, trial, parent_run_id.
+        asked: as in `carry_through`.
 
     Raises:
         BestrunError: nothing was started, and nothing was left on disk.
@@ -110,7 +111,7 @@ def start(
     config = composed.config
     began = time.perf_counter()
     data = load_data(config)
-    source = initial() if initial else None
+    source = source_checkpoint(config, home) if config.from_run else None
     folder = create_run_folder(home, config.name)
     with folder.owned():
         write_atomically(folder.config, to_yaml(config).encode())
@@ -133,7 +134,7 @@ def start(
                 time.perf_counter() - began,
             )
             uri = resolve_uri(config.tracking.uri, home)
-            return carry_through(config, data, folder, journal, screen, uri, source)
+            return carry_through(config, data, folder, journal, screen, uri, source, asked)
 
 
 def load_data(config: Config) -> Dataset:
@@ -218,8 +219,13 @@ def carry_through(
     screen: Screen,
     uri: str,
     initial: Checkpoint | None = None,
+    asked: Callable[[], str | None] = lambda: None,
 ) -> Result:
-    """Train in an owned folder to whatever end, and say so everywhere: journal, MLflow, result.json, screen."""
+    """Train in an owned folder to whatever end, and say so everywhere: journal, MLflow, result.json, screen.
+
+    Args:
+        asked: called between chunks of steps; the stop reason it gives ends the run, as a signal does.
+    """
     mirror = Mirror(folder, uri)
     signals = Signals()
     error: BaseException | None = None
@@ -232,7 +238,13 @@ def carry_through(
             device.prepare(config.threads)
             signals.graceful = True
             outcome = loop.train(
-                config, data, folder, journal, screen=screen, interrupted=signals.reason, initial=initial
+                config,
+                data,
+                folder,
+                journal,
+                screen=screen,
+                interrupted=lambda: signals.reason() or asked(),
+                initial=initial,
             )
             reason, step = outcome.reason, outcome.step
         except Interrupted:

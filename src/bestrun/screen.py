@@ -19,10 +19,12 @@ HEADER = "    step   train acc  train loss    val acc   val loss  steps/s"
 
 
 class Screen:
-    """Lines to the screen, and with `log_to` also to run.log. Lines go to stderr where stdout is for a program."""
+    """Lines to the screen, and with `log_to` also to run.log. Lines go to stderr where stdout is for a program; with
+    `quiet` to run.log alone.
+    """
 
-    def __init__(self, *, total_steps: int = 0, batch_size: int = 1, stderr: bool = False) -> None:
-        self.console = _Console(stderr=stderr, highlight=False, soft_wrap=True)
+    def __init__(self, *, total_steps: int = 0, batch_size: int = 1, stderr: bool = False, quiet: bool = False) -> None:
+        self.console = _Console(stderr=stderr, highlight=False, soft_wrap=True, quiet=quiet)
         self._batch_size = batch_size
         self._total = total_steps
         self._progress: Progress | None = None
@@ -47,7 +49,7 @@ class Screen:
         self.progress(state)
 
     def progress(self, state: LoopState) -> None:
-        if self._progress is None and self.console.is_terminal:
+        if self._progress is None and self.console.is_terminal and not self.console.quiet:
             self._progress = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(),

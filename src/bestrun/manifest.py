@@ -1,0 +1,274 @@
+"""A sweep's folder: which trials there are, and, read from their runs' journals, how each of them went."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import SettingsError, VerificationError
+from .folder import RunFolder, create_home, is_locked, locked, read_json, write_json
+from .journal import is_over, read_journal
+
+FORMAT = 1
+STATES = {  # stop reason -> state of a run in a sweep
+    "patience": "complete",
+    "max_steps": "complete",
+    "pruned": "pruned",
+    "diverged": "failed",
+    "error": "failed",
+    "interrupted": "interrupted",
+}
+OVER = ("complete", "pruned", "failed")
+
+
+@dataclass
+class Run:
+    """One run of a trial. `state`: waiting, running, interrupted, or one of OVER."""
+
+    name: str
+    state: str = "waiting"
+    run_id: str | None = None
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    max_steps: int = 0
+    seconds: float = 0.0
+    stop_reason: str | None = None
+    error: str | None = None
+
+
+@dataclass
+class Trial:
+    """One point of the search space; with replicates it has a run for each seed, one after the other."""
+
+    number: int
+    point: dict[str, str]
+    runs: list[Run]
+
+    @property
+    def state(self) -> str:
+        states = {run.state for run in self.runs}
+        for state in ("failed", "pruned", "running", "interrupted"):
+            if state in states:
+                return state
+        return states.pop() if len(states) == 1 else "waiting"
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in OVER
+
+    @property
+    def values(self) -> list[float]:
+        return [run.best for run in self.runs if run.best is not None]
+
+    @property
+    def value(self) -> float | None:
+        """The mean over its runs' bests; of a trial that is not complete, of those there are."""
+        return sum(self.values) / len(self.values) if self.values else None
+
+    def next_run(self) -> Run | None:
+        """The run to start or go on with."""
+        return None if self.is_over else next((run for run in self.runs if run.state not in OVER), None)
+
+
+@dataclass
+class Manifest:
+    """`mlruns/sweeps/<name>/manifest.json`; the trials' states in it are what the journals said when it was written.
+
+    Attributes:
+        line: what the sweep's command line says and may not change: overrides, space, kind, sampler, pruner.
+        objective: metric and direction.
+        uri: the tracking URI, credentials masked.
+    """
+
+    path: Path
+    name: str
+    created_ms: int
+    line: dict[str, Any]
+    n_trials: int
+    objective: dict[str, str]
+    experiment: str
+    uri: str
+    parent_run_id: str | None = None
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        return self.path.parents[2]
+
+    def folder(self, run: Run) -> RunFolder:
+        return RunFolder(self.home / "runs" / run.name)
+
+    def save(self) -> None:
+        values = {key: value for key, value in asdict(self).items() if key != "path"}
+        write_json(self.path, {"format": FORMAT, **values})
+
+    def runs(self) -> Iterator[Run]:
+        for trial in self.trials:
+            yield from trial.runs
+
+    def look(self, run: Run) -> list[tuple[int, float]]:
+        """Bring a run up to its journal; returns (step, objective) of its evaluations, those after step 0.
+
+        Raises:
+            VerificationError: the journal is damaged.
+        """
+        folder = self.folder(run)
+        events, _ = read_journal(folder.journal)
+        if not events:
+            return []
+        metric = self.objective["metric"]
+        lines = [event for event in events if event["event"] == "evaluation" and event["step"] > 0]
+        stopped = next((event for event in reversed(events) if event["event"] == "stopped"), None)
+        best = next((line for line in reversed(lines) if line["improved"]), None)
+        run.run_id = read_json(folder.mirror).get("run_id")
+        run.best, run.best_step = (best[metric], best["step"]) if best else (None, None)
+        run.max_steps = int(events[0]["settings"]["training.max_steps"])
+        run.seconds = _seconds(events)
+        run.step = lines[-1]["step"] if lines else 0
+        if stopped and is_over(events):
+            run.step, run.stop_reason = stopped["step"], stopped["reason"]
+            run.state, run.error = STATES.get(stopped["reason"], "failed"), stopped.get("message")
+            if run.stop_reason == "diverged":
+                run.error = f"the loss is not finite at step {run.step}"
+        else:
+            run.state, run.stop_reason, run.error = ("running" if folder.is_owned() else "interrupted"), None, None
+        return [(line["step"], line[metric]) for line in lines if line[metric] is not None]
+
+    def count(self) -> Counter[str]:
+        """Trials by state; those not yet thought of are waiting."""
+        found = Counter(trial.state for trial in self.trials)
+        found["waiting"] += max(0, self.n_trials - len(self.trials))
+        return found
+
+    def better_first(self, trials: list[Trial]) -> list[Trial]:
+        """By value, ties to the earlier; those without one last."""
+        sign = -1 if self.objective["direction"] == "maximize" else 1
+        return sorted(trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number))
+
+    def best(self) -> Trial | None:
+        complete = [trial for trial in self.trials if trial.state == "complete" and trial.value is not None]
+        return self.better_first(complete)[0] if complete else None
+
+    def steps(self) -> tuple[int, int]:
+        """Steps run, and steps that pruning saved."""
+        run = sum(run.step for run in self.runs())
+        saved = 0
+        for trial in self.trials:
+            if trial.state == "pruned":
+                most = max(run.max_steps for run in trial.runs)
+                saved += sum(most - run.step for run in trial.runs)
+        return run, saved
+
+
+def _seconds(events: list[dict[str, Any]]) -> float:
+    """How long a run's processes lived, from their first event to their last."""
+    total, began = 0.0, float(events[0]["time_ms"])
+    for before, event in zip(events, events[1:], strict=False):
+        if event["event"] == "resumed":
+            total += before["time_ms"] - began
+            began = event["time_ms"]
+    return (total + float(events[-1]["time_ms"]) - began) / 1000
+
+
+def sweep_path(home: Path, name: str) -> Path:
+    return home / "sweeps" / name / "manifest.json"
+
+
+def is_running(path: Path) -> bool:
+    """Whether a scheduler works on this sweep now."""
+    return is_locked(path.with_name("lock"))
+
+
+def read_manifest(home: Path, name: str, *, look: bool = True) -> Manifest:
+    """A sweep that exists, its trials as their journals are now.
+
+    Raises:
+        SettingsError: there is no such sweep; names those there are.
+        VerificationError: its manifest is not readable.
+    """
+    path = sweep_path(home, name)
+    if not path.is_file():
+        names = ", ".join(sweep_names(home)) or "none yet; the first is made by: bestrun train -m"
+        raise SettingsError(f"sweep {name[:80]!r}: there is no such sweep in {home / 'sweeps'}; there are: {names}")
+    try:
+        values = json.loads(path.read_bytes())
+        if values.pop("format") != FORMAT:
+            raise ValueError("another format")
+        trials = [Trial(t["number"], t["point"], [Run(**run) for run in t["runs"]]) for t in values.pop("trials")]
+        manifest = Manifest(path, **values, trials=trials)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VerificationError(f"{path}: not the manifest of a sweep: {error}") from error
+    if look:
+        for run in manifest.runs():
+            manifest.look(run)
+    return manifest
+
+
+def sweep_names(home: Path) -> list[str]:
+    """The sweeps of this home, the oldest first."""
+    found = (home / "sweeps").glob("*/manifest.json")
+    return [path.parent.name for path in sorted(found, key=lambda path: (path.stat().st_ctime, path.parent.name))]
+
+
+@contextmanager
+def owned_manifest(
+    home: Path,
+    name: str,
+    line: Mapping[str, Any],
+    n_trials: int,
+    objective: Mapping[str, str],
+    experiment: str,
+    uri: str,
+) -> Iterator[Manifest]:
+    """The manifest of this name, new or gone on with, and nobody else's while this lasts.
+
+    Raises:
+        SettingsError: another process runs this sweep, it was another sweep, or its runs' names are taken.
+    """
+    create_home(home)
+    path = sweep_path(home, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name("lock"), f"sweep {name}"):
+        if path.exists():
+            manifest = read_manifest(home, name)
+            refuse_another(manifest, line, objective)
+            if n_trials < len(manifest.trials):
+                raise SettingsError(
+                    f"sweep.n_trials={n_trials}: sweep {name} has {len(manifest.trials)} trials already; "
+                    f"it is their total, type sweep.n_trials={len(manifest.trials)} or more"
+                )
+            manifest.n_trials = n_trials
+        else:
+            if taken := sorted((home / "runs").glob(f"{name}-[0-9][0-9][0-9]*")):
+                raise SettingsError(f"sweep.name={name}: a run {taken[0].name} exists; type another sweep.name=NAME")
+            now = time.time_ns() // 1_000_000
+            manifest = Manifest(path, name, now, dict(line), n_trials, dict(objective), experiment, uri)
+            manifest.save()
+        yield manifest
+
+
+def refuse_another(manifest: Manifest, line: Mapping[str, Any], objective: Mapping[str, str]) -> None:
+    """The same name must mean the same sweep.
+
+    Raises:
+        SettingsError: it does not; what was and what is given, side by side.
+    """
+    before, now = _flat(manifest.line | {"objective": manifest.objective}), _flat({**line, "objective": objective})
+    lines = [
+        f"{key}: sweep {manifest.name} has {before.get(key, 'none')}, given {now.get(key, 'none')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if lines:
+        raise SettingsError(*lines, "another sweep needs another name: sweep.name=NAME")
+
+
+def _flat(line: Mapping[str, Any]) -> dict[str, str]:
+    space = {f"tried {key}": text for key, text in line["space"].items()}
+    rest = {key: json.dumps(value) for key, value in line.items() if key not in ("space", "overrides")}
+    return rest | space | dict(word.lstrip("+").partition("=")[::2] for word in line["overrides"])

@@ -1,0 +1,160 @@
+"""What a sweep came to: trials best first, cost, importances, spread over seeds; and Optuna's pictures of it."""
+
+import logging
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+from .manifest import Manifest, Trial, is_running
+
+log = logging.getLogger("bestrun")
+
+
+def summary(manifest: Manifest) -> dict[str, Any]:
+    """One JSON-able document; see docs/sweeps.md."""
+    count, (run, saved), best = manifest.count(), manifest.steps(), manifest.best()
+    return {
+        "name": manifest.name,
+        "kind": manifest.line["kind"],
+        "running": is_running(manifest.path),
+        "objective": manifest.objective,
+        "n_trials": manifest.n_trials,
+        "count": {state: number for state, number in sorted(count.items()) if number},
+        "best": _trial(best) if best else None,
+        "cost": {
+            "steps_run": run,
+            "steps_saved_by_pruning": saved,
+            "seconds": round(sum(run.seconds for run in manifest.runs()), 1),
+        },
+        "importances": importances(manifest),
+        "over_seeds": over_seeds(manifest),
+        "parent_run_id": manifest.parent_run_id,
+        "folder": str(manifest.path.parent),
+        "trials": [_trial(trial) for trial in manifest.better_first(manifest.trials)],
+    }
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        "value": trial.value,
+        "settings": trial.point,
+        "steps": sum(run.step for run in trial.runs),
+        "runs": [
+            {
+                "run_name": run.name,
+                "run_id": run.run_id,
+                "state": run.state,
+                "best": run.best,
+                "best_step": run.best_step,
+            }
+            | ({"error": run.error} if run.error else {})
+            for run in trial.runs
+        ],
+    }
+
+
+def over_seeds(manifest: Manifest) -> list[dict[str, Any]]:
+    """Mean, spread (standard deviation) and worst of each configuration that ran with several seeds."""
+    found: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    for trial in manifest.trials:
+        if trial.state == "complete":
+            point = tuple((key, value) for key, value in trial.point.items() if key != "seed")
+            found.setdefault(point, []).extend(trial.values)
+    worst = min if manifest.objective["direction"] == "maximize" else max
+    return [
+        {
+            "settings": dict(point),
+            "seeds": len(values),
+            "mean": statistics.mean(values),
+            "spread": statistics.stdev(values),
+            "worst": worst(values),
+        }
+        for point, values in found.items()
+        if len(values) > 1
+    ]
+
+
+def _study(manifest: Manifest) -> Any:
+    """The trials as Optuna has them; of a grid, every setting is a choice."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(study_name=manifest.name, direction=manifest.objective["direction"])
+    keys = list(manifest.line["space"])
+    columns = {key: _numbers([trial.point[key] for trial in manifest.trials]) for key in keys}
+    kinds = {key: _distribution(values) for key, values in columns.items()}
+    for index, trial in enumerate(manifest.trials):
+        if trial.state == "complete" and trial.value is not None:
+            params = {key: columns[key][index] for key in keys}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=trial.value))
+    return study
+
+
+def _numbers(texts: list[str]) -> list[Any]:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return texts
+
+
+def _distribution(values: list[Any]) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    different = sorted(set(values))
+    if isinstance(different[0], str) or len(different) < 3:
+        return CategoricalDistribution(different)
+    return FloatDistribution(different[0], different[-1], log=different[0] > 0 and different[-1] >= 30 * different[0])
+
+
+def importances(manifest: Manifest) -> dict[str, float] | None:
+    """Setting -> share of the objective's variance it explains (fANOVA, Optuna's); None where that cannot be said."""
+    complete = [trial for trial in manifest.trials if trial.state == "complete" and trial.value is not None]
+    values = {trial.value for trial in complete}
+    if len(complete) < 4 or len(values) < 2 or len(manifest.line["space"]) < 2:
+        return None
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        found = optuna.importance.get_param_importances(_study(manifest), evaluator=evaluator)
+    return {key: round(float(value), 4) for key, value in found.items()}
+
+
+def write_plots(manifest: Manifest) -> list[Path]:
+    """Optimisation history, parallel coordinates and importances as PNGs in the sweep's folder."""
+    complete = [trial for trial in manifest.trials if trial.state == "complete" and trial.value is not None]
+    if len(complete) < 2:
+        return []
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as plots
+
+    study, metric = _study(manifest), manifest.objective["metric"]
+    drawn = {
+        "optimization_history": plots.plot_optimization_history,
+        "parallel_coordinates": plots.plot_parallel_coordinate,
+    }
+    if importances(manifest):
+        drawn["importances"] = plots.plot_param_importances
+    written = []
+    for name, draw in drawn.items():
+        path = manifest.path.with_name(f"{name}.png")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                axes = draw(study) if name == "importances" else draw(study, target_name=metric)
+                axes.set_title(f"{manifest.name}: {name.replace('_', ' ')}")
+                axes.figure.set_size_inches(10, 6)
+                axes.figure.savefig(path, dpi=110, bbox_inches="tight")
+            written.append(path)
+        except Exception as error:  # a picture is not worth a sweep
+            log.warning("%s: not drawn: %s", path.name, error)
+        finally:
+            pyplot.close("all")
+    return written

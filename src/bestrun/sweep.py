@@ -1,0 +1,303 @@
+"""Sweeps: many runs of one command line, each an ordinary run. One scheduler for grids, studies and seeds.
+
+The manifest says which trials there are, the runs' journals say how each went; all else is derived from the two. So the
+same command line again goes on where a sweep was killed, without a state of its own to lose.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .board import Board, report_lines
+from .config import mask_uri
+from .errors import BestrunError, SettingsError
+from .folder import new_name
+from .manifest import OVER, Manifest, Run, Trial, owned_manifest
+from .parent import Parent, find_or_create, outline
+from .run import Signals
+from .space import Plan, Point, build, distributions, plan
+from .summary import summary, write_plots
+from .tracking import connect, reaching, resolve_uri
+from .workers import Backend, Ended, Inline, Local, Ray, Task
+
+POLL_SECONDS = 0.2
+PARENT_SECONDS = 15.0  # so long the end of a sweep waits for MLflow
+
+
+class Study:
+    """Optuna's ask and tell over a manifest: in memory, told again what happened, so there is nothing to repair."""
+
+    def __init__(self, planned: Plan, manifest: Manifest) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._optuna, self._planned, self._distributions = optuna, planned, distributions(planned)
+        self._study = optuna.create_study(
+            study_name=manifest.name,  # Hyperband chooses a trial's bracket by it
+            direction=manifest.objective["direction"],
+            pruner=build("pruner", planned.settings.pruner),
+        )
+        self._live: dict[int, Any] = {}
+        self._reported: dict[int, int] = {}
+        for trial in manifest.trials:
+            if trial.is_over:
+                self._study.add_trial(self._frozen(trial, manifest))
+            else:  # its point is known; it will be gone on with
+                self._study.enqueue_trial(self._params(trial.point))
+                self._ask(trial.number)
+
+    def _ask(self, number: int) -> Any:
+        # A new sampler for each trial, its seed made of the study's and the number: what is proposed depends on the
+        # trials there are, not on how many processes it took to make them.
+        settings = self._planned.settings
+        self._study.sampler = build("sampler", settings.sampler, settings.seed, number)
+        trial = self._study.ask(self._distributions)
+        if trial.number != number:
+            raise BestrunError(f"trial {number}: Optuna counts {trial.number}; the manifest is damaged")
+        self._live[number] = trial
+        return trial
+
+    def ask(self, number: int) -> Point:
+        params = self._ask(number).params
+        return {key: value if isinstance(value, str) else repr(value) for key, value in params.items()}
+
+    def report(self, trial: Trial, values: list[tuple[int, float]]) -> bool:
+        """Tell the pruner of evaluations it has not heard of; whether the trial is to end."""
+        live = self._live[trial.number]
+        for step, value in values:
+            if step > self._reported.get(trial.number, 0):
+                self._reported[trial.number] = step
+                live.report(value, step)
+                if live.should_prune():
+                    return True
+        return False
+
+    def tell(self, trial: Trial) -> None:
+        state = self._state(trial)
+        value = trial.value if state == self._optuna.trial.TrialState.COMPLETE else None
+        self._study.tell(self._live.pop(trial.number), value, state=state)
+
+    def _state(self, trial: Trial) -> Any:
+        states = self._optuna.trial.TrialState
+        if trial.state == "complete" and trial.value is not None:
+            return states.COMPLETE
+        return states.PRUNED if trial.state == "pruned" else states.FAIL
+
+    def _params(self, point: Point) -> dict[str, Any]:
+        kinds = {"IntDistribution": int, "FloatDistribution": float}
+        return {key: kinds.get(type(self._distributions[key]).__name__, str)(value) for key, value in point.items()}
+
+    def _frozen(self, trial: Trial, manifest: Manifest) -> Any:
+        state = self._state(trial)
+        return self._optuna.trial.create_trial(
+            state=state,
+            value=trial.value if state == self._optuna.trial.TrialState.COMPLETE else None,
+            params=self._params(trial.point),
+            distributions=self._distributions,
+            intermediate_values=dict(manifest.look(trial.runs[0])),
+        )
+
+
+class Scheduler:
+    """Keeps the slots full until every trial is over, watches the journals, and says so everywhere."""
+
+    def __init__(
+        self, planned: Plan, manifest: Manifest, backend: Backend, threads: int | None, parent: Parent, board: Board
+    ) -> None:
+        self.planned, self.manifest, self.backend = planned, manifest, backend
+        self.threads, self.parent, self.board = threads, parent, board
+        self.settings = planned.settings
+        self.study = Study(planned, manifest) if self.settings.kind == "study" else None
+        self.active: dict[str, tuple[Trial, Run]] = {}
+        self.attempts: dict[str, int] = {}
+        self.received: int | None = None  # a signal: nothing new begins
+        for trial in manifest.trials:
+            for run in trial.runs:  # tried again in every call
+                if run.state == "failed" and run.stop_reason != "diverged":
+                    run.state = "interrupted"
+
+    def carry_through(self, signals: Signals) -> None:
+        """From wherever the sweep is to its end, or to a signal."""
+        while True:
+            self.watch()
+            if signals.received and not self.received:
+                self.received = signals.received
+                self.backend.stop()
+            started = False
+            if len(self.active) < self.settings.workers and not self.received and (task := self.next_task()):
+                self.backend.start(task, self.watch)
+                started = True
+            if not self.active:
+                return
+            if not started:
+                time.sleep(POLL_SECONDS)
+
+    def gave_up(self) -> bool:
+        most = self.settings.max_failures
+        return most is not None and self.manifest.count()["failed"] > most
+
+    def next_task(self) -> Task | None:
+        """What was begun goes first; then the next point of the grid, or the sampler's next idea."""
+        busy = {trial.number for trial, _ in self.active.values()}
+        for trial in self.manifest.trials:
+            run = None if trial.number in busy else trial.next_run()
+            # A worker of a scheduler that was killed may still be saving; it is gone on with when that has left
+            if run and not self.manifest.folder(run).is_owned():
+                return self.task(trial, run)
+        if self.gave_up() or len(self.manifest.trials) >= self.manifest.n_trials:
+            return None
+        trial = self.new_trial()
+        return self.task(trial, trial.runs[0])
+
+    def new_trial(self) -> Trial:
+        number = len(self.manifest.trials)
+        point = self.study.ask(number) if self.study else self.planned.points[number]
+        name, replicates = f"{self.manifest.name}-{number:03d}", self.settings.replicates
+        names = [name] if replicates == 1 else [f"{name}-{replicate}" for replicate in range(replicates)]
+        trial = Trial(number, point, [Run(name) for name in names])
+        self.manifest.trials.append(trial)
+        return trial
+
+    def task(self, trial: Trial, run: Run) -> Task:
+        composed = self.planned.settle(trial.point, trial.runs.index(run))
+        changes: dict[str, Any] = {"name": run.name}
+        if composed.config.threads is None:
+            changes["threads"] = self.threads
+        composed = replace(composed, config=composed.config.model_copy(update=changes))
+        self.manifest.folder(run).stop.unlink(missing_ok=True)  # of an earlier call
+        run.state = "running"
+        self.active[run.name] = trial, run
+        self.manifest.save()  # the trial is written down before it begins: killed here, it is begun by the next call
+        self.board.show(self.manifest)
+        extra = {"sweep": self.manifest.name, "trial": trial.number, "parent_run_id": self.manifest.parent_run_id}
+        return Task(run.name, composed, self.manifest.home, extra)
+
+    def watch(self) -> None:
+        """Read the journals of what runs; ask the pruner; take in what has ended."""
+        for trial, run in list(self.active.values()):
+            values = self.manifest.look(run)
+            if run.state not in OVER:
+                run.state = "running"
+            if self.study and run is trial.runs[0] and self.study.report(trial, values) and run.state == "running":
+                self.manifest.folder(run).stop.write_text("pruned")
+        for ended in self.backend.ended():
+            self.take_in(ended)
+        self.board.show(self.manifest)
+
+    def take_in(self, ended: Ended) -> None:
+        trial, run = self.active.pop(ended.run_name)
+        run.state = "waiting"  # of a run without a journal
+        self.manifest.look(run)
+        if ended.signal and isinstance(self.backend, Inline):
+            self.received = ended.signal
+        if run.state in ("waiting", "interrupted") or run.stop_reason == "error":
+            run.error = ended.error or run.error
+            if not self.received:
+                self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
+                run.state = "interrupted" if self.attempts[run.name] <= self.settings.retries else "failed"
+        if self.study and trial.is_over:
+            self.study.tell(trial)
+        self.manifest.save()
+        self.parent.tell(outline(self.manifest))
+        self.board.ended(self.manifest, trial, run)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the command prints with `--json`, and its exit code."""
+
+    summary: dict[str, Any]
+    exit_code: int
+
+
+def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outcome:
+    """Carry out a sweep, or go on with it: `bestrun train -m WORDS`.
+
+    Raises:
+        SettingsError: something in the line is wrong, or the name means another sweep; nothing was started.
+        TrackingError: MLflow does not answer; a sweep's parent run is made before its first trial.
+    """
+    planned = plan(words)
+    settings = planned.settings
+    config = planned.settle(planned.points[0] if planned.points else {}).config
+    uri = resolve_uri(config.tracking.uri, home)
+    n_trials = settings.n_trials if settings.kind == "study" else len(planned.points)
+    name, board = settings.name or new_name(), Board(stderr=stderr)
+    objective = {"metric": config.objective.metric, "direction": config.objective.direction}
+    line = json.loads(json.dumps(planned.says() | {"overrides": [mask_uri(word) for word in planned.base]}))
+    threads, backend = _backend(planned, uri)
+    signals = Signals()
+    signals.graceful, signals.answer = True, "stopping all runs, with everything saved"
+    with (
+        owned_manifest(
+            home, name, line, n_trials, objective, config.experiment or config.data.name, mask_uri(uri)
+        ) as manifest,
+        signals.handled(),
+    ):
+        with reaching(uri):
+            store = connect(uri)
+            manifest.parent_run_id = find_or_create(store, manifest)
+        manifest.save()
+        parent = Parent(store, manifest.parent_run_id)
+        board.begin(manifest, planned.warnings)
+        scheduler = Scheduler(planned, manifest, backend, threads, parent, board)
+        try:
+            with board.live():
+                scheduler.carry_through(signals)
+        finally:
+            backend.close()
+        manifest.save()
+        count = manifest.count()
+        status = _status(scheduler, count["complete"])
+        parent.tell(outline(manifest))
+        mirrored = parent.end(status, write_plots(manifest), PARENT_SECONDS)
+    behind = [run.name for run in manifest.runs() if run.state in OVER and run.run_id is None]
+    for text in report_lines(summary(manifest)):
+        board.line(text)
+    received = scheduler.received
+    if received:
+        board.line(f"\nstopped by a signal; the same line again goes on, with sweep.name={name}")
+    if scheduler.gave_up():
+        board.line(
+            f"\ngiven up: more than sweep.max_failures={settings.max_failures} trials failed; see run.log of each"
+        )
+    if not mirrored or behind:
+        board.line("\nMLflow does not have everything yet: bestrun sync --all, then the same line again")
+    code = 128 + received if received else 1 if status == "FAILED" else 0 if mirrored and not behind else 6
+    return Outcome(summary(manifest), code)
+
+
+def _status(scheduler: Scheduler, complete: int) -> str:
+    if scheduler.received:
+        return "KILLED"
+    return "FAILED" if scheduler.gave_up() or not complete else "FINISHED"
+
+
+def _backend(planned: Plan, uri: str) -> tuple[int | None, Backend]:
+    """Where runs are carried out, and the threads of each.
+
+    Raises:
+        SettingsError: Ray is not installed, or cannot use this store.
+    """
+    settings, processors = planned.settings, len(os.sched_getaffinity(0))
+    kind = settings.backend or ("local" if settings.workers > 1 else "inline")
+    if kind == "ray":
+        return settings.threads or 1, Ray(settings.threads or 1, uri)
+    share = max(1, processors // settings.workers) if settings.workers > 1 else None
+    threads = settings.threads or share
+    if settings.workers * (threads or 1) > processors:
+        planned.warnings.append(
+            f"sweep.workers={settings.workers} of {threads or 1} threads each, on {processors} processors: "
+            "they will wait for each other"
+        )
+    if kind == "local":
+        return threads, Local()
+    if settings.workers > 1:
+        raise SettingsError(f"sweep.workers={settings.workers} sweep.backend=inline: one process runs one at a time")
+    if "threads" in planned.space:
+        raise SettingsError("threads: cannot differ between runs of one process; type sweep.backend=local")
+    return threads, Inline()
