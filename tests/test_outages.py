@@ -139,7 +139,7 @@ def test_an_outage_neither_loses_nor_doubles_anything(
     name = f"{mode}-{phase}-{outcome}".replace(" ", "-")
     words = [*settings, f"name={name}", f"tracking.uri={proxy.uri}"]
     # What the server does late, it does while the run lasts: a second run created after its end nobody could remove
-    every = 100 if mode == "late" else 20
+    every = 200 if mode == "late" else 20
     words += [f"training.{key}={4 * every}" for key in ("max_steps", "patience_steps")]
     words.append(f"training.evaluate_every_steps={every}")
     folder = run_folder(home, name)
