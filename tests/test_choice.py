@@ -177,14 +177,14 @@ def add(store):
     """`add(name, accuracy=0.9) -> run ID`: a run as the mirror records it, one second after the last."""
     experiment, count = store.experiment_id("choice"), 0
 
-    def add(name, status="FINISHED", objective="val/accuracy", start_ms=None, experiment=experiment, **best):
+    def add(name, status="FINISHED", objective="val/accuracy", start_ms=None, experiment=experiment, sweep="", **best):
         nonlocal count
         count += 1
         run = store.client.create_run(
             experiment,
             start_time=start_ms or 1_700_000_000_000 + 1000 * count,
             run_name=name,
-            tags={"bestrun.run": name},
+            tags={"bestrun.run": name} | ({"bestrun.sweep": sweep} if sweep else {}),
         )
         store.client.log_param(run.info.run_id, "objective.metric", objective)
         for key, value in best.items():
@@ -275,6 +275,22 @@ def test_best_is_looked_for_in_one_experiment_and_a_misspelt_one_is_an_error(sto
     assert best(store, experiment="choice") == "here"
     with pytest.raises(SettingsError, match="there are: .*choice, other"):
         best(store, experiment="chioce")
+
+
+def test_best_of_a_sweep_is_looked_for_in_that_sweep(store, add, bestrun):
+    other = store.experiment_id("other")
+    add("night1-000", accuracy=0.5, sweep="night1")
+    add("night1-001", accuracy=0.6, sweep="night1")
+    add("night2-000", accuracy=0.7, sweep="night2")
+    add("alone", accuracy=0.9, experiment=other)
+    assert best(store, sweep="night1") == "night1-001"  # though the latest run is in another experiment
+    names = [row["run_name"] for row in as_json(list_runs(store, None, 20, "night1"))]
+    assert names == ["night1-001", "night1-000"]
+    for words in (["restore", "best"], ["runs"]):
+        result = bestrun(*words, "--sweep", "a' or '1'='1")
+        assert result.code == 2 and "not the name of a sweep" in result.err and result.err.count("\n") == 1
+    result = bestrun("restore", "best", "--sweep", "night3")
+    assert result.code == 2 and "no finished run has a best value yet" in result.err
 
 
 def test_best_and_the_list_are_right_while_another_writes(store, add, home):

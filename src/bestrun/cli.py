@@ -32,6 +32,7 @@ experiment_option = click.option("--experiment", metavar="NAME", help="Look only
 objective_option = click.option(
     "--objective", type=click.Choice(["val/accuracy", "val/loss"]), help="Which objective `best` goes by."
 )
+sweep_option = click.option("--sweep", metavar="NAME", help="Look only among the runs of this sweep.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
 
 
@@ -166,6 +167,7 @@ def resume(run: str | None, overrides: tuple[str, ...], tracking_uri: str | None
 )
 @tracking_option
 @experiment_option
+@sweep_option
 @objective_option
 @json_option
 def restore(
@@ -177,6 +179,7 @@ def restore(
     allow_other_data: bool,
     tracking_uri: str | None,
     experiment: str | None,
+    sweep: str | None,
     objective: str | None,
     as_json: bool,
 ) -> None:
@@ -184,6 +187,7 @@ def restore(
 
     \b
     bestrun restore RUN data.dir=FOLDER      says where the data is on this machine
+    bestrun restore best --sweep NAME        the best finished run of a sweep
     """
     if checkpoint == "last" and not local:
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
@@ -206,6 +210,7 @@ def restore(
             last=checkpoint == "last",
             experiment=experiment,
             objective=objective,
+            sweep=sweep,
         )
         if out:
             fetched = replace(fetched, path=str(place / fetched.path.rpartition("/")[2]))
@@ -234,9 +239,10 @@ def restore(
     "--most", default=20, show_default=True, type=click.IntRange(1, 10_000), help="So many runs of each objective."
 )
 @experiment_option
+@sweep_option
 @tracking_option
 @json_option
-def runs(most: int, experiment: str | None, tracking_uri: str | None, as_json: bool) -> None:
+def runs(most: int, experiment: str | None, sweep: str | None, tracking_uri: str | None, as_json: bool) -> None:
     """A table of runs, best first; runs with different objectives are never mixed."""
     from .folder import find_home
     from .listing import as_json as rows_as_json
@@ -245,7 +251,7 @@ def runs(most: int, experiment: str | None, tracking_uri: str | None, as_json: b
 
     uri = resolve_uri(tracking_uri, find_home())
     with reaching(uri):
-        rows = list_runs(connect(uri, create=False), experiment, most)
+        rows = list_runs(connect(uri, create=False), experiment, most, sweep)
     if as_json:
         click.echo(json.dumps(rows_as_json(rows), indent=2))
     elif not rows:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .folder import RunFolder
 from .journal import is_over, read_journal
-from .tracking import OURS, Store
+from .tracking import Store, of_sweep
 
 log = logging.getLogger("bestrun")
 
@@ -31,12 +31,12 @@ class Row:
     changed: dict[str, Any] | None  # setting -> [old, new] of what a resume changed
 
 
-def list_runs(store: Store, experiment: str | None, most: int) -> list[Row]:
+def list_runs(store: Store, experiment: str | None, most: int, sweep: str | None = None) -> list[Row]:
     """The best `most` runs of each objective, ties to the earlier; those without a best value last."""
     experiments = store.experiments(experiment)
     rows = []
     for kind, direction in (("accuracy", "DESC"), ("loss", "ASC")):
-        filtered = f"{OURS} and params.\"objective.metric\" = 'val/{kind}'"
+        filtered = f"{of_sweep(sweep)} and params.\"objective.metric\" = 'val/{kind}'"
         order = [f'metrics."best/{kind}" {direction}', "attributes.start_time ASC"]
         found = (
             store.client.search_runs(list(experiments), filtered, order_by=order, max_results=most)

@@ -212,7 +212,7 @@ def read_manifest(home: Path, name: str, *, look: bool = True) -> Manifest:
 def sweep_names(home: Path) -> list[str]:
     """The sweeps of this home, the oldest first."""
     found = (home / "sweeps").glob("*/manifest.json")
-    return [path.parent.name for path in sorted(found, key=lambda path: (path.stat().st_ctime, path.parent.name))]
+    return [path.parent.name for path in sorted(found, key=lambda path: (read_json(path).get("created_ms", 0), path))]
 
 
 @contextmanager

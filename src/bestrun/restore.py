@@ -21,7 +21,7 @@ from .folder import RunFolder, read_json
 from .journal import Journal, read_journal
 from .mirror import Sender, is_permanent, reason, send_tested
 from .sync import own_uri
-from .tracking import TrackingError, check_reference, connect, find_run, local_folder, reaching, resolve_uri
+from .tracking import Store, TrackingError, check_reference, connect, find_run, local_folder, reaching, resolve_uri
 
 log = logging.getLogger("bestrun")
 
@@ -59,6 +59,7 @@ def fetch(
     last: bool = False,
     experiment: str | None = None,
     objective: str | None = None,
+    sweep: str | None = None,
 ) -> Fetched:
     """Get a run's checkpoint and prove it: from MLflow into the folder `to`, or with `local` from the run folder.
 
@@ -72,7 +73,9 @@ def fetch(
         return _fetch_local(local_folder(home, reference), last)
     try:
         with reaching(uri):
-            return _fetch_mlflow(reference, home, uri, to, experiment, objective)
+            store = connect(uri, create=False)
+            run = find_run(store, reference, experiment=experiment, objective=objective, sweep=sweep)
+            return _fetch_mlflow(store, run, home, to)
     except TrackingError as error:
         raise TrackingError(f"{error}; from the run folder on this machine: add --local") from error
 
@@ -121,11 +124,7 @@ def _fetch_local(folder: RunFolder, last: bool) -> Fetched:
     )
 
 
-def _fetch_mlflow(
-    reference: str, home: Path, uri: str, to: Path, experiment: str | None, objective: str | None
-) -> Fetched:
-    store = connect(uri, create=False)
-    run = find_run(store, reference, experiment=experiment, objective=objective)
+def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
     run_id, name = run.info.run_id, run.data.tags.get("bestrun.run", run.info.run_name)
     artifact, sha256 = (run.data.tags.get(f"bestrun.best_{key}") for key in ("checkpoint", "sha256"))
     if not artifact or not sha256:

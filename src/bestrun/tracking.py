@@ -138,19 +138,27 @@ def reaching(uri: str) -> Iterator[None]:
 REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
-def find_run(store: Store, reference: str, *, experiment: str | None = None, objective: str | None = None) -> Any:
-    """The MLflow run that a RUN reference means.
+def find_run(
+    store: Store,
+    reference: str,
+    *,
+    experiment: str | None = None,
+    objective: str | None = None,
+    sweep: str | None = None,
+) -> Any:
+    """The MLflow run that a RUN reference means; with `sweep`, `best` and `latest` of that sweep.
 
     Raises:
         SettingsError: it means none, or several; lists them.
     """
     check_reference(reference)
     experiments = list(store.experiments(experiment))
+    ours = of_sweep(sweep)
     if reference == "latest":
-        found = _search(store, experiments, OURS, ["attributes.start_time DESC"], 1)
-        return _one(found, "latest: there is no run yet; make one: bestrun train")
+        found = _search(store, experiments, ours, ["attributes.start_time DESC"], 1)
+        return _one(found, "latest: there is no such run yet; make one: bestrun train")
     if reference == "best":
-        return best_run(store, experiments, objective)
+        return best_run(store, experiments, objective, ours)
     if re.fullmatch(r"[0-9a-f]{8,32}", reference):
         found = _search(store, experiments, f"attributes.run_id LIKE '{reference}%'", [], 6)
         if found:
@@ -173,16 +181,29 @@ def check_reference(reference: str) -> None:
 OURS = "tags.\"bestrun.run\" != ''"
 
 
-def best_run(store: Store, experiments: list[str], objective: str | None) -> Any:
+def of_sweep(sweep: str | None) -> str:
+    """The filter for all our runs, or for the runs of one sweep.
+
+    Raises:
+        SettingsError: it cannot be the name of a sweep.
+    """
+    if sweep is None:
+        return OURS
+    if not REFERENCE.fullmatch(sweep):
+        raise SettingsError(f"--sweep {sweep[:60]!r}: not the name of a sweep; list them: bestrun sweep")
+    return f"{OURS} and tags.\"bestrun.sweep\" = '{sweep}'"
+
+
+def best_run(store: Store, experiments: list[str], objective: str | None, ours: str = OURS) -> Any:
     """The best FINISHED run by its objective, ties to the earlier; of the latest run's experiment, if not told which.
 
     Raises:
         SettingsError: there is none, or runs of different objectives would have to be compared.
     """
     if len(experiments) > 1:
-        latest = _search(store, experiments, OURS, ["attributes.start_time DESC"], 1)
+        latest = _search(store, experiments, ours, ["attributes.start_time DESC"], 1)
         experiments = [run.info.experiment_id for run in latest]
-    finished = f"{OURS} and attributes.status = 'FINISHED'"
+    finished = f"{ours} and attributes.status = 'FINISHED'"
     kinds = [kind for kind in ("accuracy", "loss") if objective in (None, f"val/{kind}")]
     found = {}
     for kind in kinds:
