@@ -46,8 +46,8 @@ lint: setup ## style, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup ## measure speed and overhead
-	$(BIN)/python -m tests.bench
+bench: setup ## measure speed and overhead; ARGS=pruning: what pruning saves, about an hour
+	$(BIN)/python -m tests.bench $(ARGS)
 
 ui: setup ## the MLflow page, on 127.0.0.1
 	$(BIN)/bestrun ui

@@ -56,7 +56,8 @@ def outline(manifest: Manifest) -> dict[str, Any]:
     metrics |= {"steps/run": float(run), "steps/saved by pruning": float(saved)}
     tags = {"bestrun.trials": json.dumps({state: number for state, number in count.items() if number})}
     if best and best.value is not None:
-        top = max(best.runs, key=lambda run: run.best or 0.0)
+        pick = max if manifest.objective["direction"] == "maximize" else min
+        top = pick(best.runs, key=lambda run: run.best or 0.0)
         metrics[manifest.objective["metric"].replace("val/", "best/")] = best.value
         tags |= {
             "bestrun.best_run": top.run_id or "",

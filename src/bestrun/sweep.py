@@ -17,6 +17,7 @@ from .config import mask_uri
 from .errors import BestrunError, SettingsError
 from .folder import new_name
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
+from .mirror import Sender
 from .parent import Parent, find_or_create, outline
 from .run import Signals
 from .space import Plan, Point, build, distributions, plan
@@ -255,7 +256,7 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         status = _status(scheduler, count["complete"])
         parent.tell(outline(manifest))
         mirrored = parent.end(status, write_plots(manifest), PARENT_SECONDS)
-    behind = [run.name for run in manifest.runs() if run.state in OVER and run.run_id is None]
+    behind = any(Sender(manifest.folder(run), uri).behind() for run in manifest.runs())
     for text in report_lines(summary(manifest)):
         board.line(text)
     received = scheduler.received

@@ -1,0 +1,111 @@
+"""What sweeps cost and save: planning, a trial's overhead, two workers against one, pruning against none."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SEEDS = range(5)
+SPACE = ["model.num_filters=[4,8],[8,16],[16,36]", "model.fc_size=32,64,128"]
+
+
+def small_mnist(place: Path) -> str:
+    """2,000 training images of MNIST; validated on its own 5,000, since 500 would measure in steps of 0.2 points."""
+    from bestrun.data import load_dataset
+
+    mnist, arrays = load_dataset("mnist"), {}
+    for part, split, count in (
+        ("train", mnist.train, 2000),
+        ("val", mnist.validation, 5000),
+        ("test", mnist.test, 1000),
+    ):
+        arrays |= {f"x_{part}": split.images[:count, ..., 0], f"y_{part}": split.labels[:count].astype("uint8")}
+    np.savez(place / "small.npz", **arrays)
+    return f"data.path={place / 'small.npz'}"
+
+
+def sweep(place: Path, name: str, *words: str) -> dict:
+    """Run a sweep to its end; returns what `bestrun sweep --json` says."""
+    command = [sys.executable, "-m", "bestrun", "train", "--json", "-m", *words, f"sweep.name={name}"]
+    done = subprocess.run(
+        command, env={**os.environ, "BESTRUN_MLRUNS": str(place / "mlruns")}, check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout)
+
+
+def planning() -> list[float]:
+    """Seconds to compose and check a grid of 500 points with two group options, in a process that has the imports."""
+    from bestrun.compose import parse
+    from bestrun.space import plan
+
+    words = ["optimizer=adam,sgd", "seed=range(0,25)", "training.batch_size=16,32,64,128,256", "model.fc_size=32,64"]
+    times = []
+    for _ in range(5):
+        parse.cache_clear()
+        began = time.perf_counter()
+        assert len(plan(words).points) == 500
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def overhead() -> list[float]:
+    """Seconds a trial of local workers takes beside its training and its end in MLflow.
+
+    20 trials of one step, one worker: from the start of a run to the start of the next, less what the run's own journal
+    accounts for, from `started` to `stopped`, and less its wait for MLflow after that.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        words = ["data=npz", small_mnist(place), "training.max_steps=1", "training.evaluate_every_steps=1"]
+        words += ["training.patience_steps=1", "seed=range(0,20)", "sweep.backend=local", "sweep.threads=2"]
+        sweep(place, "overhead", *words)
+        runs = sorted((place / "mlruns/runs").iterdir())
+        journals = [[json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()] for run in runs]
+        ends = [(run / "result.json").stat().st_mtime for run in runs]  # written last, after MLflow has everything
+        starts = [journal[0]["time_ms"] / 1000 for journal in journals]
+    return [start - end for start, end in zip(starts[1:], ends, strict=False)]
+
+
+def workers() -> dict[int, float]:
+    """Seconds for 6 trials of 600 steps: two workers of one thread, and one of two."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        data = small_mnist(place)
+        found = {}
+        for count in (1, 2):
+            words = ["data=npz", data, "training.max_steps=600", "training.patience_steps=600", "seed=range(0,6)"]
+            began = time.perf_counter()
+            sweep(
+                place,
+                f"w{count}",
+                *words,
+                f"sweep.workers={count}",
+                f"sweep.threads={3 - count}",
+                "sweep.backend=local",
+            )
+            found[count] = time.perf_counter() - began
+    return found
+
+
+def pruning(seeds: range = SEEDS) -> list[dict]:
+    """30 trials of 600 steps on 2,000 images, pruned as conf/sweep/study.yaml has it, and not at all."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        words = ["sweep=study", "data=npz", small_mnist(place), *SPACE, "sweep.n_trials=30", "training.max_steps=600"]
+        words += ["training.patience_steps=600", "training.evaluate_every_steps=50"]
+        for seed in seeds:
+            row = {"seed": seed}
+            for kind, more in (("unpruned", ["sweep.pruner=NopPruner"]), ("pruned", [])):
+                report = sweep(place, f"{kind}-{seed}", *words, *more, f"sweep.seed={seed}")
+                row[kind] = {"best": report["best"]["value"], "steps": report["cost"]["steps_run"]}
+            row["points"] = 100 * (row["pruned"]["best"] - row["unpruned"]["best"])
+            row["steps"] = 100 * row["pruned"]["steps"] / row["unpruned"]["steps"]
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    return rows
