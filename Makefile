@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | tr ' ' -)
 # bytecode and 19 s without.
 PIP_INSTALL := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --compile
 
-.PHONY: help setup train test test-slow lint bench ui lock clean
+.PHONY: help setup setup-ray train test test-slow lint bench ui lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ $(INSTALLED): $(LOCKED)
 	@rm -f .venv/.installed-*
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+setup-ray: setup ## add Ray to .venv, for sweep.backend=ray
+	$(PIP_INSTALL) --require-hashes -r requirements-ray.lock
 
 train: setup ## train with the tutorial's settings, or with others: make train ARGS="optimizer.learning_rate=1e-3"
 	$(BIN)/bestrun train $(ARGS)
@@ -52,9 +55,11 @@ bench: setup ## measure speed and overhead; ARGS=pruning: what pruning saves, ab
 ui: setup ## the MLflow page, on 127.0.0.1
 	$(BIN)/bestrun ui
 
-lock: ## resolve pyproject.toml anew into requirements.lock (needs uv)
-	uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 --no-header \
-	  --output-file requirements.lock
+LOCK := uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 --no-header
+
+lock: ## resolve pyproject.toml anew into requirements.lock and, with Ray, requirements-ray.lock (needs uv)
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --extra ray --constraints requirements.lock --output-file requirements-ray.lock
 
 clean: ## remove .venv and caches, never mlruns
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
