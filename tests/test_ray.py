@@ -290,7 +290,7 @@ def test_study_prunes_over_ray(bestrun: Command, line: list[str], cluster: TwoNo
     assert result.code == 0, result.out + result.err
     manifest = read_manifest(bestrun.home / "mlruns", "s")
     assert {trial.point["optimizer.learning_rate"]: trial.state for trial in manifest.trials} == {
-        "1e-7": "pruned",
-        "5e-3": "complete",
+        "1e-07": "pruned",
+        "0.005": "complete",
     }
     assert all(trial.runs[0].step < 1000 for trial in manifest.trials if trial.state == "pruned")
