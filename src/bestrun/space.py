@@ -13,9 +13,9 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from .compose import Composed, compose, conf_dir, override, parse, plain_value
-from .config import OPTIONS, RunName, Seed, Settings
+from .config import FIELDS, OPTIONS, RunName, Seed, Settings
 from .errors import SettingsError
-from .messages import nearest, not_among, out_of_range, shown
+from .messages import nearest, not_among, out_of_range, shown, unknown
 
 MOST_POINTS = 10_000
 NOT_TRIED = {  # setting -> why it cannot differ between the trials of one sweep
@@ -203,7 +203,9 @@ def _dimensions(space: Mapping[str, str], settings: SweepSettings) -> tuple[dict
     found, mistakes, doubts = {}, [], []
     for key, text in space.items():
         given, parsed = shown(f"{key}={text}"), parse(f"{key}={text}")
-        if key in NOT_TRIED:
+        if key not in {*FIELDS, *OPTIONS, "recipe"} and not key.startswith("tags."):
+            mistakes.append(unknown(key, given))  # once, not once a value
+        elif key in NOT_TRIED:
             mistakes.append(f"{given}: {NOT_TRIED[key]}")
         elif key == "seed" and settings.replicates > 1:
             mistakes.append(f"{given}: sweep.replicates={settings.replicates} varies the seed already")
@@ -233,6 +235,8 @@ def _dimension(key: str, parsed: Any, kind: str) -> Dimension:
     sweep = parsed.value()
     if not isinstance(sweep, ChoiceSweep | IntervalSweep | RangeSweep):
         raise SettingsError(f"type {key}=A,B or choice, range or interval")
+    if getattr(sweep, "shuffle", False):
+        raise SettingsError("a sweep that goes on must find its trials in the same order; leave shuffle(...) out")
     log = "log" in sweep.tags
     if sweep.tags - {"log"}:
         raise SettingsError(f"the tag {min(sweep.tags - {'log'})} is not known; there is tag(log, interval(LOW, HIGH))")
@@ -252,7 +256,7 @@ def _dimension(key: str, parsed: Any, kind: str) -> Dimension:
             raise SettingsError(str(error)) from None
         if count > MOST_POINTS:
             raise SettingsError(f"more than {MOST_POINTS:,} values")
-        if kind == "study" and count > 1 and sweep.step and sweep.step > 0 and not sweep.shuffle:
+        if kind == "study" and count > 1 and sweep.step and sweep.step > 0:
             return Dimension(low=numbers[0], high=numbers[-1], step=sweep.step)
     values = tuple(parsed.sweep_string_iterator())
     if not values:
