@@ -135,8 +135,10 @@ class Manifest:
             run.state, run.error = STATES.get(stopped["reason"], "failed"), stopped.get("message")
             if run.stop_reason == "diverged":
                 run.error = f"the loss is not finite at step {run.step}"
-        else:
-            run.state, run.stop_reason, run.error = ("running" if folder.is_owned() else "interrupted"), None, None
+        elif folder.is_owned():
+            run.state, run.stop_reason, run.error = "running", None, None
+        elif run.state != "failed":  # what was given up stays so until it is tried again
+            run.state, run.stop_reason, run.error = "interrupted", None, None
         return [(line["step"], line[metric]) for line in lines if line[metric] is not None]
 
     def count(self) -> Counter[str]:
@@ -234,8 +236,8 @@ def owned_manifest(
     path = sweep_path(home, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name("lock"), f"sweep {name}"):
-        if path.exists():
-            manifest = read_manifest(home, name)
+        manifest = read_manifest(home, name) if path.exists() else None
+        if manifest and (manifest.parent_run_id or manifest.line == dict(line)):  # else nothing was ever begun
             refuse_another(manifest, line, objective)
             if n_trials < len(manifest.trials):
                 raise SettingsError(

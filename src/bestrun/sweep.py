@@ -16,12 +16,14 @@ from .board import Board, report_lines
 from .config import mask_uri
 from .errors import BestrunError, SettingsError
 from .folder import new_name
+from .journal import is_over, read_journal
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .mirror import Sender
 from .parent import Parent, find_or_create, outline
 from .run import Signals
 from .space import Plan, Point, build, distributions, plan
 from .summary import summary, write_plots
+from .sync import sync
 from .tracking import connect, reaching, resolve_uri
 from .workers import Backend, Ended, Inline, Local, Ray, Task
 
@@ -45,11 +47,13 @@ class Study:
         self._live: dict[int, Any] = {}
         self._reported: dict[int, int] = {}
         for trial in manifest.trials:
+            # All that was done is done again, evaluation by evaluation: pruners and samplers leave notes on the way,
+            # ASHA of each rung, and without those a study that goes on would choose otherwise.
+            self._study.enqueue_trial(self._params(trial.point))
+            self._ask(trial.number)
             if trial.is_over:
-                self._study.add_trial(self._frozen(trial, manifest))
-            else:  # its point is known; it will be gone on with
-                self._study.enqueue_trial(self._params(trial.point))
-                self._ask(trial.number)
+                self.report(trial, manifest.look(trial.runs[0]))
+                self.tell(trial)
 
     def _ask(self, number: int) -> Any:
         # A new sampler for each trial, its seed made of the study's and the number: what is proposed depends on the
@@ -68,14 +72,13 @@ class Study:
 
     def report(self, trial: Trial, values: list[tuple[int, float]]) -> bool:
         """Tell the pruner of evaluations it has not heard of; whether the trial is to end."""
-        live = self._live[trial.number]
+        live, is_behind = self._live[trial.number], False
         for step, value in values:
             if step > self._reported.get(trial.number, 0):
                 self._reported[trial.number] = step
                 live.report(value, step)
-                if live.should_prune():
-                    return True
-        return False
+                is_behind |= live.should_prune()
+        return is_behind
 
     def tell(self, trial: Trial) -> None:
         state = self._state(trial)
@@ -92,16 +95,6 @@ class Study:
         kinds = {"IntDistribution": int, "FloatDistribution": float}
         return {key: kinds.get(type(self._distributions[key]).__name__, str)(value) for key, value in point.items()}
 
-    def _frozen(self, trial: Trial, manifest: Manifest) -> Any:
-        state = self._state(trial)
-        return self._optuna.trial.create_trial(
-            state=state,
-            value=trial.value if state == self._optuna.trial.TrialState.COMPLETE else None,
-            params=self._params(trial.point),
-            distributions=self._distributions,
-            intermediate_values=dict(manifest.look(trial.runs[0])),
-        )
-
 
 class Scheduler:
     """Keeps the slots full until every trial is over, watches the journals, and says so everywhere."""
@@ -112,47 +105,57 @@ class Scheduler:
         self.planned, self.manifest, self.backend = planned, manifest, backend
         self.threads, self.parent, self.board = threads, parent, board
         self.settings = planned.settings
-        self.study = Study(planned, manifest) if self.settings.kind == "study" else None
-        self.active: dict[str, tuple[Trial, Run]] = {}
-        self.attempts: dict[str, int] = {}
-        self.received: int | None = None  # a signal: nothing new begins
         for trial in manifest.trials:
             for run in trial.runs:  # tried again in every call
                 if run.state == "failed" and run.stop_reason != "diverged":
                     run.state = "interrupted"
+        self.study = Study(planned, manifest) if self.settings.kind == "study" else None
+        self.active: dict[str, tuple[Trial, Run]] = {}
+        self.attempts: dict[str, int] = {}
+        self.received: int | None = None  # a signal: nothing new begins
 
     def carry_through(self, signals: Signals) -> None:
         """From wherever the sweep is to its end, or to a signal."""
         while True:
-            self.watch()
-            if signals.received and not self.received:
-                self.received = signals.received
-                self.backend.stop()
+            self.watch(signals)
             started = False
             if len(self.active) < self.settings.workers and not self.received and (task := self.next_task()):
-                self.backend.start(task, self.watch)
+                self.backend.start(task, lambda: self.watch(signals))
                 started = True
-            if not self.active:
+            if not self.active and (self.received or not self.is_left_over()):
                 return
             if not started:
                 time.sleep(POLL_SECONDS)
+
+    def is_left_over(self) -> bool:
+        """Whether another process still owns a begun run: a worker of a killed scheduler, which saves and leaves."""
+        begun = (trial.next_run() for trial in self.manifest.trials)
+        return any(run and self.manifest.folder(run).is_owned() for run in begun)
 
     def gave_up(self) -> bool:
         most = self.settings.max_failures
         return most is not None and self.manifest.count()["failed"] > most
 
     def next_task(self) -> Task | None:
+        while begun := self.next_run():
+            try:
+                return self.task(*begun)
+            except SettingsError as error:  # values of a study of which each is allowed, but not together
+                self.take_in(Ended(begun[1].name, str(error)))
+        return None
+
+    def next_run(self) -> tuple[Trial, Run] | None:
         """What was begun goes first; then the next point of the grid, or the sampler's next idea."""
         busy = {trial.number for trial, _ in self.active.values()}
         for trial in self.manifest.trials:
             run = None if trial.number in busy else trial.next_run()
             # A worker of a scheduler that was killed may still be saving; it is gone on with when that has left
             if run and not self.manifest.folder(run).is_owned():
-                return self.task(trial, run)
+                return trial, run
         if self.gave_up() or len(self.manifest.trials) >= self.manifest.n_trials:
             return None
         trial = self.new_trial()
-        return self.task(trial, trial.runs[0])
+        return trial, trial.runs[0]
 
     def new_trial(self) -> Trial:
         number = len(self.manifest.trials)
@@ -164,6 +167,7 @@ class Scheduler:
         return trial
 
     def task(self, trial: Trial, run: Run) -> Task:
+        self.active[run.name] = trial, run
         composed = self.planned.settle(trial.point, trial.runs.index(run))
         changes: dict[str, Any] = {"name": run.name}
         if composed.config.threads is None:
@@ -171,17 +175,19 @@ class Scheduler:
         composed = replace(composed, config=composed.config.model_copy(update=changes))
         self.manifest.folder(run).stop.unlink(missing_ok=True)  # of an earlier call
         run.state = "running"
-        self.active[run.name] = trial, run
         self.manifest.save()  # the trial is written down before it begins: killed here, it is begun by the next call
         self.board.show(self.manifest)
         extra = {"sweep": self.manifest.name, "trial": trial.number, "parent_run_id": self.manifest.parent_run_id}
         return Task(run.name, composed, self.manifest.home, extra)
 
-    def watch(self) -> None:
-        """Read the journals of what runs; ask the pruner; take in what has ended."""
+    def watch(self, signals: Signals) -> None:
+        """Read the journals of what runs; ask the pruner; take in what has ended; hear a signal."""
+        if signals.received and not self.received:
+            self.received = signals.received
+            self.backend.stop()
         for trial, run in list(self.active.values()):
             values = self.manifest.look(run)
-            if run.state not in OVER:
+            if run.state not in OVER or run.stop_reason == "error":  # that is of an earlier try, or is told by `ended`
                 run.state = "running"
             if self.study and run is trial.runs[0] and self.study.report(trial, values) and run.state == "running":
                 self.manifest.folder(run).stop.write_text("pruned")
@@ -192,7 +198,7 @@ class Scheduler:
     def take_in(self, ended: Ended) -> None:
         trial, run = self.active.pop(ended.run_name)
         run.state = "waiting"  # of a run without a journal
-        self.manifest.look(run)
+        values = self.manifest.look(run)
         if ended.signal and isinstance(self.backend, Inline):
             self.received = ended.signal
         if run.state in ("waiting", "interrupted") or run.stop_reason == "error":
@@ -200,6 +206,8 @@ class Scheduler:
             if not self.received:
                 self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
                 run.state = "interrupted" if self.attempts[run.name] <= self.settings.retries else "failed"
+        if self.study and run is trial.runs[0]:
+            self.study.report(trial, values)  # the last ones, which `watch` did not see
         if self.study and trial.is_over:
             self.study.tell(trial)
         self.manifest.save()
@@ -256,6 +264,12 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         status = _status(scheduler, count["complete"])
         parent.tell(outline(manifest))
         mirrored = parent.end(status, write_plots(manifest), PARENT_SECONDS)
+        if mirrored:  # MLflow answers: it is told what a process that was killed in the end of its run did not send
+            sync(
+                [manifest.folder(run) for run in manifest.runs() if is_untold(manifest, run, uri)],
+                home=home,
+                setting=uri,
+            )
     behind = any(Sender(manifest.folder(run), uri).behind() for run in manifest.runs())
     for text in report_lines(summary(manifest)):
         board.line(text)
@@ -270,6 +284,12 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         board.line("\nMLflow does not have everything yet: bestrun sync --all, then the same line again")
     code = 128 + received if received else 1 if status == "FAILED" else 0 if mirrored and not behind else 6
     return Outcome(summary(manifest), code)
+
+
+def is_untold(manifest: Manifest, run: Run, uri: str) -> bool:
+    """Whether MLflow lacks something of a run, or takes it for running when its process has died."""
+    folder = manifest.folder(run)
+    return folder.exists() and (not is_over(read_journal(folder.journal)[0]) or Sender(folder, uri).behind())
 
 
 def _status(scheduler: Scheduler, complete: int) -> str:

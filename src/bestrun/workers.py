@@ -101,9 +101,12 @@ class Inline:
 
     def __init__(self) -> None:
         self._ended: list[Ended] = []
+        self._folder: RunFolder | None = None
 
     def start(self, task: Task, poke: Callable[[], None]) -> None:
-        ended = work(task, poke)  # meanwhile `ended` is called, too
+        self._folder = RunFolder(task.home / "runs" / task.run_name)
+        ended = work(task, poke)  # meanwhile `ended` and `stop` are called, too
+        self._folder = None
         self._ended.append(ended)
 
     def ended(self) -> list[Ended]:
@@ -111,7 +114,10 @@ class Inline:
         return found
 
     def stop(self) -> None:
-        pass  # the signal went to the run itself
+        """For a signal that came before the run heard signals itself; the file is not there before its folder."""
+        with contextlib.suppress(OSError):
+            if self._folder:
+                self._folder.stop.write_text("interrupted")
 
     def close(self) -> None:
         pass
