@@ -21,7 +21,8 @@ class Board:
     def __init__(self, *, stderr: bool = False) -> None:
         self.console = Console(stderr=stderr, highlight=False, soft_wrap=True)
         self._live: Live | None = None
-        self._began, self._shown = time.monotonic(), 0.0
+        self._began = self._last = time.monotonic()
+        self._shown = 0.0
         self._before = 0
 
     def line(self, text: str) -> None:
@@ -53,6 +54,7 @@ class Board:
 
     def ended(self, manifest: Manifest, trial: Trial, run: Run) -> None:
         """One line for one run."""
+        self._last = time.monotonic()
         value = "-" if run.best is None else shown_value(run.best, manifest.objective["metric"])
         state = run.state if run.state in OVER else "tried again" if run.error else run.state
         error = f"  {run.error.splitlines()[0]}" if run.error else ""
@@ -67,8 +69,8 @@ class Board:
         if best and best.value is not None:
             words.append(f"best {shown_value(best.value, manifest.objective['metric'])}, trial {best.number}")
         if (done := over - self._before) and over < manifest.n_trials:
-            left = (time.monotonic() - self._began) / done * (manifest.n_trials - over)
-            words.append(f"about {duration(left)} left")
+            left = (self._last - self._began) / done * (manifest.n_trials - over) + self._last - time.monotonic()
+            words.append(f"about {duration(max(0.0, left))} left")
         return "; ".join(words)
 
     def _table(self, manifest: Manifest) -> Table:

@@ -1,6 +1,7 @@
 """TensorFlow set up so that a step is a function of (config, data, step), on whatever device there is."""
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -27,6 +28,9 @@ def _without_banner() -> Iterator[None]:
             caught.seek(0)
             os.write(2, b"".join(line for line in caught if not BANNER.match(line)))
 
+
+# Each run of a sweep compiles its own steps, which is not the mistake that TensorFlow takes it for
+logging.getLogger("tensorflow").addFilter(lambda record: "retracing" not in str(record.msg))
 
 with _without_banner():
     import tensorflow as tf

@@ -66,6 +66,14 @@ def build_optimizer(name: str, model: keras.Model, **settings: Any) -> keras.opt
     """An optimizer with its variables made for the model's trainable variables."""
     optimizer = OPTIMIZERS[name](**settings)
     optimizer.build(model.trainable_variables)
+
+    # Keras' own way to these calls goes through tf.distribute, which keeps every function it was part of, and with it
+    # the training images, for as long as the process lives: 45 MB a run of MNIST, in a sweep of one process.
+    def update_each(gradients: list[Any], variables: list[Any], learning_rate: Any) -> None:
+        for gradient, variable in zip(gradients, variables, strict=True):
+            optimizer.update_step(gradient, variable, learning_rate)
+
+    optimizer._backend_update_step = update_each
     return optimizer
 
 
