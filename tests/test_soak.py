@@ -1,4 +1,4 @@
-"""Many runs in one process, as a sweep with one worker makes them, leave nothing behind in it (R26 of the test plan)."""
+"""Many runs in one process, as a sweep with one worker makes them, leave nothing behind in it (R26 of the plan)."""
 
 import json
 import os

@@ -384,7 +384,7 @@ def test_a_pruned_trial_is_killed_keeps_its_best_and_is_no_failure(bestrun, swee
 
 # ---- failed ----
 
-DIVERGES = ["optimizer=sgd", "optimizer.learning_rate=1e-2,1e6", "seed=0,1"]
+DIVERGES = ["optimizer=sgd", "optimizer.learning_rate=1e-2,1e30", "seed=0,1"]
 
 
 def test_a_diverging_trial_is_failed_and_the_others_finish(bestrun, sweep, home, network):
@@ -394,7 +394,7 @@ def test_a_diverging_trial_is_failed_and_the_others_finish(bestrun, sweep, home,
     found = report(bestrun, "diverges")
     assert found["count"] == {"complete": 2, "failed": 2}
     failed = [trial for trial in found["trials"] if trial["state"] == "failed"]
-    assert {trial["settings"]["optimizer.learning_rate"] for trial in failed} == {"1e6"}
+    assert {trial["settings"]["optimizer.learning_rate"] for trial in failed} == {"1e30"}
     assert all("the loss is not finite" in trial["runs"][0]["error"] for trial in failed)
     (parent,), children = in_mlflow(sqlite_uri(home), "diverges")
     assert parent.info.status == "FINISHED"
@@ -402,7 +402,7 @@ def test_a_diverging_trial_is_failed_and_the_others_finish(bestrun, sweep, home,
 
 
 def test_a_sweep_of_failures_alone_is_failed_and_max_failures_ends_it_early(bestrun, sweep, home, network):
-    words = [*network, "optimizer=sgd", "optimizer.learning_rate=1e6", "seed=range(0,4)", "sweep.name=hopeless"]
+    words = [*network, "optimizer=sgd", "optimizer.learning_rate=1e30", "seed=range(0,4)", "sweep.name=hopeless"]
     result = sweep(*words, "sweep.max_failures=1")
     assert result.code == 1 and "more than sweep.max_failures=1 trials failed" in result.out
     found = report(bestrun, "hopeless")
@@ -419,17 +419,6 @@ def test_a_trial_that_cannot_begin_is_failed_and_is_not_waited_for(bestrun, swee
     found = report(bestrun, "large")
     assert found["count"] == {"complete": 1, "failed": 1}
     assert "more than the 2,000 training images" in found["trials"][-1]["runs"][0]["error"]
-
-
-def test_values_of_a_study_that_do_not_fit_together_are_a_failed_trial(bestrun, sweep, home, data):
-    together = ["model.num_filters=choice([4,8],[4,8,8])", "model.filter_sizes=choice([3,3],[3,3,3])"]
-    words = [*data, "training.max_steps=20", "model.fc_size=16", *together, "optimizer.learning_rate=1e-3"]
-    words += ["sweep=study", "sweep.sampler=RandomSampler", "sweep.n_trials=6", "sweep.name=misfits"]
-    result = bestrun("train", "-m", "--cfg", "job", *words)
-    if result.code == 2:  # each value is tried beside the first of the others
-        assert "filter_sizes" in result.err
-        return
-    assert sweep(*words).code == 0
 
 
 def test_a_killed_worker_s_run_is_resumed_and_without_retries_by_the_same_line(bestrun, sweep, home, network):
@@ -527,7 +516,14 @@ def test_the_report_says_what_the_journals_say(bestrun, sweep, home, network):
 
 
 def test_replicates_and_seeds_are_told_with_mean_spread_and_worst(bestrun, sweep, home, network):
-    words = [*network, "training.batch_size=32,64", "sweep.replicates=2", "seed=3", "sweep.name=twice"]
+    words = [
+        *network,
+        "training.max_steps=20",
+        "training.batch_size=32,64",
+        "sweep.replicates=2",
+        "seed=3",
+        "sweep.name=twice",
+    ]
     assert sweep(*words).code == 0
     found = report(bestrun, "twice")
     assert len(found["trials"]) == len(found["over_seeds"]) == 2
@@ -542,7 +538,7 @@ def test_replicates_and_seeds_are_told_with_mean_spread_and_worst(bestrun, sweep
     (parent,), children = in_mlflow(sqlite_uri(home), "twice")
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id} and len(children) == 4
 
-    assert sweep("sweep=seeds", *network, "seed=range(0,3)", "sweep.name=seeds").code == 0
+    assert sweep("sweep=seeds", *network, "training.max_steps=20", "seed=range(0,3)", "sweep.name=seeds").code == 0
     found = report(bestrun, "seeds")
     values = [trial["value"] for trial in found["trials"]]
     (row,) = found["over_seeds"]

@@ -132,12 +132,14 @@ class Manifest:
         run.step = lines[-1]["step"] if lines else 0
         if stopped and is_over(events):
             run.step, run.stop_reason = stopped["step"], stopped["reason"]
-            run.state, run.error = STATES.get(stopped["reason"], "failed"), stopped.get("message")
+            state = STATES.get(stopped["reason"], "failed")
+            if run.state != "failed" or state in OVER:  # what was given up stays so until it is tried again
+                run.state, run.error = state, stopped.get("message")
             if run.stop_reason == "diverged":
                 run.error = f"the loss is not finite at step {run.step}"
         elif folder.is_owned():
             run.state, run.stop_reason, run.error = "running", None, None
-        elif run.state != "failed":  # what was given up stays so until it is tried again
+        elif run.state != "failed":
             run.state, run.stop_reason, run.error = "interrupted", None, None
         return [(line["step"], line[metric]) for line in lines if line[metric] is not None]
 

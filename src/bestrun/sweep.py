@@ -44,6 +44,8 @@ class Study:
             direction=manifest.objective["direction"],
             pruner=build("pruner", planned.settings.pruner),
         )
+        self.is_exhausted = False
+        self._study.stop = self._exhaust  # a sampler calls it when it has no more ideas
         self._live: dict[int, Any] = {}
         self._reported: dict[int, int] = {}
         for trial in manifest.trials:
@@ -54,6 +56,9 @@ class Study:
             if trial.is_over:
                 self.report(trial, manifest.look(trial.runs[0]))
                 self.tell(trial)
+
+    def _exhaust(self) -> None:
+        self.is_exhausted = True
 
     def _ask(self, number: int) -> Any:
         # A new sampler for each trial, its seed made of the study's and the number: what is proposed depends on the
@@ -153,6 +158,8 @@ class Scheduler:
             if run and not self.manifest.folder(run).is_owned():
                 return trial, run
         if self.gave_up() or len(self.manifest.trials) >= self.manifest.n_trials:
+            return None
+        if self.study and self.study.is_exhausted:
             return None
         trial = self.new_trial()
         return trial, trial.runs[0]
