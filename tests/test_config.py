@@ -374,7 +374,7 @@ def test_every_setting_stands_in_conf_with_a_comment() -> None:
 
 def test_conf_and_classes_name_the_same_options_and_keys() -> None:
     for group, classes in settings.OPTIONS.items():
-        assert settings._options(group) == sorted(classes)
+        assert settings.options(group) == sorted(classes)
         for option, kind in classes.items():
             file = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text())
             assert set(file) == set(kind.model_fields)
@@ -387,7 +387,7 @@ def test_help_shows_every_setting_and_option() -> None:
     for key in settings.FIELDS:
         assert re.search(rf"^\s*{key.rpartition('.')[2]}:", text, re.MULTILINE), key
     for group in (*settings.OPTIONS, "recipe"):
-        for option in settings._options(group):
+        for option in settings.options(group):
             assert f"\n{group}={option}\n" in text
 
 

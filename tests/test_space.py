@@ -1,11 +1,13 @@
 """What a sweep's line means: its points, what is refused before anything begins, and which settings a trial has."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bestrun import compose as settings
 from bestrun.compose import compose
 from bestrun.errors import SettingsError
 from bestrun.space import build, distributions, plan
@@ -84,7 +86,7 @@ def test_a_study_has_the_space_of_its_file_what_is_typed_added_and_what_is_fixed
     planned = plan(["sweep=study", "model.fc_size=128", "training.batch_size=choice(16,32)"])
     assert set(planned.space) == {"optimizer.learning_rate", "model.num_filters", "training.batch_size"}
     assert planned.base == ["model.fc_size=128"] and planned.points == []
-    assert planned.settings.pruner["name"] == "SuccessiveHalvingPruner"
+    assert planned.settings.pruner["name"] == "PercentilePruner"
 
 
 def test_ranges_and_intervals_are_numbers_to_optuna_and_choices_are_what_is_typed():
@@ -157,7 +159,7 @@ REFUSED = [
     (["sweep=study", "sweep.pruner=Median"], "MedianPruner"),
     (["sweep=study", "sweep.pruner=null"], "sweep.pruner=null"),
     (["sweep=study", "sweep.sampler.startup=3"], "TPESampler has no such argument"),
-    (["sweep=study", "sweep.pruner.min_resource=0"], "SuccessiveHalvingPruner"),
+    (["sweep=study", "sweep.pruner.percentile=200"], "PercentilePruner"),
     (["sweep=study", "sweep.n_trials=0"], "sweep.n_trials=0"),
     (["sweep=study", "optimizer.learning_rate=interval(1e-2,1e-4)"], "from a lower to a higher number"),
     (["sweep=study", "optimizer.learning_rate=tag(log,interval(0,1e-2))"], "from above 0"),
@@ -178,6 +180,31 @@ def test_every_combination_of_a_grid_is_checked_and_each_mistake_told_once():
     with pytest.raises(SettingsError) as refused:
         plan(["seed=range(0,20)", "training.batch_size=16,-1", "model.fc_size=8,0"])
     assert len(refused.value.args) == 2, refused.value.args
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("workers: [", "mine.yaml: line 1: "),
+        ("\tworkers: 2", "mine.yaml: line 1: "),
+        ("- a\n- b", "mine.yaml: not a mapping of settings"),
+        ("", "mine.yaml: not a mapping of settings"),
+        ("a: &x 1\nb: *x", "mine.yaml: YAML aliases"),
+        ("wrokers: 2", "sweep.wrokers=2: there is no such setting; did you mean sweep.workers?"),
+        ("workers: two", "sweep.workers=two: takes a whole number from 1 to 1000"),
+        ("space: {seed: 3}", "sweep.space={seed: 3}: takes a mapping of settings to what is tried"),
+        ("space: [seed]", "sweep.space=[seed]: takes a mapping of settings to what is tried"),
+        ("pruner: MedianPruner", "sweep.pruner=MedianPruner: takes the name of one of Optuna's"),
+        ("pruner: {name: 3}", "sweep.pruner={name: 3}: takes the name of one of Optuna's"),
+    ],
+)
+def test_a_bad_file_of_a_sweep_is_one_line(tmp_path, monkeypatch, text, said):
+    conf = shutil.copytree(settings.conf_dir(), tmp_path / "conf")
+    monkeypatch.setattr(settings, "conf_dir", lambda: conf)
+    (conf / "sweep" / "mine.yaml").write_text(text)
+    with pytest.raises(SettingsError) as refused:
+        plan(["sweep=mine", "seed=0,1"])
+    assert len(refused.value.args) == 1 and said in str(refused.value), refused.value
 
 
 def test_refusing_a_line_imports_nothing_heavy_and_leaves_nothing_behind(tmp_path: Path):

@@ -35,7 +35,8 @@ def _is_text(key: str) -> bool:
     return key in TEXTS or key.startswith("tags.")
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
+    """The names of the files in a folder of conf/."""
     return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
 
 
@@ -109,8 +110,8 @@ def _read(override: str) -> tuple[str, str, str]:
     if key in OPTIONS or key == "recipe":
         if (key, value) == ("recipe", None):
             return key, text, ""  # the default, which Hydra cannot be told
-        if value not in _options(key):
-            raise SettingsError(not_among(key, text, _options(key)))
+        if value not in options(key):
+            raise SettingsError(not_among(key, text, options(key)))
         return key, text, f"{key}={text}"
     if isinstance(value, int | float) and _is_text(key):
         return key, text, f"++{key}='{text.strip()}'"  # else a run called 1e3 would be 1000.0
@@ -120,23 +121,33 @@ def _read(override: str) -> tuple[str, str, str]:
 
 def _check_files(recipe: str | None) -> None:
     """Refuse what YAML has and settings do not need, before Hydra acts on it or memory runs out."""
-    names = ["config", *(f"{group}/{option}" for group in OPTIONS for option in _options(group))]
-    for name in [*names, f"recipe/{recipe}"] if recipe in _options("recipe") else names:
-        file = conf_dir() / f"{name}.yaml"
-        try:
-            text = file.read_text("utf-8")
-            node = yaml.compose(text, yaml.SafeLoader)
-            aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            raise SettingsError(f"{file}: {_reason(error)}") from None
-        if text.startswith("\ufeff"):
-            raise SettingsError(f"{file}: begins with a byte order mark; save it as plain UTF-8")
-        if aliases:
-            raise SettingsError(f"{file}: YAML aliases (*NAME) are not allowed; write the values out")
-        if isinstance(node, yaml.MappingNode) and any(key.value == "hydra" for key, _ in node.value):
-            raise SettingsError(f"{file}: hydra: there is no such setting; take it out")
+    names = ["config", *(f"{group}/{option}" for group in OPTIONS for option in options(group))]
+    for name in [*names, f"recipe/{recipe}"] if recipe in options("recipe") else names:
+        file, text = conf_dir() / f"{name}.yaml", read_file(name)
         if name.startswith("recipe/") and not re.search(r"^# @package _global_\s*$", text, re.MULTILINE):
             raise SettingsError(f"{file}: a recipe changes settings anywhere; begin it with # @package _global_")
+
+
+def read_file(name: str) -> str:
+    """The text of a file of conf/, which is YAML without what settings do not need.
+
+    Raises:
+        SettingsError: it is not; says where.
+    """
+    file = conf_dir() / f"{name}.yaml"
+    try:
+        text = file.read_text("utf-8")
+        node = yaml.compose(text, yaml.SafeLoader)
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise SettingsError(f"{file}: {_reason(error)}") from None
+    if text.startswith("\ufeff"):
+        raise SettingsError(f"{file}: begins with a byte order mark; save it as plain UTF-8")
+    if aliases:
+        raise SettingsError(f"{file}: YAML aliases (*NAME) are not allowed; write the values out")
+    if isinstance(node, yaml.MappingNode) and any(key.value == "hydra" for key, _ in node.value):
+        raise SettingsError(f"{file}: hydra: there is no such setting; take it out")
+    return text
 
 
 def _merge(lines: list[str], typed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str | None]]:
@@ -188,7 +199,7 @@ def settings_help() -> str:
     """config.yaml as it stands, then every option with its file: they are written to be read."""
     parts = [(conf_dir() / "config.yaml").read_text("utf-8")]
     for group in (*OPTIONS, "recipe"):
-        for option in _options(group):
+        for option in options(group):
             text = (conf_dir() / group / f"{option}.yaml").read_text("utf-8")
             parts.append(f"{group}={option}\n{textwrap.indent(text, '  ')}")
     return "\n".join(parts)

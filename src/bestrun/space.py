@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from .compose import Composed, compose, conf_dir, override, parse, plain_value
+from .compose import Composed, compose, conf_dir, options, override, parse, plain_value, read_file
 from .config import FIELDS, OPTIONS, RunName, Seed, Settings
 from .errors import SettingsError
 from .messages import nearest, not_among, out_of_range, shown, unknown
@@ -50,7 +50,12 @@ class SweepSettings(Settings):
     """How a sweep is carried out; conf/sweep/grid.yaml has the defaults and reasons."""
 
     kind: Literal["grid", "study"]
-    space: dict[str, str]
+    space: Annotated[
+        dict[str, str],
+        Field(
+            description="a mapping of settings to what is tried, in Hydra's grammar", examples=["{seed: 'range(0, 5)'}"]
+        ),
+    ]
     name: Annotated[RunName, Field(max_length=80)] | None
     n_trials: Annotated[int, _whole(1, MOST_POINTS, 20)]
     replicates: Annotated[int, _whole(1, 100, 3)]
@@ -162,12 +167,9 @@ def plan(words: Sequence[str]) -> Plan:
 
 
 def _settings(typed: Mapping[str, str]) -> SweepSettings:
-    chosen: dict[str, Any] = yaml.safe_load((conf_dir() / "sweep" / "grid.yaml").read_text("utf-8"))
-    names = sorted(file.stem for file in (conf_dir() / "sweep").glob("*.yaml"))
-    if (name := typed.get("sweep", "grid")) not in names:
-        raise SettingsError(not_among("sweep", name, names))
-    chosen |= yaml.safe_load((conf_dir() / "sweep" / f"{name}.yaml").read_text("utf-8"))
-    mistakes = []
+    if (name := typed.get("sweep", "grid")) not in options("sweep"):
+        raise SettingsError(not_among("sweep", name, options("sweep")))
+    chosen, mistakes = _file("grid") | _file(name), []
     for key, text in typed.items():
         if key == "sweep":
             continue
@@ -180,8 +182,7 @@ def _settings(typed: Mapping[str, str]) -> SweepSettings:
         elif section in ("sampler", "pruner") and isinstance(value, str):
             chosen[section] = {"name": value}  # another one has other arguments
         elif argument or section not in SweepSettings.model_fields:
-            near = nearest(key, [f"sweep.{name}" for name in SweepSettings.model_fields])
-            mistakes.append(f"{key}={shown(text)}: there is no such setting; did you mean {near or 'sweep.name'}?")
+            mistakes.append(_unknown(section, text))
         else:
             chosen[section] = value
     if mistakes:
@@ -190,13 +191,24 @@ def _settings(typed: Mapping[str, str]) -> SweepSettings:
         return SweepSettings.model_validate(chosen)
     except ValidationError as error:
         keys = dict.fromkeys(str(item["loc"][0]) for item in error.errors())
-        raise SettingsError(
-            *(out_of_range(f"sweep.{key}", typed.get(f"sweep.{key}", chosen.get(key)), _field(key)) for key in keys)
-        ) from None
+        raise SettingsError(*(_wrong(key, typed.get(f"sweep.{key}", chosen.get(key))) for key in keys)) from None
 
 
-def _field(key: str) -> Any:
-    return SweepSettings.model_fields[key]
+def _file(name: str) -> dict[str, Any]:
+    settings = yaml.safe_load(read_file(f"sweep/{name}"))
+    if not isinstance(settings, dict):
+        raise SettingsError(f"{conf_dir() / 'sweep' / name}.yaml: not a mapping of settings")
+    return {str(key): value for key, value in settings.items()}
+
+
+def _unknown(key: str, given: object) -> str:
+    near = nearest(key, list(SweepSettings.model_fields)) or "name"
+    return f"sweep.{key}={shown(given)}: there is no such setting; did you mean sweep.{near}?"
+
+
+def _wrong(key: str, given: object) -> str:
+    field = SweepSettings.model_fields.get(key)
+    return out_of_range(f"sweep.{key}", given, field) if field else _unknown(key, given)
 
 
 def _dimensions(space: Mapping[str, str], settings: SweepSettings) -> tuple[dict[str, Dimension], list[str]]:
