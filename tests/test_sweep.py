@@ -20,7 +20,7 @@ from bestrun.folder import RunFolder, read_json
 from bestrun.journal import read_journal
 from conftest import _command
 from proxy import Proxy
-from test_crashes import same_tensors
+from test_crashes import _own_until_killed, same_tensors
 from test_outages import wait_for
 from test_run import assert_record_agrees, sqlite_uri
 
@@ -191,6 +191,24 @@ def test_a_sweep_whose_scheduler_was_killed_is_completed_by_the_same_line(sweep,
     now = run_ids(home, "killed")
     assert {name: run_id or now[name] for name, run_id in known.items()}.items() <= now.items()
     assert free(home, "killed")
+
+
+def test_a_run_that_a_worker_of_the_killed_scheduler_still_saves_is_waited_for(sweep, start_process, home, network):
+    words = [*network, "seed=0,1", "sweep.name=saving"]
+    process = sweep.start(*words)
+    wait_for(lambda: evaluated(home, "saving") >= 5, process)
+    process.kill()
+    assert process.wait().code == -signal.SIGKILL
+    worker = start_process(_own_until_killed, folders(home, "saving")[1].path)
+    wait_for(lambda: "owned" in worker.out, worker)
+    process = sweep.start(*words)
+    wait_for(lambda: "1 of them over" in process.out, process)
+    time.sleep(1)
+    assert process.poll() is None, process.out
+    worker.kill()
+    result = process.wait()
+    assert result.code == 0, result.out + result.err
+    assert_complete(home, "saving", 2)
 
 
 def _die_before_the_parent_is_written_down(argv):

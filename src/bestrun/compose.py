@@ -198,7 +198,7 @@ def read_config(path: Path) -> Config:
 def settings_help() -> str:
     """config.yaml as it stands, then every option with its file: they are written to be read."""
     parts = [(conf_dir() / "config.yaml").read_text("utf-8")]
-    for group in (*OPTIONS, "recipe"):
+    for group in (*OPTIONS, "recipe", "sweep"):
         for option in options(group):
             text = (conf_dir() / group / f"{option}.yaml").read_text("utf-8")
             parts.append(f"{group}={option}\n{textwrap.indent(text, '  ')}")
