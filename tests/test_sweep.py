@@ -253,7 +253,7 @@ def outcome(home, name):
 _undisturbed = {}
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, 6))])
+@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, 4))])
 def test_a_serial_study_that_was_killed_proposes_and_prunes_as_one_that_was_not(
     sweep, home, data, number, tmp_path_factory
 ):
@@ -266,7 +266,7 @@ def test_a_serial_study_that_was_killed_proposes_and_prunes_as_one_that_was_not(
     assert len({json.dumps(point) for point in points}) == 6
     assert {reason for reason, _ in figures} == {"pruned", "max_steps"}, "the pruner did nothing"
     dice = random.Random(number)
-    for share in sorted(dice.uniform(0.1, 0.95) for _ in range(2)):
+    for share in sorted(dice.uniform(0.1, 0.95) for _ in range(1 + number)):
         process = sweep.start(*words)
         wait_for(lambda share=share: evaluated(home, "serial") >= share * sum(len(f) for _, f in figures), process)
         time.sleep(dice.uniform(0, 0.1))
@@ -343,11 +343,11 @@ def test_two_workers_on_a_fresh_store_make_one_parent_and_eight_children(bestrun
 
 
 def test_trial_of_an_inline_sweep_is_bit_identical_to_the_same_settings_run_alone(bestrun, sweep, home, network):
-    result = sweep(*network, "optimizer.learning_rate=1e-3,4e-3", "training.batch_size=32,64", "sweep.name=same")
+    result = sweep(*network, "optimizer.learning_rate=1e-3,4e-3", "sweep.name=same")
     assert result.code == 0, result.err
     trials = manifest(home, "same")["trials"]
-    assert len(trials) == 4
-    for trial in trials[1::2]:
+    assert len(trials) == 2
+    for trial in trials[1:]:  # the second, which finds what the first left in the process
         (run,) = trial["runs"]
         alone = {"BESTRUN_MLRUNS": str(home / "alone" / "mlruns")}
         words = [*network, *(f"{key}={value}" for key, value in trial["point"].items()), f"name={run['name']}"]
@@ -511,12 +511,12 @@ def test_a_name_means_one_sweep_and_one_scheduler(bestrun, sweep, home, data):
 
 def test_the_report_says_what_the_journals_say(bestrun, sweep, home, network):
     assert "no sweeps yet" in bestrun("sweep").out
-    words = [*network, "optimizer.learning_rate=1e-3,4e-3", "training.batch_size=32,64", "sweep.name=told"]
+    words = [*network, "optimizer.learning_rate=1e-3,4e-3", "sweep.name=told"]
     result = sweep(*words)
     assert result.code == 0, result.err
     found = report(bestrun, "told")
-    assert (found["kind"], found["running"], found["n_trials"], found["count"]) == ("grid", False, 4, {"complete": 4})
-    assert found["cost"]["steps_run"] == 4 * 60
+    assert (found["kind"], found["running"], found["n_trials"], found["count"]) == ("grid", False, 2, {"complete": 2})
+    assert found["cost"]["steps_run"] == 2 * 60
     best = {}
     for folder in folders(home, "told"):
         best[folder.name] = max(line["val/accuracy"] for line in evaluations(folder) if line["step"] > 0)
@@ -529,7 +529,7 @@ def test_the_report_says_what_the_journals_say(bestrun, sweep, home, network):
     assert parents[0].data.metrics["best/accuracy"] == found["best"]["value"]
     assert {run.info.run_id for run in children} == {trial["runs"][0]["run_id"] for trial in found["trials"]}
     assert result.out.endswith(bestrun("sweep", "told").out)
-    assert bestrun("sweep").out.split() == ["told", "grid", "4", "complete"]
+    assert bestrun("sweep").out.split() == ["told", "grid", "2", "complete"]
     unknown = bestrun("sweep", "tolt")
     assert unknown.code == 2 and unknown.err.count("\n") == 1 and "there are: told" in unknown.err
 
