@@ -10,7 +10,8 @@ import pytest
 from bestrun import compose as settings
 from bestrun.compose import compose
 from bestrun.errors import SettingsError
-from bestrun.space import build, distributions, plan
+from bestrun.space import plan
+from bestrun.study import build, distributions
 
 HEAVY = {"tensorflow", "keras", "mlflow", "matplotlib", "sklearn"}
 
@@ -96,7 +97,7 @@ def test_ranges_and_intervals_are_numbers_to_optuna_and_choices_are_what_is_type
             *("optimizer.learning_rate=tag(log,interval(1e-5,1e-2))", "model.fc_size=int(interval(16,64))"),
         ]
     )
-    found = {key: repr(distribution) for key, distribution in distributions(planned).items()}
+    found = {key: repr(distribution) for key, distribution in distributions(planned.dimensions).items()}
     assert found == {
         "model.num_filters": "CategoricalDistribution(choices=('[4,8]', '[8,16]'))",
         "seed": "IntDistribution(high=9, log=False, low=0, step=3)",
@@ -109,7 +110,7 @@ def test_ranges_and_intervals_are_numbers_to_optuna_and_choices_are_what_is_type
 def test_samplers_differ_by_their_number_and_not_by_the_call():
     import optuna
 
-    space = distributions(plan(["sweep=study"]))
+    space = distributions(plan(["sweep=study"]).dimensions)
 
     def proposed(number):
         study = optuna.create_study(sampler=build("sampler", {"name": "TPESampler"}, 0, number))

@@ -1,10 +1,7 @@
 """What a sweep tries: its settings, its search space in Hydra's grammar, and every value of that checked beforehand."""
 
-import inspect
 import itertools
 import math
-import warnings as python_warnings
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
@@ -16,6 +13,7 @@ from .compose import Composed, compose, conf_dir, options, override, parse, plai
 from .config import FIELDS, OPTIONS, RunName, Seed, Settings
 from .errors import SettingsError
 from .messages import nearest, not_among, out_of_range, shown, unknown
+from .study import build, distributions
 
 MOST_POINTS = 10_000
 NOT_TRIED = {  # setting -> why it cannot differ between the trials of one sweep
@@ -157,7 +155,7 @@ def plan(words: Sequence[str]) -> Plan:
     planned = Plan(settings, base, space, dimensions, warnings=doubts)
     planned.settle({})  # mistakes in what all runs share are told once, not once a trial
     if settings.kind == "study":
-        distributions(planned)
+        distributions(planned.dimensions)
         build("sampler", settings.sampler, settings.seed)
         build("pruner", settings.pruner)
     else:
@@ -305,57 +303,3 @@ def _check(planned: Plan) -> None:
     ]
     whole = [key for key in whole if not planned.dimensions[key].values]
     raise SettingsError(*mistakes, *(f"whole numbers are tried by {key}=int(interval(LOW,HIGH))" for key in whole))
-
-
-# ---- Optuna's side of it ----
-
-
-def distributions(planned: Plan) -> dict[str, Any]:
-    """The search space as Optuna's distributions; a choice is one of the texts that are typed."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    found: dict[str, Any] = {}
-    for key, dimension in planned.dimensions.items():
-        if dimension.values:
-            found[key] = CategoricalDistribution(dimension.values)
-        elif isinstance(dimension.low, int) and isinstance(dimension.high, int):
-            found[key] = IntDistribution(
-                dimension.low, dimension.high, log=dimension.log, step=int(dimension.step or 1)
-            )
-        else:
-            found[key] = FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
-    return found
-
-
-def build(kind: str, algorithm: Mapping[str, Any], *seed_parts: int) -> Any:
-    """One of Optuna's samplers or pruners by its name, looked up in the list that Optuna publishes.
-
-    Args:
-        kind: "sampler" or "pruner".
-        seed_parts: what the seed is made of, for those that take one.
-
-    Raises:
-        SettingsError: no such name or argument.
-    """
-    import optuna
-
-    module = getattr(optuna, f"{kind}s")
-    classes = [name for name in module.__all__ if name.endswith(kind.title()) and not name.startswith("Base")]
-    name, arguments = algorithm["name"], {key: value for key, value in algorithm.items() if key != "name"}
-    if name not in classes:
-        raise SettingsError(not_among(f"sweep.{kind}", name, classes))
-    made = getattr(module, name)
-    known = inspect.signature(made).parameters
-    for key, value in arguments.items():
-        if key not in known:
-            raise SettingsError(f"sweep.{kind}.{key}: {name} has no such argument; it takes {', '.join(known)}")
-        if isinstance(value, Mapping) and "name" in value:
-            arguments[key] = build(kind, value, *seed_parts)
-    if "seed" in known and seed_parts:
-        arguments.setdefault("seed", zlib.crc32(repr(seed_parts).encode()))
-    try:
-        with python_warnings.catch_warnings():
-            python_warnings.simplefilter("ignore")  # some are marked as experimental by Optuna
-            return made(**arguments)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"sweep.{kind}: {name}: {str(error).splitlines()[0]}") from None

@@ -14,14 +14,15 @@ from typing import Any
 
 from .board import Board, report_lines
 from .config import mask_uri
-from .errors import BestrunError, SettingsError
+from .errors import SettingsError
 from .folder import new_name
 from .journal import is_over, read_journal
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .mirror import Sender
 from .parent import Parent, find_or_create, outline
 from .run import Signals
-from .space import Plan, Point, build, distributions, plan
+from .space import Plan, plan
+from .study import Study
 from .summary import summary, write_plots
 from .sync import sync
 from .tracking import connect, reaching, resolve_uri
@@ -29,76 +30,6 @@ from .workers import Backend, Ended, Inline, Local, Ray, Task
 
 POLL_SECONDS = 0.2
 PARENT_SECONDS = 15.0  # so long the end of a sweep waits for MLflow
-
-
-class Study:
-    """Optuna's ask and tell over a manifest: in memory, told again what happened, so there is nothing to repair."""
-
-    def __init__(self, planned: Plan, manifest: Manifest) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._optuna, self._planned, self._distributions = optuna, planned, distributions(planned)
-        self._study = optuna.create_study(
-            study_name=manifest.name,  # Hyperband chooses a trial's bracket by it
-            direction=manifest.objective["direction"],
-            pruner=build("pruner", planned.settings.pruner),
-        )
-        self.is_exhausted = False
-        self._study.stop = self._exhaust  # a sampler calls it when it has no more ideas
-        self._live: dict[int, Any] = {}
-        self._reported: dict[int, int] = {}
-        for trial in manifest.trials:
-            # All that was done is done again, evaluation by evaluation: pruners and samplers leave notes on the way,
-            # ASHA of each rung, and without those a study that goes on would choose otherwise.
-            self._study.enqueue_trial(self._params(trial.point))
-            self._ask(trial.number)
-            if trial.is_over:
-                self.report(trial, manifest.look(trial.runs[0]))
-                self.tell(trial)
-
-    def _exhaust(self) -> None:
-        self.is_exhausted = True
-
-    def _ask(self, number: int) -> Any:
-        # A new sampler for each trial, its seed made of the study's and the number: what is proposed depends on the
-        # trials there are, not on how many processes it took to make them.
-        settings = self._planned.settings
-        self._study.sampler = build("sampler", settings.sampler, settings.seed, number)
-        trial = self._study.ask(self._distributions)
-        if trial.number != number:
-            raise BestrunError(f"trial {number}: Optuna counts {trial.number}; the manifest is damaged")
-        self._live[number] = trial
-        return trial
-
-    def ask(self, number: int) -> Point:
-        params = self._ask(number).params
-        return {key: value if isinstance(value, str) else repr(value) for key, value in params.items()}
-
-    def report(self, trial: Trial, values: list[tuple[int, float]]) -> bool:
-        """Tell the pruner of evaluations it has not heard of; whether the trial is to end."""
-        live, is_behind = self._live[trial.number], False
-        for step, value in values:
-            if step > self._reported.get(trial.number, 0):
-                self._reported[trial.number] = step
-                live.report(value, step)
-                is_behind |= live.should_prune()
-        return is_behind
-
-    def tell(self, trial: Trial) -> None:
-        state = self._state(trial)
-        value = trial.value if state == self._optuna.trial.TrialState.COMPLETE else None
-        self._study.tell(self._live.pop(trial.number), value, state=state)
-
-    def _state(self, trial: Trial) -> Any:
-        states = self._optuna.trial.TrialState
-        if trial.state == "complete" and trial.value is not None:
-            return states.COMPLETE
-        return states.PRUNED if trial.state == "pruned" else states.FAIL
-
-    def _params(self, point: Point) -> dict[str, Any]:
-        kinds = {"IntDistribution": int, "FloatDistribution": float}
-        return {key: kinds.get(type(self._distributions[key]).__name__, str)(value) for key, value in point.items()}
 
 
 class Scheduler:
