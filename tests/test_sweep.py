@@ -440,6 +440,46 @@ def test_a_trial_that_cannot_begin_is_failed_and_is_not_waited_for(bestrun, swee
     assert "more than the 2,000 training images" in found["trials"][-1]["runs"][0]["error"]
 
 
+def test_values_of_a_study_that_do_not_fit_together_are_a_failed_trial(bestrun, sweep, network):
+    # Each is allowed beside the first of the others; patience 20 with an evaluation every 40 steps is not
+    together = ["training.patience_steps=choice(40,20)", "training.evaluate_every_steps=choice(10,40)"]
+    words = [*network, "training.max_steps=40", *together, "sweep=study"]
+    words += ["sweep.sampler=RandomSampler", "sweep.n_trials=8", "sweep.name=misfits", "sweep.pruner=NopPruner"]
+    result = sweep(*words)
+    assert result.code == 0, result.err
+    found = report(bestrun, "misfits")
+    misfits = [trial for trial in found["trials"] if list(trial["settings"].values()) == ["20", "40"]]
+    assert misfits and found["count"] == {"complete": 8 - len(misfits), "failed": len(misfits)}
+    assert all("takes at least training.evaluate_every_steps=40" in trial["runs"][0]["error"] for trial in misfits)
+
+
+def test_a_sampler_without_more_ideas_ends_the_sweep(bestrun, sweep, network):
+    words = [*network, "training.max_steps=20", "training.patience_steps=20", "sweep=study", "seed=choice(0,1)"]
+    words += ["sweep.sampler=BruteForceSampler", "sweep.n_trials=5", "sweep.name=brute"]
+    result = sweep(*words)
+    assert result.code == 0, result.err
+    found = report(bestrun, "brute")
+    assert sorted(trial["settings"]["seed"] for trial in found["trials"] if trial["state"] == "complete") == ["0", "1"]
+
+
+def test_a_damaged_journal_fails_its_trial_and_no_other(bestrun, sweep, home, network):
+    words = [*network, "training.max_steps=20", "training.patience_steps=20", "seed=0,1", "sweep.name=torn"]
+    assert sweep(*words).code == 0
+    journal = folders(home, "torn")[0].journal
+    whole = journal.read_bytes()
+    journal.write_bytes(b"not an event\n" + whole)
+    found = report(bestrun, "torn")
+    assert found["count"] == {"complete": 1, "failed": 1}
+    (failed,) = [trial for trial in found["trials"] if trial["state"] == "failed"]
+    assert "line 1 is damaged" in failed["runs"][0]["error"]
+    assert bestrun("sweep").code == 0
+    again = sweep(*words)
+    assert "Traceback" not in again.err and "line 1 is damaged" in again.out
+    journal.write_bytes(whole)
+    assert sweep(*words).code == 0
+    assert report(bestrun, "torn")["count"] == {"complete": 2}
+
+
 def test_a_killed_worker_s_run_is_resumed_and_without_retries_by_the_same_line(bestrun, sweep, home, network):
     words = [*network, "training.max_steps=400", "training.patience_steps=400", "seed=0,1", "sweep.workers=2"]
     words += ["sweep.name=shot"]

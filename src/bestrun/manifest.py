@@ -114,11 +114,14 @@ class Manifest:
     def look(self, run: Run) -> list[tuple[int, float]]:
         """Bring a run up to its journal; returns (step, objective) of its evaluations, those after step 0.
 
-        Raises:
-            VerificationError: the journal is damaged.
+        A damaged journal fails its run, not the sweep.
         """
         folder = self.folder(run)
-        events, _ = read_journal(folder.journal)
+        try:
+            events, _ = read_journal(folder.journal)
+        except VerificationError as error:
+            run.state, run.error = "failed", str(error)
+            return []
         if not events:
             return []
         metric = self.objective["metric"]

@@ -28,7 +28,7 @@ from .sync import sync
 from .tracking import connect, reaching, resolve_uri
 from .workers import Backend, Ended, Inline, Local, Ray, Task
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
 PARENT_SECONDS = 15.0  # so long the end of a sweep waits for MLflow
 
 
