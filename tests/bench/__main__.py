@@ -51,14 +51,22 @@ def saving() -> list[float]:
 
 
 TRAIN = """
-import sys
+import sys, time
 from bestrun import mirror
 from bestrun.cli import main
 if sys.argv.pop(1) == "off":
     mirror.Mirror.start = lambda self: None
     mirror.Mirror.finish = lambda self, seconds: True
+catch_up = mirror.Sender.catch_up
+def timed(self):
+    sent = catch_up(self)
+    with open(self.folder.path / "processor.txt", "a") as file:
+        print(time.time(), time.thread_time(), time.process_time(), file=file)
+    return sent
+mirror.Sender.catch_up = timed
 main()
 """
+shares: list[float] = []  # of the processor time of the run, that its mirror's thread took in those seconds
 
 
 def default_run(tracking: str) -> float:
@@ -71,7 +79,12 @@ def default_run(tracking: str) -> float:
             capture_output=True,
         )
         lines = (Path(place) / "runs/bench/journal.jsonl").read_text().splitlines()
-    times = {event["step"]: event["time_ms"] for event in map(json.loads, lines) if event["event"] == "evaluation"}
+        times = {event["step"]: event["time_ms"] for event in map(json.loads, lines) if event["event"] == "evaluation"}
+        if tracking == "on":
+            seen = (Path(place) / "runs/bench/processor.txt").read_text().splitlines()
+            rows = [tuple(map(float, line.split())) for line in seen]
+            rows = [row for row in rows if times[200] <= 1000 * row[0] <= times[800]]
+            shares.append(100 * (rows[-1][1] - rows[0][1]) / (rows[-1][2] - rows[0][2]))
     return (times[800] - times[200]) / 1000
 
 
@@ -98,6 +111,7 @@ def main() -> None:
     rows = [
         row("best + journal line + last, fsynced, an evaluation", saving(), "ms", 50),
         row("tracking, of a default run after start-up", cost, "%", 2),
+        row("tracking, its thread's share of the run's processor time", shares, "%", 2),
         row("a grid of 500 points, composed and checked", planning(), "s", 30),
         row("a trial of local workers, beside training and MLflow", overhead(), "s", 0.5),
     ]
