@@ -32,7 +32,7 @@ class Board:
     def begin(self, manifest: Manifest, warnings: list[str]) -> None:
         for warning in warnings:
             self.line(f"warning: {warning}")
-        self._before = sum(trial.is_over for trial in manifest.trials)
+        self._before = manifest.over()
         done = f", {self._before} of them over" if manifest.trials else ""
         tried = " ".join(f"{key}={text}" for key, text in manifest.line["space"].items())
         self.line(f"sweep {manifest.name}: {manifest.n_trials} trials of {tried}{done}")
@@ -64,7 +64,7 @@ class Board:
         )
 
     def _progress(self, manifest: Manifest) -> str:
-        over, best = sum(trial.is_over for trial in manifest.trials), manifest.best()
+        over, best = manifest.over(), manifest.best()
         words = [f"{over} of {manifest.n_trials}"]
         if best and best.value is not None:
             words.append(f"best {shown_value(best.value, manifest.objective['metric'])}, trial {best.number}")

@@ -292,15 +292,16 @@ def sweep(name: str | None, as_json: bool) -> None:
     from .summary import summary
 
     home = find_home()
-    reports = [summary(read_manifest(home, found)) for found in ([name] if name else sweep_names(home))]
+    found = [read_manifest(home, each) for each in ([name] if name else sweep_names(home))]
     if as_json:
+        reports = [summary(manifest) for manifest in found]
         click.echo(json.dumps(reports[0] if name else reports, indent=2))
     elif name:
-        click.echo("\n".join(report_lines(reports[0])).lstrip("\n"))
-    for report in () if as_json or name else reports:
-        count = ", ".join(f"{number} {state}" for state, number in report["count"].items())
-        click.echo(f"{report['name']:<24} {report['kind']:<6} {count}")
-    if not reports and not as_json:
+        click.echo("\n".join(report_lines(summary(found[0]))).lstrip("\n"))
+    for manifest in () if as_json or name else found:  # a line each, for which no importances are computed
+        count = ", ".join(f"{number} {state}" for state, number in sorted(manifest.count().items()) if number)
+        click.echo(f"{manifest.name:<24} {manifest.line['kind']:<6} {count}")
+    if not found and not as_json:
         click.echo("no sweeps yet; the first is made by: bestrun train -m optimizer.learning_rate=1e-4,1e-3")
 
 

@@ -157,9 +157,15 @@ class Manifest:
         sign = -1 if self.objective["direction"] == "maximize" else 1
         return sorted(trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number))
 
+    def complete(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state == "complete" and trial.value is not None]
+
+    def over(self) -> int:
+        """How many trials there is nothing left to do for."""
+        return sum(trial.is_over for trial in self.trials)
+
     def best(self) -> Trial | None:
-        complete = [trial for trial in self.trials if trial.state == "complete" and trial.value is not None]
-        return self.better_first(complete)[0] if complete else None
+        return next(iter(self.better_first(self.complete())), None)
 
     def steps(self) -> tuple[int, int]:
         """Steps run, and steps that pruning saved."""
@@ -191,7 +197,7 @@ def is_running(path: Path) -> bool:
     return is_locked(path.with_name("lock"))
 
 
-def read_manifest(home: Path, name: str, *, look: bool = True) -> Manifest:
+def read_manifest(home: Path, name: str) -> Manifest:
     """A sweep that exists, its trials as their journals are now.
 
     Raises:
@@ -210,9 +216,8 @@ def read_manifest(home: Path, name: str, *, look: bool = True) -> Manifest:
         manifest = Manifest(path, **values, trials=trials)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{path}: not the manifest of a sweep: {error}") from error
-    if look:
-        for run in manifest.runs():
-            manifest.look(run)
+    for run in manifest.runs():
+        manifest.look(run)
     return manifest
 
 

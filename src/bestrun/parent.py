@@ -64,7 +64,7 @@ def outline(manifest: Manifest) -> dict[str, Any]:
             "bestrun.best_run_name": top.name,
             "bestrun.best_settings": " ".join(f"{key}={value}" for key, value in best.point.items())[:8000],
         }
-    return {"metrics": metrics, "tags": tags, "step": sum(trial.is_over for trial in manifest.trials)}
+    return {"metrics": metrics, "tags": tags, "step": manifest.over()}
 
 
 class Parent:

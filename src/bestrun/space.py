@@ -149,8 +149,8 @@ def plan(words: Sequence[str]) -> Plan:
     settings = _settings(typed)
     fixed = {word.lstrip("+").partition("=")[0] for word in base}
     space = {key: text for key, text in settings.space.items() if key not in fixed} | space
-    for key in fixed & {"name"}:
-        raise SettingsError(f"{key}: {NOT_TRIED[key]}")
+    if "name" in fixed:
+        raise SettingsError(f"name: {NOT_TRIED['name']}")
     dimensions, doubts = _dimensions(space, settings)
     planned = Plan(settings, base, space, dimensions, warnings=doubts)
     planned.settle({})  # mistakes in what all runs share are told once, not once a trial

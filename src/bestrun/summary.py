@@ -86,10 +86,9 @@ def _study(manifest: Manifest) -> Any:
     keys = list(manifest.line["space"])
     columns = {key: _numbers([trial.point[key] for trial in manifest.trials]) for key in keys}
     kinds = {key: _distribution(values) for key, values in columns.items()}
-    for index, trial in enumerate(manifest.trials):
-        if trial.state == "complete" and trial.value is not None:
-            params = {key: columns[key][index] for key in keys}
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=trial.value))
+    for trial in manifest.complete():
+        params = {key: columns[key][trial.number] for key in keys}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=trial.value))
     return study
 
 
@@ -109,11 +108,15 @@ def _distribution(values: list[Any]) -> Any:
     return FloatDistribution(different[0], different[-1], log=different[0] > 0 and different[-1] >= 30 * different[0])
 
 
+def has_importances(manifest: Manifest) -> bool:
+    """Whether there is enough to say which setting mattered: two of them, four trials, and not all alike."""
+    values = [trial.value for trial in manifest.complete()]
+    return len(values) >= 4 and len(set(values)) >= 2 and len(manifest.line["space"]) >= 2
+
+
 def importances(manifest: Manifest) -> dict[str, float] | None:
     """Setting -> share of the objective's variance it explains (fANOVA, Optuna's); None where that cannot be said."""
-    complete = [trial for trial in manifest.trials if trial.state == "complete" and trial.value is not None]
-    values = {trial.value for trial in complete}
-    if len(complete) < 4 or len(values) < 2 or len(manifest.line["space"]) < 2:
+    if not has_importances(manifest):
         return None
     import optuna
 
@@ -126,8 +129,7 @@ def importances(manifest: Manifest) -> dict[str, float] | None:
 
 def write_plots(manifest: Manifest) -> list[Path]:
     """Optimisation history, parallel coordinates and importances as PNGs in the sweep's folder."""
-    complete = [trial for trial in manifest.trials if trial.state == "complete" and trial.value is not None]
-    if len(complete) < 2:
+    if len(manifest.complete()) < 2:
         return []
     import matplotlib
 
@@ -140,7 +142,7 @@ def write_plots(manifest: Manifest) -> list[Path]:
         "optimization_history": plots.plot_optimization_history,
         "parallel_coordinates": plots.plot_parallel_coordinate,
     }
-    if importances(manifest):
+    if has_importances(manifest):
         drawn["importances"] = plots.plot_param_importances
     written = []
     for name, draw in drawn.items():

@@ -209,7 +209,8 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
                 setting=uri,
             )
     behind = any(Sender(manifest.folder(run), uri).behind() for run in manifest.runs())
-    for text in report_lines(summary(manifest)):
+    report = summary(manifest)
+    for text in report_lines(report):
         board.line(text)
     received = scheduler.received
     if received:
@@ -221,7 +222,7 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
     if not mirrored or behind:
         board.line("\nMLflow does not have everything yet: bestrun sync --all, then the same line again")
     code = 128 + received if received else 1 if status == "FAILED" else 0 if mirrored and not behind else 6
-    return Outcome(summary(manifest), code)
+    return Outcome(report, code)
 
 
 def is_untold(manifest: Manifest, run: Run, uri: str) -> bool:

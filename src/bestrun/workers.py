@@ -37,6 +37,10 @@ class Task:
     home: Path
     extra: dict[str, Any]
 
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.home / "runs" / self.run_name)
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -57,7 +61,7 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
     from .run import start
     from .screen import Screen
 
-    folder, screen = RunFolder(task.home / "runs" / task.run_name), Screen(quiet=True)
+    folder, screen = task.folder, Screen(quiet=True)
 
     def asked() -> str | None:
         poke()
@@ -104,7 +108,7 @@ class Inline:
         self._folder: RunFolder | None = None
 
     def start(self, task: Task, poke: Callable[[], None]) -> None:
-        self._folder = RunFolder(task.home / "runs" / task.run_name)
+        self._folder = task.folder
         ended = work(task, poke)  # meanwhile `ended` and `stop` are called, too
         self._folder = None
         self._ended.append(ended)
@@ -243,14 +247,14 @@ class Ray:
                 )
         # A node's end is known before its workers have left: until then the run is theirs
         for name, (task, answer) in list(self._lost.items()):
-            if not _folder(task).is_owned():
+            if not task.folder.is_owned():
                 found.append(answer)
                 del self._lost[name]
         return found
 
     def stop(self) -> None:
         for reference, task in self._running.items():
-            folder = _folder(task)
+            folder = task.folder
             with contextlib.suppress(OSError):  # there is no folder yet
                 folder.stop.write_text("interrupted")
             if not folder.is_owned():  # waits for a place, or imports; if it has begun by now, it saves and leaves
@@ -282,10 +286,6 @@ def _import_ray(alone: bool) -> Any:
             "pip install --require-hashes -r requirements-ray.lock, elsewhere pip install 'bestrun[ray]'"
         ) from None
     return ray
-
-
-def _folder(task: Task) -> RunFolder:
-    return RunFolder(task.home / "runs" / task.run_name)
 
 
 def _on_node(task: Task, argv: list[str], environment: dict[str, str]) -> Ended:
