@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from .manifest import OVER, Manifest, Run, Trial
-from .screen import duration
+from .screen import duration, shown_value
 
 MOST_ROWS = 12
 
@@ -84,10 +84,6 @@ class Board:
             step = sum(run.step for run in trial.runs)
             table.add_row(str(trial.number), trial.state, str(step), value, shown_point(trial.point))
         return table
-
-
-def shown_value(value: float, metric: str) -> str:
-    return f"{100 * value:.2f} %" if metric == "val/accuracy" else f"{value:.4f}"
 
 
 def shown_point(point: dict[str, str]) -> str:

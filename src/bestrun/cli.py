@@ -281,6 +281,71 @@ def _print_table(rows: list[Any]) -> None:
         )
 
 
+@cli.command(epilog=RUN_HELP)
+@click.argument("run")
+@tracking_option
+@experiment_option
+@sweep_option
+@objective_option
+@json_option
+def show(run: str, as_json: bool, **where: str | None) -> None:
+    """What a run was, how it went, why it stopped, where everything is."""
+    from . import show as told
+
+    (record,) = _records((run,), **where)
+    click.echo(json.dumps(told.as_json(record), indent=2) if as_json else "\n".join(told.lines(record)))
+
+
+@cli.command(epilog=RUN_HELP)
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@tracking_option
+@experiment_option
+@sweep_option
+@objective_option
+@json_option
+def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:
+    """Runs side by side: their best, the settings that differ, code, data, versions, and who confuses what."""
+    from . import compare as compared
+
+    records = _records(runs, **where)
+    found = compared.comparison(records)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(compared.lines(records, found)))
+
+
+def _records(references: tuple[str, ...], tracking_uri: str | None, **lookup: str | None) -> list[Any]:
+    from .folder import find_home
+    from .record import find_record
+    from .tracking import resolve_uri
+
+    home = find_home()
+    uri = resolve_uri(tracking_uri, home)
+    return [find_record(reference, home=home, uri=uri, **lookup) for reference in references]
+
+
+@cli.command(epilog=RUN_HELP)
+@click.argument("run")
+@click.argument("overrides", nargs=-1)
+@click.option("--allow-other-data", is_flag=True, help="Train although the data is not what that run was trained with.")
+@tracking_option
+@experiment_option
+@sweep_option
+@objective_option
+@json_option
+def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json: bool, **where: str | None) -> None:
+    """The same settings as a new run; says first what differs: code, data, versions.
+
+    \b
+    bestrun rerun RUN                  on the same machine and code: the same result, bit by bit
+    bestrun rerun RUN seed=1           with other settings
+    """
+    from .folder import find_home
+    from .rerun import rerun as again
+
+    (record,) = _records((run,), **where)
+    screen = _screen(record.config, as_json)
+    _finish(again(record, overrides, home=find_home(), screen=screen, allow_other_data=allow_other_data), as_json)
+
+
 @cli.command()
 @click.argument("name", required=False)
 @json_option

@@ -197,6 +197,11 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def diff(self) -> Path:
+        """What of the code was not committed when the run began."""
+        return self.path / "uncommitted.diff"
+
+    @property
     def pictures(self) -> Path:
         return self.path / "pictures"
 
@@ -238,7 +243,7 @@ class RunFolder:
         """A full disk may end a run before its first journal line: then nothing is left of it, its name is free."""
         if not self.exists():
             with contextlib.suppress(OSError):  # any other file in it is not ours to delete
-                for path in (self.config, self.overrides, self.journal, self.log, self.lock):
+                for path in (self.config, self.overrides, self.diff, self.journal, self.log, self.lock):
                     path.unlink(missing_ok=True)
                 self.path.rmdir()
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from .checkpoint import Checkpoint, LoopState, Tensors, is_recorded, newest_checkpoint, remove_older, save
 from .config import Config
 from .data import Dataset, Split, batch_indices
-from .evaluation import compile_predict, figures
+from .evaluation import compile_predict, confusions, figures
 from .folder import RunFolder, fault
 from .journal import Event, Journal
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
@@ -123,7 +123,8 @@ def train(
         rate = (state.images - interval_images) / (time.perf_counter() - interval_began) if state.images else None
         began = time.perf_counter()
         with np.errstate(all="ignore"):  # what is not finite is told below, not by NumPy
-            validation = figures(predict(data.validation.images), data.validation.labels)
+            logits = predict(data.validation.images)
+            validation = figures(logits, data.validation.labels)
         tensors = read_variables(variables)
         if not (math.isfinite(validation.loss) and is_finite(tensors)):
             return Outcome("diverged", state.step, state)
@@ -152,6 +153,7 @@ def train(
         lost = known and known["improved"] and not is_recorded(best, known["sha256"])
         if entry["improved"] and (lost or not known):
             entry = entry | {"checkpoint": best.name, "sha256": save(best, tensors, state, **stamp)}
+            entry["confusions"] = confusions(logits, data.validation.labels)
         if lost or not known:  # the line of a lost best stands twice, with one time: for MLflow it is the same row
             entry = journal.append(**{"event": "evaluation", **entry})
         # A crash here leaves an older `last`: the interval is repeated, and arrives at the line just written.

@@ -134,6 +134,8 @@ class Sender:
             for twin in self._created(store):
                 if twin != run_id:
                     client.delete_run(twin)
+            if confusions := self._confusions():
+                client.log_dict(run_id, confusions, "validation.json")
             client.set_tag(run_id, "bestrun.stop_reason", event["reason"])
             if status == "FAILED" and self.folder.log.is_file():
                 client.log_artifact(run_id, str(self.folder.log))
@@ -146,6 +148,11 @@ class Sender:
             for name, (old, new) in (event.get("changed") or {}).items():
                 changed[name] = [changed.get(name, [old])[0], new]
         return changed
+
+    def _confusions(self) -> dict[str, Any] | None:
+        """What the best checkpoint took for what, on the validation split."""
+        events = [event for event in read_journal(self.folder.journal)[0] if event.get("confusions")]
+        return {key: events[-1][key] for key in ("step", "confusions")} if events else None
 
     def _send_start(self, client: Any, run_id: str, started: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -167,6 +174,8 @@ class Sender:
         for path in (self.folder.config, self.folder.overrides):
             if path.is_file():
                 client.log_artifact(run_id, str(path), "config")
+        if self.folder.diff.is_file():
+            client.log_artifact(run_id, str(self.folder.diff), "code")
 
     def _send_evaluations(self, client: Any, run_id: str, events: list[Event]) -> None:
         from mlflow.entities import Metric
@@ -280,7 +289,9 @@ def _tags(folder: RunFolder, started: Event) -> dict[str, str]:
         "mlflow.note.content": started.get("note", ""),
         "mlflow.source.git.commit": started["git"].get("commit", ""),
         "bestrun.git_dirty": str(started["git"].get("dirty", "")).lower(),
+        "bestrun.diff_sha256": started["git"].get("diff_sha256", ""),
         "bestrun.parent_run": started.get("parent") or "",
+        "bestrun.rerun_of": started.get("rerun_of") or "",
         "bestrun.sweep": started.get("sweep") or "",
         "bestrun.trial": "" if started.get("trial") is None else str(started["trial"]),
         "mlflow.parentRunId": started.get("parent_run_id") or "",

@@ -70,6 +70,47 @@ def confusion_matrix_text(matrix: NDArray[np.integer[Any]]) -> str:
     return "\n".join([" " * (label + 2) + "predicted", *lines])
 
 
+def confusion_difference_text(difference: Sequence[Sequence[int]], most: int = 20) -> str:
+    """Where one confusion matrix has more images than another (+), or fewer (-): the largest differences first."""
+    matrix = np.asarray(difference)
+    order = np.argsort(-np.abs(matrix), axis=None, kind="stable")[: min(most, np.count_nonzero(matrix))]
+    lines = [f"{'true':>6}  {'predicted':>9}  {'images':>8}"]
+    for true, predicted in zip(*np.unravel_index(order, matrix.shape), strict=True):
+        right = "  right" if true == predicted else ""
+        lines.append(f"{true:>6}  {predicted:>9}  {matrix[true, predicted]:>+8}{right}")
+    return "\n".join(lines) if len(order) else "  no difference"
+
+
+def curve_text(
+    history: Sequence[Mapping[str, Any]], metric: str, best_step: int | None, width: int = 64, height: int = 12
+) -> list[str]:
+    """A metric, val/accuracy or val/loss, over the steps: train `.`, validation `o`, the best `*`.
+
+    The worst tenth of the values, the begin of a run, lies on the lowest or highest line: else nothing is seen of the
+    rest.
+    """
+    from .screen import shown_value
+
+    name = metric.removeprefix("val/")
+    series = {mark: _series(history, f"{split}/{name}") for mark, split in ((".", "train"), ("o", "val"))}
+    values = np.array([value for _, found in series.values() for value in found])
+    low, high = (
+        (np.quantile(values, 0.1), values.max()) if name == "accuracy" else (values.min(), np.quantile(values, 0.9))
+    )
+    last = max(int(row["step"]) for row in history) or 1
+    grid = [[" "] * width for _ in range(height)]
+    for mark, (steps, found) in series.items():
+        for step, value in zip(steps, found, strict=True):
+            share = (high - min(max(value, low), high)) / ((high - low) or 1)
+            best = mark == "o" and step == best_step
+            row, column = grid[round(share * (height - 1))], round(step / last * (width - 1))
+            row[column] = "*" if best or row[column] == "*" else mark
+    labels = {0: shown_value(float(high), name), height - 1: shown_value(float(low), name)}
+    lines = [f"{labels.get(index, ''):>9} |{''.join(row)}".rstrip() for index, row in enumerate(grid)]
+    axis = f"{0:<{width - len(f'{last:,}')}}{last:,}"
+    return [f"{metric} (o), train/{name} (.), best (*)", *lines, f"{'':>9} +{'-' * width}", f"{'step':>9}  {axis}"]
+
+
 def confusion_matrix_figure(matrix: NDArray[np.integer[Any]], title: str) -> Figure:
     """`matrix` as coloured cells, with the numbers of images in them where they can be read."""
     from matplotlib.colors import PowerNorm

@@ -135,16 +135,16 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
         raise VerificationError(
             f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint"
         )
-    path = _download(store.client, run_id, artifact, to)
+    path = download(store.client, run_id, artifact, to)
     checkpoint = load(path, sha256=sha256)
-    config = read_config(_download(store.client, run_id, "config/config.yaml", to))
+    config = read_config(download(store.client, run_id, "config/config.yaml", to))
     logged = {f"val/{key}": run.data.metrics.get(f"best/{key}") for key in ("accuracy", "loss")}
     folder = RunFolder(home / "runs" / name)
     origin = f"{run.info.artifact_uri}/{artifact}".removeprefix("file://")
     return Fetched(run_id, name, config, checkpoint, origin, logged, folder if folder.exists() else None)
 
 
-def _download(client: Any, run_id: str, artifact: str, to: Path) -> Path:
+def download(client: Any, run_id: str, artifact: str, to: Path) -> Path:
     listed = {item.path for item in client.list_artifacts(run_id, artifact.partition("/")[0])}
     if artifact not in listed:
         raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")

@@ -1,6 +1,5 @@
 """Going on with a run, also where only MLflow has it."""
 
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -13,9 +12,11 @@ from .config import Config, flatten, mask_uri, to_yaml
 from .errors import DataError, SettingsError, VerificationError
 from .folder import RunFolder, create_run_folder, sync_folder, write_atomically
 from .journal import Journal, is_over, read_journal
-from .mirror import METRICS, Sender
+from .mirror import Sender
+from .provenance import available_threads, environment_differences, versions
+from .record import from_mlflow
 from .restore import Workplace, fetch, fetch_anywhere
-from .run import Result, carry_through, load_data, versions
+from .run import Result, carry_through, load_data
 from .screen import Screen
 from .sync import own_uri
 from .tracking import (
@@ -113,8 +114,11 @@ def resume(
         if folder.result.exists():  # else it was killed in its end, and goes through that again
             refuse_if_over(journal, config, folder.name)
         with screen.shown(folder.log):
-            for warning in (*warnings, *environment_warnings(started, config)):
+            for warning in warnings:
                 log.warning("%s", warning)
+            other = environment_differences(started["versions"], started["threads"], available_threads(config.threads))
+            if other:  # what keeps a resumed run from being bit-identical
+                log.warning("the run began with %s: results may differ in the last digits", "; ".join(other))
             line = journal.find("evaluation")
             # Looked at before anything is written, so that a run without a good checkpoint is left as it was found
             newest = newest_checkpoint(folder, journal)
@@ -140,7 +144,7 @@ def parent_checkpoint(started: dict[str, Any], home: Path, uri: str) -> Checkpoi
     """
     parent = started["parent"]
     checkpoint = fetch_anywhere(parent, home, uri).checkpoint
-    if checkpoint.sha256 != started["parent_sha256"]:
+    if checkpoint.sha256 != started.get("parent_sha256", checkpoint.sha256):  # MLflow does not know it
         raise VerificationError(
             f"run {started['name']}: it started from step {started['parent_step']} of run {parent}, whose best is now "
             f"at step {checkpoint.state.step}; start anew: bestrun train from_run={parent}"
@@ -185,23 +189,6 @@ def refuse_if_over(journal: Journal, config: Config, name: str) -> None:
         )
 
 
-def environment_warnings(started: dict[str, Any], config: Config) -> list[str]:
-    """What keeps a resumed run from being bit-identical."""
-    found = []
-    now = versions()
-    for name in ("tensorflow", "keras", "numpy"):
-        if started["versions"].get(name) != now[name]:
-            found.append(
-                f"{name} is {now[name]}, the run began with {started['versions'].get(name)}: results may differ"
-            )
-    threads = config.threads or len(os.sched_getaffinity(0))
-    if threads != started["threads"]:
-        found.append(
-            f"{threads} threads, the run began with {started['threads']}: results may differ in the last digits"
-        )
-    return found
-
-
 def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
     """A run folder made from what MLflow has: settings, every evaluation, the best checkpoint. Nothing gets doubled,
     because the journal holds what MLflow holds, times too, before training goes on, from the best.
@@ -209,7 +196,8 @@ def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
     Raises:
         SettingsError, VerificationError, TrackingError: see `fetch`.
     """
-    client, run_id = connect(uri, create=False).client, run.info.run_id
+    store, run_id = connect(uri, create=False), run.info.run_id
+    record = from_mlflow(store, run)
     with Workplace(None) as place:
         fetched = fetch(run_id, home=home, uri=uri, to=place)
         folder = create_run_folder(home, fetched.run_name)
@@ -218,30 +206,14 @@ def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
             best = folder.best(state.step)
             write_atomically(best, (place / best.name).read_bytes())
             write_atomically(folder.last, best.read_bytes())
-            changed = json.loads(run.data.tags.get("bestrun.changed", "{}"))  # by resumes, since it began
-            config = override(fetched.config, [f"{name}={values[1]}" for name, values in changed.items()])[0]
-            write_atomically(folder.config, to_yaml(config).encode())
-            history: dict[int, dict[str, Any]] = {}
-            for key in METRICS:
-                for metric in client.get_metric_history(run_id, key):
-                    history.setdefault(metric.step, {"time_ms": metric.timestamp})[key] = metric.value
-            improved = {metric.step for metric in client.get_metric_history(run_id, "best/step")}
+            write_atomically(folder.config, to_yaml(record.now_config).encode())
             # Under its own name last: with a journal it is a run, and a crash must not leave one with half a history
             draft = folder.path / ".journal.jsonl.tmp"
             draft.unlink(missing_ok=True)
-            journal = Journal(draft)
-            experiment = client.get_experiment(run.info.experiment_id).name
-            journal.append("started", time_ms=run.info.start_time, **_started(run, fetched.config, experiment))
-            for step in sorted(history):
-                entry = {key: history[step].get(key) for key in ("time_ms", *METRICS)}
-                if step in improved:
-                    entry |= {"checkpoint": f"best-{step}.safetensors", "sha256": ""}
-                    if step == state.step:
-                        entry["sha256"] = fetched.checkpoint.sha256
-                journal.append("evaluation", step=step, improved=step in improved, **entry)
-            if changed:
-                journal.append("resumed", from_step=max(history, default=0), changed=changed, versions=versions())
-            journal.close()
+            with Journal(draft) as journal:
+                journal.append(**record.started, rebuilt=True)
+                for event in (*record.evaluations, *record.resumed):
+                    journal.append(**event)
             sender = Sender(folder, uri)
             sender.run_id = run_id
             sender.acknowledged = draft.stat().st_size
@@ -255,25 +227,3 @@ def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
         state.step,
     )
     return folder
-
-
-def _started(run: Any, config: Config, experiment: str) -> dict[str, Any]:
-    tags = run.data.tags
-    data = [item.dataset for item in run.inputs.dataset_inputs]
-    return {
-        "name": tags["bestrun.run"],
-        "experiment": experiment,
-        "config_digest": tags.get("bestrun.config_digest", ""),
-        "data_digest": tags.get("bestrun.data_digest", ""),
-        "settings": dict(run.data.params) or flatten(config),
-        "versions": json.loads(tags.get("bestrun.versions", "{}")),
-        "threads": int(tags.get("bestrun.threads", 0)),
-        "data": {
-            "name": data[0].name if data else "",
-            "source": json.loads(data[0].source)["uri"] if data else "",
-            **(json.loads(data[0].profile) if data else {}),
-        },
-        "git": {"commit": tags.get("mlflow.source.git.commit", "")},
-        "parent": tags.get("bestrun.parent_run"),
-        "rebuilt": True,
-    }

@@ -1,12 +1,9 @@
 """One run from settings to result: its folder, owner, signals, mirror and end. The training is loop.py's."""
 
 import getpass
-import importlib.metadata
 import logging
 import os
-import platform
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +23,9 @@ from .errors import BestrunError, DivergedError, SettingsError
 from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
 from .journal import Journal, best_of
 from .mirror import STATUS, Mirror
+from .provenance import available_threads, code, versions
 from .restore import source_checkpoint
-from .screen import Screen, duration
+from .screen import Screen, duration, shown_value
 from .tracking import resolve_uri
 
 log = logging.getLogger("bestrun")
@@ -98,10 +96,12 @@ def start(
     screen: Screen,
     extra: Mapping[str, Any] | None = None,
     asked: Callable[[], str | None] = lambda: None,
+    data: Dataset | None = None,
 ) -> Result:
     """A new run.
 
     Args:
+        data: what `load_data` gave for these settings, where that was done already.
         extra: more fields of the `started` event: sweep, trial, parent_run_id.
         asked: as in `carry_through`.
 
@@ -110,15 +110,16 @@ def start(
     """
     config = composed.config
     began = time.perf_counter()
-    data = load_data(config)
+    data = data or load_data(config)
     source = source_checkpoint(config, home) if config.from_run else None
     folder = create_run_folder(home, config.name)
     with folder.owned():
         write_atomically(folder.config, to_yaml(config).encode())
         typed = {"overrides": composed.overrides, "choices": composed.choices}
         write_atomically(folder.overrides, yaml.safe_dump(typed).encode())
-        threads = config.threads or len(os.sched_getaffinity(0))
-        started = describe(config, composed, data, folder, threads, source) | dict(extra or {})
+        if code().diff:
+            write_atomically(folder.diff, code().diff.encode())
+        started = describe(config, composed, data, folder, source) | dict(extra or {})
         journal = Journal(folder.journal)  # from here on the run exists, so all that takes time comes before
         journal.append("started", **started)
         with screen.shown(folder.log):
@@ -158,7 +159,6 @@ def describe(
     composed: Composed,
     data: Dataset,
     folder: RunFolder,
-    threads: int,
     source: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """The fields of the `started` event: all that MLflow will be told of how the run began."""
@@ -180,8 +180,8 @@ def describe(
             "num_classes": data.num_classes,
         },
         "versions": versions(),
-        "threads": threads,
-        "git": git_state(),
+        "threads": available_threads(config.threads),
+        "git": code().says(),
         "user": user,
         "command": [mask_uri(word) for word in sys.argv],
         "note": config.note,
@@ -190,25 +190,6 @@ def describe(
         "parent_step": source.state.step if source else None,
         "parent_sha256": source.sha256 if source else None,
     }
-
-
-def versions() -> dict[str, str]:
-    """What a bit-identical result depends on, beside settings and data."""
-    found = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "mlflow")}
-    return {"bestrun": importlib.metadata.version("bestrun"), "python": platform.python_version(), **found}
-
-
-def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the code's repository, else of the current folder's; {} outside both."""
-    for folder in (Path(__file__).parent, Path.cwd()):
-        with suppress(OSError, subprocess.SubprocessError):
-            git = ["git", "-C", str(folder)]
-            answer = dict(capture_output=True, text=True, timeout=5)
-            commit = subprocess.run([*git, "rev-parse", "HEAD"], **answer)  # type: ignore[call-overload]
-            if commit.returncode == 0:
-                status = subprocess.run([*git, "status", "--porcelain"], **answer)  # type: ignore[call-overload]
-                return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
-    return {}
 
 
 def carry_through(
@@ -329,7 +310,7 @@ def say_end(result: Result, config: Config, mirror: Mirror, received: int | None
     }
     log.info("")
     if best:
-        value = f"{100 * best['value']:.2f} %" if best["metric"] == "val/accuracy" else f"{best['value']:.4f}"
+        value = shown_value(best["value"], best["metric"])
         log.info("best      %s %s at step %s", best["metric"], value, f"{best['step']:,}")
     log.info("stopped   step %s: %s", f"{result.steps:,}", reasons[result.stop_reason])
     log.info("took      %s", duration(result.seconds))

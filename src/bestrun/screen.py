@@ -39,10 +39,7 @@ class Screen:
         log.info(
             "%8d  %10s  %10s  %9s  %9s  %7s %s",
             entry["step"],
-            _percent(entry.get("train/accuracy")),
-            _number(entry.get("train/loss")),
-            _percent(entry["val/accuracy"]),
-            _number(entry["val/loss"]),
+            *(shown_value(entry.get(key), key) for key in ("train/accuracy", "train/loss", "val/accuracy", "val/loss")),
             f"{rate / self._batch_size:.1f}" if rate else "-",
             "*" if entry["improved"] else "",
         )
@@ -147,16 +144,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def shown_value(value: float | None, metric: str) -> str:
+    """An accuracy in percent, a loss in nats."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if metric.endswith("accuracy") else f"{value:.4f}"
+
+
 def ago(time_ms: int) -> str:
     return duration(max(0.0, time.time() - time_ms / 1000)) + " ago"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def complain(message: object) -> None:

@@ -1,0 +1,111 @@
+"""Several runs side by side: their best, the settings that differ, code, data, versions, and who confuses what."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import plots
+from .config import flatten
+from .errors import SettingsError
+from .provenance import code_differences
+from .record import Record
+from .screen import shown_value
+from .show import as_json, steps
+
+OWN = ("name", "note", "tracking.uri")  # of course these differ, and change nothing
+
+
+def comparison(records: Sequence[Record]) -> dict[str, Any]:
+    """What `bestrun compare --json` prints.
+
+    Raises:
+        SettingsError: fewer than two different runs.
+    """
+    if len({(record.name, record.started["time_ms"]) for record in records}) < max(2, len(records)):
+        raise SettingsError("compare: takes two or more different runs; list them: bestrun runs")
+    first, settings = records[0], [flatten(record.config) for record in records]
+    keys = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in OWN]
+    # Where the images are is no difference
+    data = [record.started["data"] | {"digest": record.started["data_digest"], "source": None} for record in records]
+    environments = [record.started["versions"] | {"threads": record.started["threads"]} for record in records]
+    brief = (
+        "run_id",
+        "run_name",
+        "experiment",
+        "state",
+        "objective",
+        "best",
+        "test",
+        "stop_reason",
+        "steps",
+        "seconds",
+    )
+    return {
+        "runs": [{key: found[key] for key in brief} for found in map(as_json, records)],
+        "settings": _differing([{key: each.get(key) for key in keys} for each in settings]),
+        "changed": {record.name: record.changed for record in records if record.changed},
+        "code": [line for record in records[1:] for line in _code(first, record)],
+        "data": _differing(data),
+        "versions": _differing(environments),
+        "confusion_difference": [_difference(first, record) for record in records[1:]],
+    }
+
+
+def _differing(columns: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Key -> its value in each column, where they are not all alike."""
+    keys = dict.fromkeys(key for column in columns for key in column)
+    rows = {key: [column.get(key) for column in columns] for key in keys}
+    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
+
+
+def _code(first: Record, other: Record) -> list[str]:
+    return code_differences({record.name: (record.started["git"], record.diff) for record in (first, other)})
+
+
+def _difference(first: Record, other: Record) -> list[list[int]] | None:
+    """The other's confusion matrix minus the first's; None where they were not of the same validation images."""
+    one, two = first.confusion_matrix, other.confusion_matrix
+    if one is None or two is None or first.started["data_digest"] != other.started["data_digest"]:
+        return None
+    return (two - one).tolist()  # type: ignore[no-any-return]
+
+
+def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
+    """What `bestrun compare` prints of a comparison: a column a run."""
+    best, tested = [record.best or {} for record in records], [record.tested or {} for record in records]
+    table = [
+        ["", *(record.name for record in records)],
+        ["run ID", *((record.run_id or "-")[:8] for record in records)],
+        ["state", *(record.state for record in records)],
+        *([f"best {key}", *(shown_value(line.get(key), key) for line in best)] for key in ("val/accuracy", "val/loss")),
+        ["at step", *(f"{line['step']:,}" if line else "-" for line in best)],
+        ["test/accuracy", *(shown_value(line.get("test/accuracy"), "test/accuracy") for line in tested)],
+        ["stopped at", *(_stop(record) for record in records)],
+        ["seconds", *(f"{record.seconds:,.1f}" for record in records)],
+    ]
+    sections = {"settings that differ": found["settings"], "data": found["data"], "versions": found["versions"]}
+    for title, rows in sections.items():
+        table.append([f"\n{title}" + ("" if rows else ": none" if title.startswith("settings") else ": the same")])
+        table += [[f"  {key}", *(_text(value) for value in row)] for key, row in rows.items()]
+    widths = [max(len(row[i]) for row in table if len(row) > 1) for i in range(len(records) + 1)]
+    text = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip() for row in table]
+    for name, changed in found["changed"].items():
+        text += [f"  {name}, by a resume: {key} {old} -> {new}" for key, (old, new) in changed.items()]
+    text += ["\ncode" if found["code"] else "\ncode: the same", *(f"  {line}" for line in found["code"])]
+    for record, matrix in zip(records[1:], found["confusion_difference"], strict=True):
+        text.append("")
+        if matrix is None:
+            text.append(
+                f"confusion matrices of {records[0].name} and {record.name}: not of the same images, or not kept"
+            )
+        else:
+            text.append(f"validation images in each cell, {record.name} minus {records[0].name}")
+            text.append(plots.confusion_difference_text(matrix))
+    return text
+
+
+def _stop(record: Record) -> str:
+    return f"{steps(record):,}" + (f" ({record.stopped['reason']})" if record.stopped else "")
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)[:40]

@@ -1,0 +1,139 @@
+"""What a result depends on beside settings and data: code, versions, threads; as it is now, and how that differs from
+what a run recorded."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+DIFF_BYTES = 1 << 20  # more of an uncommitted tree is not kept
+NEW_FILES = ("*.py", "*.yaml", "*.yml", "*.toml")  # of files git does not know, only code: not data, not secrets
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code this process runs: commit and uncommitted changes as a unified diff; empty outside a repository."""
+
+    commit: str = ""
+    diff: str = ""
+    cut: bool = False  # whether the diff is longer than DIFF_BYTES
+
+    def says(self) -> dict[str, Any]:
+        """What the `started` event keeps of it; the diff itself is a file beside the journal."""
+        if not self.commit:
+            return {}
+        sha256 = hashlib.sha256(self.diff.encode()).hexdigest() if self.diff else ""
+        return {"commit": self.commit, "dirty": bool(self.diff), "diff_sha256": sha256, "diff_cut": self.cut}
+
+
+@lru_cache(1)  # a process runs the code it has imported, also when files change meanwhile
+def code() -> Code:
+    """Of the repository this package stands in, else of the current folder's."""
+    for folder in (Path(__file__).parent, Path.cwd()):
+        with suppress(OSError, subprocess.SubprocessError):
+            root = _git(folder, "rev-parse", "--show-toplevel").strip()
+            commit = _git(folder, "rev-parse", "HEAD").strip()
+            diff = _diff(Path(root))
+            return Code(commit, diff[:DIFF_BYTES], cut=len(diff) > DIFF_BYTES)
+    return Code()
+
+
+def _git(folder: Path, *words: str, index: str | None = None) -> str:
+    """What git prints, of a long answer the first part.
+
+    Raises:
+        OSError, SubprocessError: there is no git, it refused, or it took longer than 5 s.
+    """
+    command = ["git", "-C", str(folder), *words]
+    environment = os.environ | ({"GIT_INDEX_FILE": index} if index else {})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+        hung = threading.Timer(5, process.kill)
+        hung.start()
+        try:
+            answer = process.stdout.read(DIFF_BYTES + 1)  # type: ignore[union-attr]
+            if len(answer) > DIFF_BYTES:
+                process.kill()
+            elif process.wait():
+                raise subprocess.CalledProcessError(process.returncode, command)
+        finally:
+            hung.cancel()
+    return answer.decode(errors="replace")
+
+
+def _diff(root: Path) -> str:
+    """Everything that is not committed, new files of code too: as if they had been added, in a copy of the index."""
+    index = _git(root, "rev-parse", "--git-path", "index").strip()
+    with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
+        copy = f"{place}/index"
+        shutil.copyfile(root / index, copy)
+        found = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *NEW_FILES)
+        if new := found.split("\0")[:-1][:200]:
+            _git(root, "add", "--intent-to-add", "--", *new, index=copy)
+        return _git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", index=copy)
+
+
+def versions() -> dict[str, str]:
+    """What a bit-identical result depends on, beside settings and data."""
+    found = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "mlflow")}
+    return {"bestrun": importlib.metadata.version("bestrun"), "python": platform.python_version(), **found}
+
+
+def changed_files(diff: str) -> list[str]:
+    """['src/bestrun/loop.py +3 -1', ...] of a unified diff."""
+    found = []
+    for part in re.split(r"^diff --git ", diff, flags=re.MULTILINE)[1:]:
+        name = part.splitlines()[0].rpartition(" b/")[2]
+        counts = [len(re.findall(rf"^{sign}(?!{sign * 2} )", part, re.MULTILINE)) for sign in (r"\+", "-")]
+        found.append(f"{name} +{counts[0]} -{counts[1]}")
+    return found
+
+
+def code_differences(states: Mapping[str, tuple[Mapping[str, Any], str]]) -> list[str]:
+    """A line for each way in which the code of two runs differs; what cannot be told is a line, too.
+
+    Args:
+        states: name of each of the two -> what its `started` event says of git, and its uncommitted diff.
+    """
+    (first, (one, _)), (second, (other, _)) = states.items()
+    if not one.get("commit") or not other.get("commit"):
+        unknown = [name for name, (git, _) in states.items() if not git.get("commit")]
+        return [f"not known of {' and '.join(unknown)}: not in a git repository"]
+    lines = []
+    if one["commit"] != other["commit"]:
+        commits = one["commit"][:10], other["commit"][:10]
+        lines.append("commit {} {}, {} {}: git diff {} {}".format(first, commits[0], second, commits[1], *commits))
+    if one.get("diff_sha256", "") != other.get("diff_sha256", ""):
+        lines += [f"uncommitted {name}: {_files(git, diff)}" for name, (git, diff) in states.items()]
+    elif one.get("diff_cut"):
+        lines.append(f"uncommitted changes beyond the first {DIFF_BYTES:,} bytes were not kept")
+    return lines
+
+
+def _files(git: Mapping[str, Any], diff: str, most: int = 8) -> str:
+    files = changed_files(diff) or ["files that were not kept" if git.get("dirty") else "nothing"]
+    return ", ".join(files[:most]) + (f" and {len(files) - most} more" if len(files) > most else "")
+
+
+def environment_differences(then: Mapping[str, str], threads: int, now_threads: int) -> list[str]:
+    """A line for each version and thread count that is another one now; each may change the last digits."""
+    now = versions()
+    names = ("python", "tensorflow", "keras", "numpy")
+    lines = [f"{name} {then.get(name, '?')}, now {now[name]}" for name in names if then.get(name) != now[name]]
+    if threads != now_threads:
+        lines.append(f"{threads} threads, now {now_threads}: threads={threads} computes alike")
+    return lines
+
+
+def available_threads(setting: int | None) -> int:
+    return setting or len(os.sched_getaffinity(0))

@@ -1,0 +1,275 @@
+"""What is known of a past run, in one shape: read from its folder on this machine, or else from MLflow."""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from .compose import override, read_config
+from .config import Config, flatten
+from .errors import SettingsError, VerificationError
+from .folder import RunFolder, read_json
+from .journal import Event, is_over, read_journal
+from .listing import state
+from .mirror import METRICS, STATUS
+from .restore import Workplace, download
+from .tracking import Store, check_reference, connect, find_run, local_folder, reaching
+
+STATES = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, as its journal tells it.
+
+    Attributes:
+        now_config: its settings now, after all resumes; `config` are those it began with.
+        overrides: what was typed.
+        started: the journal's first event: data, versions, threads, git, parent, sweep, note, tags.
+        evaluations: the journal's, one a step, step 0 first.
+        stopped: the last `stopped` event, None while it runs or after a crash.
+        state: running, interrupted, finished, stopped or failed: what is true now.
+        diff: what of its code was not committed.
+        artifacts: where MLflow keeps its artifacts; None where only the folder was asked.
+    """
+
+    run_id: str | None
+    name: str
+    experiment: str
+    state: str
+    now_config: Config
+    overrides: list[str]
+    choices: dict[str, str | None]
+    started: Event
+    evaluations: list[Event]
+    resumed: list[Event]
+    stopped: Event | None
+    tested: Event | None
+    diff: str
+    folder: RunFolder | None
+    artifacts: str | None = None
+
+    @property
+    def config(self) -> Config:
+        """The settings it began with."""
+        return override(self.now_config, [f"{name}={values[0]}" for name, values in self.changed.items()])[0]
+
+    @property
+    def metric(self) -> str:
+        return self.now_config.objective.metric
+
+    @property
+    def best(self) -> Event | None:
+        """The best evaluation."""
+        return next((line for line in reversed(self.evaluations) if line["improved"]), None)
+
+    @property
+    def changed(self) -> dict[str, list[str]]:
+        """Setting -> [value at the start, value now], over all resumes."""
+        changed: dict[str, list[str]] = {}
+        for event in self.resumed:
+            for name, (old, new) in (event.get("changed") or {}).items():
+                changed[name] = [changed.get(name, [old])[0], new]
+        return changed
+
+    @property
+    def seconds(self) -> float:
+        """From each start to the end that followed it, without the time in between."""
+        total, began = 0, self.started["time_ms"]
+        for event in sorted([*self.resumed, *self.evaluations, *([self.stopped] if self.stopped else [])], key=_time):
+            if event["event"] != "resumed":
+                total += event["time_ms"] - began
+            began = event["time_ms"]
+        return total / 1000
+
+    @property
+    def confusion_matrix(self) -> np.ndarray[Any, Any] | None:
+        """Of the best evaluation: images (num_classes, num_classes), row = true class, column = predicted class."""
+        if not self.best or not self.best.get("confusions"):
+            return None
+        cells = np.array(self.best["confusions"])
+        matrix = np.zeros((self.started["data"]["num_classes"],) * 2, np.int64)
+        matrix[cells[:, 0], cells[:, 1]] = cells[:, 2]
+        return matrix
+
+
+def _time(event: Event) -> int:
+    return int(event["time_ms"])
+
+
+def find_record(
+    reference: str,
+    *,
+    home: Path,
+    uri: str,
+    experiment: str | None = None,
+    objective: str | None = None,
+    sweep: str | None = None,
+) -> Record:
+    """The run that a RUN reference means. A name or an ID whose folder is here needs no MLflow.
+
+    Raises:
+        SettingsError: it means none, or several.
+        VerificationError: what was kept of it cannot be read.
+        TrackingError: MLflow did not answer.
+    """
+    check_reference(reference)
+    if reference not in ("best", "latest") and "@" not in reference and not (experiment or sweep):
+        with contextlib.suppress(SettingsError):
+            return from_folder(local_folder(home, reference))
+    with reaching(uri):
+        store = connect(uri, create=False)
+        run = find_run(store, reference, experiment=experiment, objective=objective, sweep=sweep)
+        tags = run.data.tags
+        if "bestrun.run" not in tags:
+            sweep = tags.get("bestrun.sweep")
+            is_sweep, is_none = f"it is a sweep; see: bestrun sweep {sweep}", "not made by bestrun; see: bestrun runs"
+            raise SettingsError(f"run {reference!r}: {is_sweep if sweep else is_none}")
+        folder = RunFolder(home / "runs" / tags["bestrun.run"])
+        if folder.exists() and read_journal(folder.journal)[0][0]["time_ms"] == run.info.start_time:
+            return from_folder(folder)
+        return from_mlflow(store, run)
+
+
+def from_folder(folder: RunFolder) -> Record:
+    """Raises VerificationError: its journal or its settings are damaged."""
+    events, _ = read_journal(folder.journal)
+    if events[0]["event"] != "started":
+        raise VerificationError(f"{folder.journal}: has no beginning")
+    stopped = _last(events, "stopped") if is_over(events) else None
+    if stopped:
+        reason = stopped["reason"]
+        now = "interrupted" if reason == "interrupted" else STATES[STATUS.get(reason, "FAILED")]
+    else:
+        now = "running" if folder.is_owned() else "interrupted"
+    return Record(
+        run_id=read_json(folder.mirror).get("run_id"),
+        name=folder.name,
+        experiment=events[0]["experiment"],
+        state=now,
+        now_config=read_config(folder.config),
+        **_typed(folder.overrides),
+        started=events[0],
+        # A best that was lost and saved anew stands twice
+        evaluations=list({event["step"]: event for event in events if event["event"] == "evaluation"}.values()),
+        resumed=[event for event in events if event["event"] == "resumed"],
+        stopped=stopped,
+        tested=_last(events, "tested"),
+        diff=folder.diff.read_text(errors="replace") if folder.diff.is_file() else "",
+        folder=folder,
+    )
+
+
+def from_mlflow(store: Store, run: Any) -> Record:
+    """The journal put together again from what MLflow has; of the time between two resumes it knows nothing.
+
+    Raises:
+        VerificationError: an artifact is gone or damaged.
+    """
+    client, run_id, tags = store.client, run.info.run_id, run.data.tags
+    with Workplace(None) as place:
+        config = read_config(download(client, run_id, "config/config.yaml", place))
+        typed = _typed(_optional(client, run_id, "config/overrides.yaml", place))
+        diff = _optional(client, run_id, "code/uncommitted.diff", place)
+        text = diff.read_text(errors="replace") if diff else ""
+        found = _optional(client, run_id, "validation.json", place)
+        validation = read_json(found) if found else {}
+    lines: dict[int, Event] = {}
+    for key in METRICS:
+        for metric in client.get_metric_history(run_id, key):
+            line = lines.setdefault(metric.step, {"event": "evaluation", "time_ms": metric.timestamp})
+            line |= {"step": metric.step, "improved": False, key: metric.value}
+    for step in lines.keys() & {metric.step for metric in client.get_metric_history(run_id, "best/step")}:
+        lines[step] |= {"improved": True, "checkpoint": f"best-{step}.safetensors", "sha256": ""}
+    evaluations = [dict.fromkeys(METRICS) | lines[step] for step in sorted(lines)]
+    best = next((line for line in reversed(evaluations) if line["improved"]), None)
+    if best:
+        best["sha256"] = tags.get("bestrun.best_sha256", "")
+        if validation.get("step") == best["step"]:
+            best["confusions"] = validation["confusions"]
+    changed = json.loads(tags.get("bestrun.changed", "{}"))  # by resumes, since it began
+    last = evaluations[-1] if evaluations else {"step": 0, "time_ms": run.info.start_time}
+    resumed = {"event": "resumed", "time_ms": last["time_ms"], "from_step": last["step"], "changed": changed}
+    reason = tags.get("bestrun.stop_reason")
+    stopped = {"event": "stopped", "time_ms": run.info.end_time, "reason": reason, "step": last["step"]}
+    now = state(run.info.status, tags.get("bestrun.folder"))
+    experiment = client.get_experiment(run.info.experiment_id).name
+    return Record(
+        run_id=run_id,
+        name=tags["bestrun.run"],
+        experiment=experiment,
+        state="interrupted" if reason == "interrupted" and now == "stopped" else now,
+        now_config=override(config, [f"{name}={values[1]}" for name, values in changed.items()])[0],
+        **typed,
+        started=_started(run, config, experiment),
+        evaluations=evaluations,
+        resumed=[resumed] if changed else [],
+        stopped=stopped if run.info.end_time and reason else None,
+        tested=_tested(client, run_id),
+        diff=text,
+        folder=None,
+        artifacts=run.info.artifact_uri,
+    )
+
+
+def _typed(path: Path | None) -> dict[str, Any]:
+    """What overrides.yaml says: what was typed, and the option of each group."""
+    with contextlib.suppress(OSError, yaml.YAMLError, TypeError, KeyError):
+        found = yaml.safe_load(path.read_text()) if path else {}
+        return {"overrides": list(map(str, found["overrides"])), "choices": dict(found["choices"])}
+    return {"overrides": [], "choices": {}}
+
+
+def _optional(client: Any, run_id: str, artifact: str, place: Path) -> Path | None:
+    with contextlib.suppress(VerificationError):
+        return download(client, run_id, artifact, place)
+    return None
+
+
+def _last(events: list[Event], kind: str) -> Event | None:
+    return next((event for event in reversed(events) if event["event"] == kind), None)
+
+
+def _tested(client: Any, run_id: str) -> Event | None:
+    found: Event = {}
+    for key in ("test/loss", "test/accuracy"):
+        for metric in client.get_metric_history(run_id, key):
+            found |= {"event": "tested", "time_ms": metric.timestamp, "split": "test", "step": metric.step}
+            found[key] = metric.value
+    return found or None
+
+
+def _started(run: Any, config: Config, experiment: str) -> Event:
+    tags = run.data.tags
+    data = [item.dataset for item in run.inputs.dataset_inputs]
+    return {
+        "event": "started",
+        "time_ms": run.info.start_time,
+        "name": tags["bestrun.run"],
+        "experiment": experiment,
+        "config_digest": tags.get("bestrun.config_digest", ""),
+        "data_digest": tags.get("bestrun.data_digest", ""),
+        "settings": dict(run.data.params) or flatten(config),
+        "versions": json.loads(tags.get("bestrun.versions", "{}")),
+        "threads": int(tags.get("bestrun.threads", 0)),
+        "data": {
+            "name": data[0].name if data else "",
+            "source": json.loads(data[0].source)["uri"] if data else "",
+            **(json.loads(data[0].profile) if data else {}),
+        },
+        "git": {
+            "commit": tags.get("mlflow.source.git.commit", ""),
+            "dirty": tags.get("bestrun.git_dirty") == "true",
+            "diff_sha256": tags.get("bestrun.diff_sha256", ""),
+        },
+        "note": tags.get("mlflow.note.content", ""),
+        "tags": {key: text for key, text in tags.items() if not key.startswith(("mlflow.", "bestrun."))},
+        "parent": tags.get("bestrun.parent_run"),
+        "rerun_of": tags.get("bestrun.rerun_of"),
+        "sweep": tags.get("bestrun.sweep"),
+        "trial": tags.get("bestrun.trial"),
+    }

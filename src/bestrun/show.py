@@ -1,0 +1,120 @@
+"""One run told to a person: what it was, how it went, why it stopped, where everything is."""
+
+import time
+from typing import Any
+
+from . import plots
+from .config import flatten
+from .provenance import changed_files
+from .record import Record
+from .screen import duration, shown_value
+
+REASONS = {
+    "patience": "nothing improved within {patience} steps",
+    "max_steps": "training.max_steps reached",
+    "interrupted": "interrupted",
+    "pruned": "pruned: other trials were better",
+    "diverged": "the loss was not finite",
+    "error": "an error",
+}
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """What `bestrun show --json` prints."""
+    best, stopped, tested, matrix = record.best, record.stopped, record.tested, record.confusion_matrix
+    return {
+        "run_id": record.run_id,
+        "run_name": record.name,
+        "experiment": record.experiment,
+        "state": record.state,
+        "best": best and {key: best[key] for key in ("step", "val/accuracy", "val/loss", "checkpoint", "sha256")},
+        "objective": dict(record.config.objective),
+        "test": tested and {key: tested[key] for key in ("step", "test/accuracy", "test/loss")},
+        "stop_reason": stopped and stopped["reason"],
+        "steps": steps(record),
+        "seconds": round(record.seconds, 1),
+        "started_ms": record.started["time_ms"],
+        "settings": flatten(record.config),
+        "overrides": record.overrides,
+        "changed": record.changed,
+        "resumed_from": [event["from_step"] for event in record.resumed],
+        "data": record.started["data"] | {"digest": record.started["data_digest"]},
+        "git": record.started["git"],
+        "versions": record.started["versions"],
+        "threads": record.started["threads"],
+        **{key: record.started.get(key) or None for key in ("parent", "rerun_of", "sweep", "trial", "note", "tags")},
+        "confusion_matrix": None if matrix is None else matrix.tolist(),
+        "folder": str(record.folder.path) if record.folder else None,
+        "artifacts": record.artifacts,
+        "evaluations": record.evaluations,
+    }
+
+
+def steps(record: Record) -> int:
+    """Steps trained: to the stop, else to the last evaluation."""
+    if record.stopped:
+        return int(record.stopped["step"])
+    return int(record.evaluations[-1]["step"]) if record.evaluations else 0
+
+
+def lines(record: Record) -> list[str]:
+    """What `bestrun show` prints, at most 100 characters a line where nothing longer was typed or named."""
+    started, best, data, git = record.started, record.best, record.started["data"], record.started["git"]
+    rows = [("run", f"{record.name}  {record.run_id or '(no MLflow run ID yet)'}")]
+    rows.append(("state", f"{_state(record)}, {duration(record.seconds)}"))
+    if best:
+        other = "val/loss" if record.metric == "val/accuracy" else "val/accuracy"
+        values = ", ".join(f"{metric} {shown_value(best[metric], metric)}" for metric in (record.metric, other))
+        rows.append(("best", f"{values} at step {best['step']:,}"))
+    if record.tested:
+        test = f"accuracy {100 * record.tested['test/accuracy']:.2f} %, loss {record.tested['test/loss']:.4f}"
+        rows.append(("test", f"{test} (step {record.tested['step']:,})"))
+    rows.append(("started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started["time_ms"] / 1000))))
+    for event in record.resumed:
+        changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in (event.get("changed") or {}).items())
+        rows.append(("resumed", f"from step {event['from_step']:,}" + f", {changed}" * bool(changed)))
+    rows.append(("typed", " ".join(record.overrides) or "nothing: the default experiment"))
+    sizes = "{train:,} / {validation:,} / {test:,} images of {shape}, {num_classes} classes".format(
+        shape=" x ".join(map(str, data.get("image_shape", []))), **data
+    )
+    rows.append(("data", f"{data['name']}: {sizes}, digest {started['data_digest'][:12]}"))
+    files = changed_files(record.diff)
+    dirty = f", uncommitted: {', '.join(files[:5])}" + " and more" * (len(files) > 5) if files else ""
+    rows.append(("code", f"commit {git['commit'][:10]}{dirty}" if git.get("commit") else "not in a git repository"))
+    versions = ", ".join(f"{name} {version}" for name, version in started["versions"].items())
+    rows.append(("versions", f"{versions}; {started['threads']} threads"))
+    for key, what in (("parent", "started from"), ("rerun_of", "rerun of"), ("sweep", "sweep"), ("note", "note")):
+        if started.get(key):
+            trial = f", trial {started['trial']}" if key == "sweep" else ""
+            rows.append((what, f"{started[key]}{trial}"))
+    rows += [("tag", f"{name}={text}") for name, text in (started.get("tags") or {}).items()]
+    rows.append(("experiment", record.experiment))
+    if record.folder:
+        rows.append(("folder", str(record.folder.path)))
+    if record.artifacts:
+        rows.append(("artifacts", record.artifacts))
+    found = [f"{name:<12} {text}" for name, text in rows]
+    if len(record.evaluations) > 1:
+        found += ["", *plots.curve_text(record.evaluations, record.metric, best["step"] if best else None)]
+    return [*found, "", *_next(record)]
+
+
+def _state(record: Record) -> str:
+    if not record.stopped:
+        return {
+            "running": f"running, at step {steps(record):,} or later",
+            "interrupted": f"interrupted: its process ended after step {steps(record):,}",
+        }.get(record.state, record.state)
+    reason = REASONS[record.stopped["reason"]].format(patience=f"{record.now_config.training.patience_steps:,}")
+    message = record.stopped.get("message")
+    return f"{record.state} at step {steps(record):,}: {reason}" + f" ({message})" * bool(message)
+
+
+def _next(record: Record) -> list[str]:
+    reference = record.run_id or record.name
+    if record.state == "running":
+        return []
+    commands = [f"resume       bestrun resume {record.name}"] if record.state in ("interrupted", "stopped") else []
+    if record.best:
+        commands.append(f"restore      bestrun restore {reference}" + " --local" * (record.run_id is None))
+    return [*commands, f"again        bestrun rerun {reference}"]

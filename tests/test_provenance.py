@@ -1,0 +1,84 @@
+"""What code a run had: commit, uncommitted changes, new files of code; bounded, and without touching the repository."""
+
+import subprocess
+
+import pytest
+
+from bestrun import provenance
+from bestrun.provenance import Code, changed_files, code_differences, environment_differences, versions
+
+
+def git(folder, *words):
+    return subprocess.run(["git", "-C", folder, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """The current folder, a repository with one commit; the package itself stands in none."""
+    (tmp_path / "loop.py").write_text("one\ntwo\nthree\n")
+    (tmp_path / ".gitignore").write_text("ignored.py\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "first")
+    monkeypatch.setattr(provenance, "__file__", "/nowhere/provenance.py")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    provenance.code.cache_clear()
+
+
+def code() -> Code:
+    provenance.code.cache_clear()
+    return provenance.code()
+
+
+def test_a_clean_tree_is_its_commit(repository):
+    found = code()
+    assert (found.commit, found.diff) == (git(repository, "rev-parse", "HEAD"), "")
+    assert found.says() == {"commit": found.commit, "dirty": False, "diff_sha256": "", "diff_cut": False}
+
+
+def test_edited_and_new_code_is_in_the_diff_and_the_index_stays_as_it_was(repository):
+    (repository / "loop.py").write_text("one\n2\nthree\nfour\n")
+    (repository / "new.py").write_text("brand = 'new'\n")
+    for name in ("secret.env", "ignored.py", "data.npz"):
+        (repository / name).write_text("not for others")
+    before = git(repository, "status", "--porcelain")
+    found = code()
+    assert changed_files(found.diff) == ["loop.py +2 -1", "new.py +1 -0"]
+    assert "brand = 'new'" in found.diff and "not for others" not in found.diff
+    assert found.says()["dirty"] is True and len(found.says()["diff_sha256"]) == 64
+    assert git(repository, "status", "--porcelain") == before
+
+
+def test_a_huge_diff_is_cut_and_says_so(repository):
+    (repository / "loop.py").write_text("x = 'a long line of nothing much'\n" * 200_000)
+    found = code()
+    assert found.cut and len(found.diff) == provenance.DIFF_BYTES and found.says()["diff_cut"] is True
+
+
+def test_outside_a_repository_nothing_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "__file__", "/nowhere/provenance.py")
+    monkeypatch.chdir(tmp_path)
+    assert code() == Code() and code().says() == {}
+    provenance.code.cache_clear()
+
+
+def test_code_differences_name_commits_and_files(repository):
+    clean = code()
+    (repository / "loop.py").write_text("one\n")
+    edited = code()
+    states = {"then": (clean.says(), clean.diff), "now": (edited.says(), edited.diff)}
+    assert code_differences(states) == ["uncommitted then: nothing", "uncommitted now: loop.py +0 -2"]
+    assert code_differences({"then": states["now"], "now": states["now"]}) == []
+    git(repository, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qam", "second")
+    later = code()
+    (line,) = code_differences({"k": (clean.says(), ""), "m": (later.says(), "")})
+    assert line.endswith(f"git diff {clean.commit[:10]} {later.commit[:10]}")
+    assert "not known of k" in code_differences({"k": ({}, ""), "m": (later.says(), "")})[0]
+
+
+def test_other_versions_and_threads_are_named():
+    now = versions()
+    assert environment_differences(now, 2, 2) == []
+    lines = environment_differences(now | {"keras": "3.0.0"}, 4, 2)
+    assert lines == [f"keras 3.0.0, now {now['keras']}", "4 threads, now 2: threads=4 computes alike"]
