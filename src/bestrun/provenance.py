@@ -27,14 +27,13 @@ class Code:
 
     commit: str = ""
     diff: str = ""
-    cut: bool = False  # whether the diff is longer than DIFF_BYTES
 
     def says(self) -> dict[str, Any]:
         """What the `started` event keeps of it; the diff itself is a file beside the journal."""
         if not self.commit:
             return {}
         sha256 = hashlib.sha256(self.diff.encode()).hexdigest() if self.diff else ""
-        return {"commit": self.commit, "dirty": bool(self.diff), "diff_sha256": sha256, "diff_cut": self.cut}
+        return {"commit": self.commit, "dirty": bool(self.diff), "diff_sha256": sha256}
 
 
 @lru_cache(1)  # a process runs the code it has imported, also when files change meanwhile
@@ -45,7 +44,7 @@ def code() -> Code:
             root = _git(folder, "rev-parse", "--show-toplevel").strip()
             commit = _git(folder, "rev-parse", "HEAD").strip()
             diff = _diff(Path(root))
-            return Code(commit, diff[:DIFF_BYTES], cut=len(diff) > DIFF_BYTES)
+            return Code(commit, diff[:DIFF_BYTES])
     return Code()
 
 
@@ -105,7 +104,7 @@ def code_differences(states: Mapping[str, tuple[Mapping[str, Any], str]]) -> lis
     Args:
         states: name of each of the two -> what its `started` event says of git, and its uncommitted diff.
     """
-    (first, (one, _)), (second, (other, _)) = states.items()
+    (first, (one, diff)), (second, (other, _)) = states.items()
     if not one.get("commit") or not other.get("commit"):
         unknown = [name for name, (git, _) in states.items() if not git.get("commit")]
         return [f"not known of {' and '.join(unknown)}: not in a git repository"]
@@ -115,7 +114,7 @@ def code_differences(states: Mapping[str, tuple[Mapping[str, Any], str]]) -> lis
         lines.append("commit {} {}, {} {}: git diff {} {}".format(first, commits[0], second, commits[1], *commits))
     if one.get("diff_sha256", "") != other.get("diff_sha256", ""):
         lines += [f"uncommitted {name}: {_files(git, diff)}" for name, (git, diff) in states.items()]
-    elif one.get("diff_cut"):
+    elif len(diff) >= DIFF_BYTES:
         lines.append(f"uncommitted changes beyond the first {DIFF_BYTES:,} bytes were not kept")
     return lines
 

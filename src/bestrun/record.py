@@ -271,5 +271,5 @@ def _started(run: Any, config: Config, experiment: str) -> Event:
         "parent": tags.get("bestrun.parent_run"),
         "rerun_of": tags.get("bestrun.rerun_of"),
         "sweep": tags.get("bestrun.sweep"),
-        "trial": tags.get("bestrun.trial"),
+        "trial": int(tags["bestrun.trial"]) if "bestrun.trial" in tags else None,
     }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .compose import Composed, override
-from .config import mask_uri
+from .config import digest, mask_uri
 from .data import Dataset
 from .errors import DataError
 from .journal import Event, read_journal
@@ -33,7 +33,8 @@ def rerun(
     if parent := record.started.get("parent"):
         own.append(f"from_run={parent}")  # not what was typed: `best` may be another run now
         parent_checkpoint(record.started, home, resolve_uri(record.config.tracking.uri, home))
-    config, warnings = override(record.config, [*own, *overrides])
+    same = override(record.config, own)[0]
+    config, warnings = override(same, overrides)
     composed = Composed(config, [*record.overrides, *map(mask_uri, overrides)], record.choices, warnings)
     data = load_data(config)
     told = differences(record, data, available_threads(config.threads))
@@ -50,7 +51,7 @@ def rerun(
                 "  %-9s a resume of it changed %s; this run keeps the first values", "settings", ", ".join(changed)
             )
     result = start(composed, home=home, screen=screen, extra={"rerun_of": record.name})
-    if not overrides and result.stop_reason == (record.stopped or {}).get("reason"):
+    if digest(config) == digest(same) and result.stop_reason == (record.stopped or {}).get("reason"):
         with screen.shown():
             log.info("%s", verdict(record, read_journal(Path(result.folder) / "journal.jsonl")[0]))
     return result

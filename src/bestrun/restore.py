@@ -145,7 +145,7 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
 
 
 def download(client: Any, run_id: str, artifact: str, to: Path) -> Path:
-    listed = {item.path for item in client.list_artifacts(run_id, artifact.partition("/")[0])}
+    listed = {item.path for item in client.list_artifacts(run_id, artifact.rpartition("/")[0] or None)}
     if artifact not in listed:
         raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
     path = Path(client.download_artifacts(run_id, artifact, str(to)))

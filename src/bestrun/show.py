@@ -42,7 +42,7 @@ def as_json(record: Record) -> dict[str, Any]:
         "git": record.started["git"],
         "versions": record.started["versions"],
         "threads": record.started["threads"],
-        **{key: record.started.get(key) or None for key in ("parent", "rerun_of", "sweep", "trial", "note", "tags")},
+        **{key: record.started.get(key) for key in ("parent", "rerun_of", "sweep", "trial", "note", "tags")},
         "confusion_matrix": None if matrix is None else matrix.tolist(),
         "folder": str(record.folder.path) if record.folder else None,
         "artifacts": record.artifacts,
