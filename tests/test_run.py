@@ -84,7 +84,7 @@ def test_run_leaves_the_designed_record(bestrun, home, settings):
     assert load(folder.path / best["checkpoint"], sha256=best["sha256"]).state.step == best["step"]
     run = assert_record_agrees(sqlite_uri(home), folder)
     assert run.info.status == "FINISHED" and run.data.tags["bestrun.stop_reason"] == "max_steps"
-    assert run.data.tags["author"] == "ada" and run.data.tags["mlflow.note.content"] == "hello"
+    assert run.data.tags["author"] == "ada" and run.data.tags["mlflow.note.content"].startswith("hello\n")
     assert run.data.params["model.num_filters"] == "[4, 8]" and run.data.params["data"] == "npz"
     assert json.loads(folder.result.read_text())["run_id"] == run.info.run_id
     lines = result.out.splitlines()

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import page
 from .config import mask_uri
 from .errors import BestrunError
 from .folder import RunFolder, StorageError, fault, read_json, write_json
@@ -33,6 +34,7 @@ STATUS = {
 # Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user.
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a run's description
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second")
 
 
@@ -46,6 +48,7 @@ class Sender:
         same = known.get("uri") == mask_uri(uri)  # another store has acknowledged nothing yet
         self.run_id: str | None = known.get("run_id") if same else None
         self.acknowledged: int = known.get("acknowledged", 0) if same else 0
+        self.experiment_id: str | None = known.get("experiment_id") if same else None
         self._store: Store | None = None
         self._not_removed: set[str] = set()
 
@@ -86,15 +89,15 @@ class Sender:
             self.save()
 
     def save(self) -> None:
-        known = {"uri": mask_uri(self.uri), "run_id": self.run_id, "acknowledged": self.acknowledged}
-        write_json(self.folder.mirror, known)
+        known = {"uri": mask_uri(self.uri), "run_id": self.run_id, "experiment_id": self.experiment_id}
+        write_json(self.folder.mirror, known | {"acknowledged": self.acknowledged})
 
     def _find_or_create(self, store: Store) -> str:
         if found := self._created(store):
             return found[0]
         started = read_journal(self.folder.journal)[0][0]
         run = store.client.create_run(
-            store.experiment_id(started["experiment"]),
+            self.experiment_id,
             start_time=started["time_ms"],
             run_name=started["name"],
             tags=_tags(self.folder, started),
@@ -104,8 +107,9 @@ class Sender:
     def _created(self, store: Store) -> list[str]:
         """The run IDs MLflow has of this journal. Two machines may give runs the same name: their start differs."""
         started = read_journal(self.folder.journal)[0][0]
+        self.experiment_id = store.experiment_id(started["experiment"])
         ours = f"tags.\"bestrun.run\" = '{started['name']}' and attributes.start_time = {started['time_ms']}"
-        found = store.client.search_runs([store.experiment_id(started["experiment"])], ours)
+        found = store.client.search_runs([self.experiment_id], ours)
         return [str(run.info.run_id) for run in found]
 
     def _send(self, store: Store, run_id: str, event: Event) -> None:
@@ -134,8 +138,7 @@ class Sender:
             for twin in self._created(store):
                 if twin != run_id:
                     client.delete_run(twin)
-            if confusions := self._confusions():
-                client.log_dict(run_id, confusions, "validation.json")
+            self._send_result(client, run_id, event)
             client.set_tag(run_id, "bestrun.stop_reason", event["reason"])
             if status == "FAILED" and self.folder.log.is_file():
                 client.log_artifact(run_id, str(self.folder.log))
@@ -149,10 +152,14 @@ class Sender:
                 changed[name] = [changed.get(name, [old])[0], new]
         return changed
 
-    def _confusions(self) -> dict[str, Any] | None:
-        """What the best checkpoint took for what, on the validation split."""
-        events = [event for event in read_journal(self.folder.journal)[0] if event.get("confusions")]
-        return {key: events[-1][key] for key in ("step", "confusions")} if events else None
+    def _send_result(self, client: Any, run_id: str, stopped: Event) -> None:
+        """What the best checkpoint took for what, and the run's description with what came of it."""
+        events, _ = read_journal(self.folder.journal)
+        best = next((event for event in reversed(events) if event.get("improved")), None)
+        if best and "confusions" in best:
+            client.log_dict(run_id, {key: best[key] for key in ("step", "confusions")}, "validation.json")
+        current = client.get_run(run_id).data.tags.get(DESCRIPTION, "")
+        client.set_tag(run_id, DESCRIPTION, page.with_result(current, page.description(events[0], best, stopped)))
 
     def _send_start(self, client: Any, run_id: str, started: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -171,6 +178,9 @@ class Sender:
             ),
         )
         _log_dataset(client, run_id, DatasetInput(dataset, [InputTag("mlflow.data.context", "training")]))
+        metric = started["settings"]["objective.metric"]
+        experiment = client.get_experiment_by_name(started["experiment"])
+        page.save_view(client, experiment, metric)
         for path in (self.folder.config, self.folder.overrides):
             if path.is_file():
                 client.log_artifact(run_id, str(path), "config")
@@ -286,7 +296,7 @@ def _tags(folder: RunFolder, started: Event) -> dict[str, str]:
         "mlflow.source.name": "bestrun",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": started.get("user", ""),
-        "mlflow.note.content": started.get("note", ""),
+        DESCRIPTION: page.description(started, None, None),
         "mlflow.source.git.commit": started["git"].get("commit", ""),
         "bestrun.git_dirty": str(started["git"].get("dirty", "")).lower(),
         "bestrun.diff_sha256": started["git"].get("diff_sha256", ""),

@@ -16,6 +16,7 @@ from .folder import RunFolder, read_json
 from .journal import Event, is_over, read_journal
 from .listing import state
 from .mirror import METRICS, STATUS
+from .page import RULE
 from .restore import Workplace, download
 from .tracking import Store, check_reference, connect, find_run, local_folder, reaching
 
@@ -266,7 +267,7 @@ def _started(run: Any, config: Config, experiment: str) -> Event:
             "dirty": tags.get("bestrun.git_dirty") == "true",
             "diff_sha256": tags.get("bestrun.diff_sha256", ""),
         },
-        "note": tags.get("mlflow.note.content", ""),
+        "note": tags.get("mlflow.note.content", "").partition(RULE)[0],
         "tags": {key: text for key, text in tags.items() if not key.startswith(("mlflow.", "bestrun."))},
         "parent": tags.get("bestrun.parent_run"),
         "rerun_of": tags.get("bestrun.rerun_of"),

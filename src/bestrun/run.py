@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from . import page
 from .checkpoint import Checkpoint
 from .compose import Composed
 from .config import Config, digest, flatten, mask_uri, to_yaml
@@ -324,3 +325,5 @@ def say_end(result: Result, config: Config, mirror: Mirror, received: int | None
     if best:
         local = "" if result.run_id and result.mirrored else " --local"
         log.info("restore   bestrun restore %s%s", result.run_name if local else result.run_id, local)
+    if result.run_id and mirror.sender.experiment_id:
+        log.info("%s", page.run_page(mirror.sender.uri, mirror.sender.experiment_id, result.run_id))

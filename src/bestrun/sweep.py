@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from . import page
 from .board import Board, report_lines
 from .config import mask_uri
 from .errors import SettingsError
@@ -188,6 +189,9 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         with reaching(uri):
             store = connect(uri)
             manifest.parent_run_id = find_or_create(store, manifest)
+            experiment_id, metric = store.experiment_id(manifest.experiment), objective["metric"]
+            experiment = store.client.get_experiment(experiment_id)
+            page.save_view(store.client, experiment, metric, list(planned.space), name)
         manifest.save()
         parent = Parent(store, manifest.parent_run_id)
         board.begin(manifest, planned.warnings)
@@ -212,6 +216,7 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
     report = summary(manifest)
     for text in report_lines(report):
         board.line(text)
+    board.line(page.sweep_page(uri, experiment_id, metric, name))
     received = scheduler.received
     if received:
         board.line(f"\nstopped by a signal; the same line again goes on, with sweep.name={name}")

@@ -8,8 +8,9 @@ import sys
 
 import click
 
+from . import page
 from .errors import SettingsError
-from .tracking import connect, sqlite_path
+from .tracking import OURS, Store, connect, sqlite_path
 
 
 def serve(uri: str, port: int) -> int:
@@ -21,20 +22,17 @@ def serve(uri: str, port: int) -> int:
     if uri.startswith("http"):
         raise SettingsError(f"MLflow already runs there; open {uri} in a browser")
     path = sqlite_path(uri)
-    if path and not path.exists():
-        click.echo("there are no runs yet; the page will be empty until the first: bestrun train")
     store = connect(uri)  # one process makes the store, before the server's own processes look for it
-    experiments = list(store.experiments(None))
-    latest = store.client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)
+    address = latest_table(store)
     port = free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command += ["--backend-store-uri", uri]
     if path:
         command += ["--artifacts-destination", str(path.parent / "artifacts")]
-    # MLflow opens in a mode for language models, with no run in sight; this address opens on the table of runs
-    page = f"#/experiments/{latest[0].info.experiment_id}/runs?workflowType=machine_learning" if latest else ""
-    click.echo(f"MLflow: http://127.0.0.1:{port}/{page}   (Ctrl-C ends it)")
+    if not address:
+        click.echo("there are no runs yet; the first is made by: bestrun train")
+    click.echo(f"MLflow: {page.server(uri, port)}{address}   (Ctrl-C ends it)")
     server = subprocess.Popen(command, env=environment, start_new_session=True)
     stopping = False
 
@@ -49,6 +47,18 @@ def serve(uri: str, port: int) -> int:
     if stopping:
         return 0
     return code
+
+
+def latest_table(store: Store) -> str:
+    """The address, on its server, of the table of runs of the latest run's experiment, the best first."""
+    latest = store.client.search_runs(list(store.experiments(None)), OURS, 1, 1, ["attributes.start_time DESC"])
+    if not latest:
+        return ""
+    experiment_id = latest[0].info.experiment_id
+    metric = latest[0].data.params.get("objective.metric", "val/accuracy")
+    experiment = store.client.get_experiment(experiment_id)
+    page.save_view(store.client, experiment, metric)
+    return page.table_address(experiment_id, metric)
 
 
 def free_port(wanted: int) -> int:
