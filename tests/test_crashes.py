@@ -81,6 +81,7 @@ def _replace_what_computes(loop):
     loop.build_model, loop.build_optimizer = build_model, lambda **_: None
     loop.named_variables, loop.assign_variables, loop.read_variables = named_variables, assign_variables, dict
     loop.compile_steps, loop.figures = compile_steps, figures
+    loop.confusions = lambda logits, labels: [[0, 0, 4], [1, 1, 4]]
     loop.compile_predict = lambda model, _: lambda images: model
 
 
@@ -110,6 +111,7 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
     from bestrun import loop
     from bestrun.checkpoint import newest_checkpoint
     from bestrun.folder import write_atomically
+    from bestrun.gallery import Gallery
     from bestrun.journal import is_over
     from bestrun.mirror import Sender
 
@@ -130,7 +132,9 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
         else:
             journal.append("started", **STARTED, name=folder.name)
         found = newest_checkpoint(folder, journal)
-        outcome = loop.train(config, _data(), folder, journal, screen=_MirrorEachEvaluation(sender, absent))
+        with contextlib.closing(Gallery(folder, journal, _data(), config)) as gallery:
+            screen = _MirrorEachEvaluation(sender, absent)
+            outcome = loop.train(config, _data(), folder, journal, screen=screen, gallery=gallery)
         journal.append("stopped", reason=outcome.reason, step=outcome.step, best=None)
         sender.catch_up()
         journal.close()
@@ -141,7 +145,13 @@ STARTED = {
     "experiment": "stub",
     "config_digest": "c" * 64,
     "data_digest": "d" * 64,
-    "settings": {"objective.metric": "val/accuracy"},
+    "settings": {
+        "objective.metric": "val/accuracy",
+        "model": "stub",
+        "optimizer": "stub",
+        "optimizer.learning_rate": "1",
+        "seed": "0",
+    },
     "data": {
         "name": "stub",
         "source": "here",
@@ -185,7 +195,7 @@ class Rehearsal:
 @pytest.fixture(scope="module")
 def stub_config():
     steps = [f"training.max_steps={END}", "training.evaluate_every_steps=10", f"training.patience_steps={END}"]
-    return compose(["training.batch_size=8", *steps]).config
+    return compose(["training.batch_size=8", "pictures=false", *steps]).config
 
 
 _rehearsed: dict[str, Rehearsal] = {}

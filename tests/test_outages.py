@@ -353,6 +353,15 @@ def test_a_password_in_the_address_stands_nowhere(bestrun, start_process, home, 
 # ---- the sender alone, no TensorFlow ----
 
 
+SETTINGS = {
+    "seed": "0",
+    "objective.metric": "val/accuracy",
+    "model": "cnn",
+    "optimizer": "adam",
+    "optimizer.learning_rate": "1",
+}
+
+
 def make_run(home, name="r", steps=(0, 10, 20, 30), improved=(10, 20), reason="max_steps", **started):
     """A run folder as the loop leaves it, with small files for checkpoints."""
     folder = RunFolder(home / "mlruns" / "runs" / name)
@@ -362,7 +371,7 @@ def make_run(home, name="r", steps=(0, 10, 20, 30), improved=(10, 20), reason="m
     data = {"name": "d", "source": "d", "train": 3, "validation": 2, "test": 1, "image_shape": [2, 2, 1]}
     with Journal(folder.journal) as journal:
         journal.append(
-            "started", name=name, experiment="e", config_digest="c", data_digest="f" * 64, settings={"seed": "0"},
+            "started", name=name, experiment="e", config_digest="c", data_digest="f" * 64, settings=SETTINGS,
             data=data | {"num_classes": 2}, versions={}, threads=1, git={}, **started,
         )  # fmt: skip
         for step in steps:
@@ -648,7 +657,7 @@ def test_a_run_remembers_its_store_before_that_has_ever_answered(home, proxy):
     mirror = Mirror(folder, proxy.uri)
     mirror.start()
     assert mirror.finish(0.5) is False
-    assert read_json(folder.mirror) == {"uri": proxy.uri, "run_id": None, "acknowledged": 0}
+    assert read_json(folder.mirror) == {"uri": proxy.uri, "run_id": None, "experiment_id": None, "acknowledged": 0}
 
 
 def test_sync_asks_a_silent_server_once_for_all_runs(home, proxy):

@@ -75,9 +75,9 @@ def test_run_leaves_the_designed_record(bestrun, home, settings):
     best = json.loads(folder.result.read_text())["best"]
     assert names == {
         "config.yaml", "overrides.yaml", "journal.jsonl", best["checkpoint"], "last.safetensors", "run.log", "lock",
-        "mirror.json", "result.json",
-    }  # fmt: skip
-    events, _ = read_journal(folder.journal)
+        "mirror.json", "result.json", "pictures",
+    } | ({"uncommitted.diff"} & names)  # fmt: skip
+    events = [event for event in read_journal(folder.journal)[0] if event["event"] != "picture"]
     assert [event["event"] for event in events] == ["started", *["evaluation"] * 4, "stopped"]
     assert [event["step"] for event in events[1:-1]] == [0, 20, 40, 60]
     assert events[1]["improved"] is False and events[1]["train/loss"] is None
@@ -89,7 +89,8 @@ def test_run_leaves_the_designed_record(bestrun, home, settings):
     assert json.loads(folder.result.read_text())["run_id"] == run.info.run_id
     lines = result.out.splitlines()
     assert any(line.startswith("      60") for line in lines)
-    assert lines[-1] == f"restore   bestrun restore {run.info.run_id}"
+    assert lines[-2] == f"restore   bestrun restore {run.info.run_id}"
+    assert lines[-1].startswith("page ") and run.info.run_id in lines[-1]
 
 
 def test_a_real_server_gets_the_same_record_and_restores(bestrun, home, settings, mlflow_server, tmp_path):

@@ -213,6 +213,7 @@ class Config(Settings):
         _takes("a text or number, under a name of letters, digits, . _ / - that is not ours or MLflow's", "TEXT"),
     ]
     threads: Annotated[int, _whole(1, 1024, 2)] | None
+    pictures: Annotated[bool, _takes("true or false", "false")] = True  # runs older than the setting have none
     from_run: (
         Annotated[str, _takes("a run's ID or name, latest or best", "best", pattern=ONE_LINE, max_length=250)] | None
     )

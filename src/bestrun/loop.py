@@ -16,6 +16,7 @@ from .config import Config
 from .data import Dataset, Split, batch_indices
 from .evaluation import compile_predict, confusions, figures
 from .folder import RunFolder, fault
+from .gallery import Gallery
 from .journal import Event, Journal
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
 from .schedule import learning_rates
@@ -42,12 +43,14 @@ def train(
     journal: Journal,
     *,
     screen: Screen,
+    gallery: Gallery,
     interrupted: Callable[[], str | None] = lambda: None,
     initial: Checkpoint | None = None,
 ) -> Outcome:
     """Train until nothing improves, and leave the best and the newest state in the run folder.
 
     Args:
+        gallery: draws the network as it learns.
         interrupted: asked between chunks of steps; a stop reason ends the run with everything saved.
         initial: weights to start from where the folder holds none (`from_run`).
 
@@ -163,9 +166,12 @@ def train(
         fault("F10")
         remove_older(folder.bests(), keep=folder.best(state.best_step))
         screen.evaluation(entry, state)
+        if entry["improved"] or state.step == 0:
+            gallery.offer(state.step, tensors, logits)
 
     # A crash at the last evaluation came before its older best was deleted, and the loop above was not entered again
     remove_older(folder.bests(), keep=folder.best(state.best_step))
+    gallery.finish(state.best_step, variables, predict)
     return Outcome(reason, state.step, state)
 
 

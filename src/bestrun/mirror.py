@@ -4,11 +4,13 @@ MLflow ignores a metric row it already has, so metrics replay freely. Creating a
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -127,7 +129,9 @@ class Sender:
             send_tested(client, run_id, event)
         elif kind == "picture":
             path = self.folder.path / event["path"]
-            if path.is_file():
+            if path.is_file() and event.get("key"):
+                self._send_image(client, run_id, path, event)
+            elif path.is_file():
                 client.log_artifact(run_id, str(path), "pictures")
         elif kind == "stopped":
             fault("F11")
@@ -186,6 +190,21 @@ class Sender:
                 client.log_artifact(run_id, str(path), "config")
         if self.folder.diff.is_file():
             client.log_artifact(run_id, str(self.folder.diff), "code")
+
+    def _send_image(self, client: Any, run_id: str, path: Path, event: Event) -> None:
+        """An image with a step, for the slider of MLflow's page: in `log_image`'s names, but not a new one each time,
+        so that one sent twice is there once.
+        """
+        from PIL import Image
+
+        digest = hashlib.sha256(f"{event['key']} {event['step']}".encode()).hexdigest()[:32]
+        name = f"{event['key']}+step+{event['step']}+timestamp+{event['time_ms']}+{digest}"
+        with tempfile.TemporaryDirectory(prefix="bestrun-") as place, Image.open(path) as picture:
+            shutil.copyfile(path, f"{place}/{name}.png")
+            picture.thumbnail((256, 256))
+            picture.save(f"{place}/{name}+compressed.webp")
+            client.log_artifacts(run_id, place, "images")
+        client.set_tag(run_id, "mlflow.loggedImages", "True")
 
     def _send_evaluations(self, client: Any, run_id: str, events: list[Event]) -> None:
         from mlflow.entities import Metric

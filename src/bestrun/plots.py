@@ -51,9 +51,11 @@ def filters_picture(kernel: NDArray[np.floating[Any]], title: str, path: Path) -
     _write(filters_figure(kernel, title), path)
 
 
-def curves_picture(history: Sequence[Mapping[str, Any]], best_step: int | None, title: str, path: Path) -> None:
+def curves_picture(
+    history: Sequence[Mapping[str, Any]], best_step: int | None, title: str, path: Path, resumed: Sequence[int] = ()
+) -> None:
     """Write accuracy and loss over the steps of `history`, the journal's evaluations, as a PNG."""
-    _write(curves_figure(history, best_step, title), path)
+    _write(curves_figure(history, best_step, title, resumed), path)
 
 
 def confusion_matrix_text(matrix: NDArray[np.integer[Any]]) -> str:
@@ -199,8 +201,14 @@ def filters_figure(kernel: NDArray[np.floating[Any]], title: str) -> Figure:
     return figure
 
 
-def curves_figure(history: Sequence[Mapping[str, Any]], best_step: int | None, title: str) -> Figure:
-    """Accuracy above loss, train and validation; missing values, None and NaN leave no point."""
+def curves_figure(
+    history: Sequence[Mapping[str, Any]], best_step: int | None, title: str, resumed: Sequence[int] = ()
+) -> Figure:
+    """Accuracy above loss, train and validation; missing values, None and NaN leave no point.
+
+    Args:
+        resumed: steps from which the run was resumed.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = _figure(8.0, 6.5)
@@ -219,6 +227,8 @@ def curves_figure(history: Sequence[Mapping[str, Any]], best_step: int | None, t
                 axes.plot([best_step], [best], "*", color="black", markersize=12, label=f"best, {best:.4g}", zorder=3)
         if best_step is not None:
             axes.axvline(best_step, color="black", linewidth=0.8, linestyle=":")
+        for number, step in enumerate(resumed):
+            axes.axvline(step, color="#CC79A7", linewidth=1.2, linestyle="--", label="" if number else "resumed")
         # The loss falls by orders of magnitude; on a linear axis only its first steps would be seen.
         if name == "loss" and drawn and min(drawn) > 0:
             axes.set_yscale("log")

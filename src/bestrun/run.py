@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -216,18 +216,21 @@ def carry_through(
         try:
             mirror.start()
             from . import device, loop
+            from .gallery import Gallery
 
             device.prepare(config.threads)
-            signals.graceful = True
-            outcome = loop.train(
-                config,
-                data,
-                folder,
-                journal,
-                screen=screen,
-                interrupted=lambda: signals.reason() or asked(),
-                initial=initial,
-            )
+            with closing(Gallery(folder, journal, data, config)) as gallery:
+                signals.graceful = True
+                outcome = loop.train(
+                    config,
+                    data,
+                    folder,
+                    journal,
+                    screen=screen,
+                    gallery=gallery,
+                    interrupted=lambda: signals.reason() or asked(),
+                    initial=initial,
+                )
             reason, step = outcome.reason, outcome.step
         except Interrupted:
             reason, step = "interrupted", _last_step(journal)

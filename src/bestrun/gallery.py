@@ -1,0 +1,113 @@
+"""Pictures of a run while it trains, drawn in a thread of their own: how the network learns, in at most six sets.
+
+A set is the confusion matrix and the first errors on the validation split, and the filters of each convolution. There
+is one of the untrained network, one of the first improvement after each of four doubling numbers of steps, and at the
+end one of the best.
+"""
+
+import contextlib
+import io
+import logging
+import queue
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import tiles
+from .checkpoint import Tensors, load
+from .config import Config
+from .data import Dataset
+from .errors import VerificationError
+from .evaluation import Array, Predict, confusion_matrix
+from .folder import RunFolder, StorageError, write_atomically
+from .journal import Journal
+from .model import assign_variables
+
+log = logging.getLogger("bestrun")
+
+MOST_SETS = 6
+
+
+class Gallery:
+    """Draws in the background; what is drawn becomes a `picture` event when the journal's owner next calls.
+
+    Pictures are a convenience: one that cannot be drawn or written costs a line in run.log, never a run.
+    """
+
+    def __init__(self, folder: RunFolder, journal: Journal, data: Dataset, config: Config) -> None:
+        self._folder, self._journal, self._data, self._wanted = folder, journal, data, config.pictures
+        self._doubling = [config.training.max_steps / 2**power for power in range(MOST_SETS - 2, 0, -1)]
+        self._sets = {event["step"] for event in journal.events if event["event"] == "picture" and event.get("key")}
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="gallery", daemon=True)
+        self._thread.start()
+
+    def offer(self, step: int, tensors: Tensors, logits: Array) -> None:
+        """The untrained network, or an improvement, with its logits on the validation split: drawn if a set is due."""
+        self._record()
+        latest = max(self._sets, default=-1)
+        if self._wanted and (step == 0 > latest or any(latest < due <= step for due in self._doubling)):
+            self._add(step, tensors, logits)
+
+    def finish(self, best_step: int, variables: Mapping[str, Any], predict: Predict) -> None:
+        """The best, from its checkpoint, which is put into `variables`, if it has not been drawn; and the curves."""
+        if not self._wanted:
+            return
+        if best_step not in self._sets:
+            with contextlib.suppress(VerificationError):  # restoring it will say so
+                best = load(self._folder.best(best_step))
+                model = {name: variable for name, variable in variables.items() if name.startswith("model/")}
+                assign_variables(model, best.tensors, best.path)
+                self._add(best_step, best.tensors, predict(self._data.validation.images))
+        self._work.put(lambda: self._draw_curves(best_step))
+
+    def close(self) -> None:
+        """Wait until all is drawn."""
+        self._work.put(None)
+        self._thread.join()
+        self._record()
+
+    def _add(self, step: int, tensors: Tensors, logits: Array) -> None:
+        self._sets.add(step)
+        self._work.put(lambda: self._draw_set(step, tensors, logits))
+
+    def _record(self) -> None:
+        while not self._done.empty():
+            self._journal.append("picture", **self._done.get())
+
+    def _run(self) -> None:
+        while draw := self._work.get():
+            try:
+                draw()
+            except (StorageError, OSError, ValueError) as error:
+                log.info("a picture is not drawn: %s", error, extra={"file_only": True})
+
+    def _draw_set(self, step: int, tensors: Tensors, logits: Array) -> None:
+        name, split = f"{self._folder.name}, step {step:,}", self._data.validation
+        matrix = confusion_matrix(logits, split.labels, self._data.num_classes)
+        title = f"{name}: validation split"
+        drawn = {
+            "confusion matrix": tiles.confusion_matrix(matrix, title),
+            "example errors": tiles.example_errors(split.images, split.labels, logits.argmax(axis=1), title),
+        }
+        for key, tensor in tensors.items():
+            if tensor.ndim == 4 and (found := re.fullmatch(r"model/([^/]+)/kernel", key)):
+                drawn[f"filters {found[1]}"] = tiles.filters(tensor, f"{name}: {found[1]}")
+        self._folder.pictures.mkdir(exist_ok=True)
+        for key, picture in drawn.items():
+            path = f"pictures/{key.replace(' ', '_')}-{step}.png"
+            packed = io.BytesIO()
+            picture.save(packed, "PNG")
+            write_atomically(self._folder.path / path, packed.getvalue())
+            self._done.put({"path": path, "key": key, "step": step})
+
+    def _draw_curves(self, best_step: int) -> None:
+        from . import plots
+
+        lines = {event["step"]: event for event in self._journal.events if event["event"] == "evaluation"}
+        resumed = [event["from_step"] for event in self._journal.events if event["event"] == "resumed"]
+        title = f"{self._folder.name}: train and validation split"
+        plots.curves_picture(list(lines.values()), best_step, title, self._folder.pictures / "curves.png", resumed)
+        self._done.put({"path": "pictures/curves.png", "step": max(lines)})

@@ -1,0 +1,119 @@
+"""Pictures a run draws while it trains: confusion matrix, example errors, filters, in some milliseconds each.
+
+Pixels are made with numpy and lettered with Pillow: a Matplotlib figure of the same would take a hundred times as long.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Pixels = NDArray[np.uint8]  # (height, width, 3)
+
+# Anchors of colour scales that are told apart with any kind of colour blindness.
+BLUES = np.array([[247, 251, 255], [158, 202, 225], [49, 130, 189], [8, 48, 107]])
+BROWN_TO_PURPLE = np.array([[127, 59, 8], [253, 184, 99], [247, 247, 247], [178, 171, 210], [45, 0, 75]])
+MARGIN = 12
+LINE = 20  # pixels a line of text takes
+MOST_CLASSES_WITH_COUNTS = 20
+MOST_ERRORS = 16
+MOST_FILTERS = 48
+
+
+def confusion_matrix(matrix: NDArray[np.integer[Any]], title: str) -> Image.Image:
+    """`matrix` (rows: true class, columns: predicted class, values: images) as coloured cells."""
+    classes, largest = len(matrix), max(1, int(matrix.max(initial=0)))
+    counted = classes <= MOST_CLASSES_WITH_COUNTS
+    side = max(12 + 9 * len(str(largest)), 26) if counted else max(2, 640 // classes)
+    # Not linear: a handful of errors beside a thousand hits would have the colour of zero
+    shares = (matrix / largest) ** 0.4
+    cells = np.repeat(np.repeat(_coloured(shares, BLUES), side, axis=0), side, axis=1)
+    left, top = MARGIN + 2 * LINE + 12, 2 * MARGIN + 2 * LINE
+    picture, draw = _canvas(left + classes * side + MARGIN, top + classes * side + MARGIN, title)
+    picture.paste(Image.fromarray(cells), (left, top))
+    for label in range(0, classes, math.ceil(classes / MOST_CLASSES_WITH_COUNTS)):
+        middle = (label + 0.5) * side
+        draw.text((left + middle, top - 4), str(label), "black", _font(), "ms")
+        draw.text((left - 6, top + middle), str(label), "black", _font(), "rm")
+    draw.text((left + classes * side / 2, top - LINE - 2), "predicted class (images per cell)", "black", _font(), "ms")
+    sideways = Image.new("RGB", (classes * side, LINE), "white")
+    ImageDraw.Draw(sideways).text((classes * side / 2, LINE / 2), "true class", "black", _font(), "mm")
+    picture.paste(sideways.rotate(90, expand=True), (MARGIN - 4, top))
+    for (row, column), count in np.ndenumerate(matrix) if counted else ():
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        place = left + (column + 0.5) * side, top + (row + 0.5) * side
+        draw.text(place, str(count or "."), colour, _font(), "mm")  # the errors are what the eye should find
+    return picture
+
+
+def example_errors(
+    images: Pixels, labels: NDArray[np.integer[Any]], predictions: NDArray[np.integer[Any]], title: str
+) -> Image.Image:
+    """The first wrongly classified images (n, height, width, channels), true and predicted class under each."""
+    wrong = np.flatnonzero(labels != predictions)
+    shown = wrong[:MOST_ERRORS]
+    height, width = images.shape[1:3]
+    times = max(1, 96 // max(height, width))
+    across, down = max(104, width * times) + MARGIN, height * times + 2 * LINE + MARGIN
+    columns, rows = 4, max(1, math.ceil(len(shown) / 4))
+    count = f"{len(wrong):,} errors in {len(labels):,} images" + f", the first {len(shown)}" * (len(wrong) > len(shown))
+    picture, draw = _canvas(columns * across + MARGIN, rows * down + 2 * MARGIN + 2 * LINE, f"{title}\n{count}")
+    for position, index in enumerate(shown):
+        row, column = divmod(position, columns)
+        left, top = MARGIN + column * across, 2 * MARGIN + 2 * LINE + row * down
+        tile = np.repeat(np.repeat(images[index], times, axis=0), times, axis=1)
+        if tile.shape[-1] != 3:
+            tile = np.repeat(tile[..., :1], 3, axis=-1)
+        picture.paste(Image.fromarray(tile), (left, top))
+        below = f"true {labels[index]}\npredicted {predictions[index]}"
+        draw.multiline_text((left, top + height * times + 2), below, "black", _font(), spacing=2)
+    return picture
+
+
+def filters(kernel: NDArray[np.floating[Any]], title: str) -> Image.Image:
+    """A convolution's `kernel` (height, width, input channels, filters) as tiles: a row for each input channel."""
+    count, channels = kernel.shape[3], kernel.shape[2]
+    kernel = kernel[:, :, :MOST_FILTERS, :MOST_FILTERS]
+    height, width = kernel.shape[:2]
+    if kernel.shape[2] == 1:  # one row of many would be a ribbon
+        columns = math.ceil(math.sqrt(kernel.shape[3]))
+        tiles = [kernel[:, :, 0, index] for index in range(kernel.shape[3])]
+    else:
+        columns = kernel.shape[3]
+        tiles = [kernel[:, :, channel, index] for channel, index in np.ndindex(*kernel.shape[2:])]
+    rows = math.ceil(len(tiles) / columns)
+    extreme = float(np.abs(kernel).max(initial=0)) or 1.0
+    mosaic = np.full((rows * (height + 1), columns * (width + 1), 3), 255, np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        mosaic[top : top + height, left : left + width] = _coloured(tile / extreme / 2 + 0.5, BROWN_TO_PURPLE)
+    times = max(1, min(16, 900 // max(mosaic.shape[:2])))
+    mosaic = np.repeat(np.repeat(mosaic, times, axis=0), times, axis=1)
+    what = f"{count} filters across" + (f", {channels} input channels down" if channels > 1 else "")
+    scale = f"weights from {-extreme:.2g} (brown) to {extreme:.2g} (purple)"
+    wide, high = max(mosaic.shape[1], 420) + 2 * MARGIN, mosaic.shape[0] + 3 * LINE + 3 * MARGIN
+    picture, _ = _canvas(wide, high, f"{title}\n{what}\n{scale}")
+    picture.paste(Image.fromarray(mosaic), (MARGIN, 3 * LINE + 2 * MARGIN))
+    return picture
+
+
+def _coloured(shares: NDArray[Any], anchors: NDArray[Any]) -> Pixels:
+    """Shares from 0 to 1 as colours between the anchors."""
+    places = np.linspace(0, 1, len(anchors))
+    channels = [np.interp(shares, places, anchors[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def _canvas(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A white picture wide enough for the lines of its title."""
+    needed = max(_font().getlength(line) for line in title.splitlines()) + 2 * MARGIN
+    picture = Image.new("RGB", (max(width, math.ceil(needed)), height), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.multiline_text((MARGIN, MARGIN - 4), title, "black", _font(), spacing=4)
+    return picture, draw
+
+
+def _font() -> Any:
+    return ImageFont.load_default(14)
