@@ -21,8 +21,8 @@ Exit codes: 0 done; 1 unexpected; 2 bad settings or usage; 3 bad or missing data
 
 RUN_HELP = """
 \b
-RUN is a run ID (or 8 and more of its first characters), a run name, `latest`, or
-`best`: the best finished run by its objective.
+RUN is a run ID (or 8 and more of its first characters), a run name, `latest`, `best`
+(the best finished run by its objective), or NAME@ALIAS of a registered model.
 """
 
 tracking_option = click.option(
