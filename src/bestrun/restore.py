@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from .checkpoint import MOST_BYTES, Checkpoint, load
 from .compose import override, read_config
-from .config import Config
+from .config import Config, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .folder import RunFolder, read_json
@@ -40,7 +41,7 @@ class Fetched:
         folder: the run folder on this machine, if there is one.
         image_shape, num_classes: what the network takes and gives: height, width, channels; classes.
         counts: images of the train, validation and test split.
-        best: whether it is the best checkpoint; only its test belongs into the record of the run.
+        best: whether it is the best checkpoint; only its test, on the run's own data, belongs into the run's record.
     """
 
     run_id: str | None
@@ -240,7 +241,7 @@ def restore(
     plots.example_errors_picture(
         data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
     )
-    if fetched.best:
+    if fetched.best and data.digest == fetched.checkpoint.data_digest:
         record(
             fetched,
             tracking_uri,
@@ -280,6 +281,22 @@ def what_differs(fetched: Fetched, config: Config, data: Dataset) -> str:
     there = {**fetched.counts, "image_shape": fetched.image_shape, "num_classes": fetched.num_classes}
     counts = [f"{key} {value}, the run had {there[key]}" for key, value in here.items() if value != there[key]]
     return ", ".join(counts) or "other images or labels"
+
+
+def identity(fetched: Fetched) -> dict[str, Any]:
+    """Which checkpoint of which run, as every `--json` says it."""
+    checkpoint = {"step": fetched.checkpoint.state.step, "sha256": fetched.checkpoint.sha256}
+    return {"run_id": fetched.run_id, "run_name": fetched.run_name, "checkpoint": checkpoint}
+
+
+def keep(fetched: Fetched, place: Path) -> list[str]:
+    """See that checkpoint and settings are in `place`, as those from MLflow are; returns the names of the files."""
+    path = place / fetched.checkpoint.path.name
+    if path.resolve() != fetched.checkpoint.path.resolve():
+        shutil.copyfile(fetched.checkpoint.path, path)
+        load(path, sha256=fetched.checkpoint.sha256)  # the run may be training, and have replaced it meanwhile
+        (place / "config.yaml").write_text(to_yaml(fetched.config))
+    return [path.name, "config.yaml"]
 
 
 def rebuild(fetched: Fetched) -> Any:

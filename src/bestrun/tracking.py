@@ -97,20 +97,26 @@ def connect(uri: str, *, create: bool = True) -> Store:
     Raises:
         SettingsError: with `create=False`, there is no database yet.
     """
-    for name, value in CLIENT_SETTINGS.items():
-        os.environ.setdefault(name, value)
     path = sqlite_path(uri)
     if path and not create and not path.exists():
         raise SettingsError(f"{path}: there are no runs here yet; the first is made by: bestrun train")
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not a line for each table of a new store
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    mlflow = import_mlflow()
     with _locked(path) if path else contextlib.nullcontext():
-        client = MlflowClient(uri)
+        client = mlflow.MlflowClient(uri)
         if path:
             client.search_experiments(max_results=1)
     return Store(uri, client)
+
+
+def import_mlflow() -> Any:
+    """The module, with our settings and not a line for each table of a new store."""
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return mlflow
 
 
 @contextlib.contextmanager
@@ -194,7 +200,7 @@ def _registered_run(store: Store, reference: str, experiments: list[str]) -> Any
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise SettingsError(f"run {reference!r}: {error.message}; {_register(reference)}") from None
+        raise SettingsError(f"run {reference!r}: {error.message.rstrip('.')}; {_register(reference)}") from None
     if run.info.lifecycle_stage != "active":
         again = f"mlflow runs restore --run-id {run.info.run_id}"
         raise SettingsError(f"run {reference!r}: its run was deleted; what brings it back: {again}")
