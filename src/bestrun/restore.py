@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from .checkpoint import MOST_BYTES, Checkpoint, load
 from .compose import override, read_config
@@ -152,9 +153,8 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
         raise VerificationError(
             f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint"
         )
-    path = _download(store.client, run_id, artifact, to, MOST_BYTES)
-    checkpoint = load(path, sha256=sha256)
-    config = read_config(_download(store.client, run_id, "config/config.yaml", to, MOST_CONFIG_BYTES))
+    checkpoint = load(_download(store.client, run, artifact, to, MOST_BYTES), sha256=sha256)
+    config = read_config(_download(store.client, run, "config/config.yaml", to, MOST_CONFIG_BYTES))
     logged = {f"val/{key}": run.data.metrics.get(f"best/{key}") for key in ("accuracy", "loss")}
     folder = RunFolder(home / "runs" / name)
     origin = f"{run.info.artifact_uri}/{artifact}".removeprefix("file://")
@@ -179,16 +179,18 @@ def _sizes(recorded: Any, run: str) -> tuple[tuple[int, int, int], int, dict[str
     return (height, width, channels), data["num_classes"], counts
 
 
-def _download(client: Any, run_id: str, artifact: str, to: Path, most: int) -> Path:
+def _download(client: Any, run: Any, artifact: str, to: Path, most: int) -> Path:
+    run_id, root = run.info.run_id, urlsplit(run.info.artifact_uri)
+    if root.scheme in ("", "file"):  # a folder of this machine: MLflow, too, would not follow a link out of it
+        store = Path(unquote(root.path)).resolve()
+        if (store / artifact).resolve() != store / artifact:
+            raise VerificationError(f"run {run_id}: artifact {artifact} is a link in MLflow's artifact store")
     listed = {item.path: item.file_size for item in client.list_artifacts(run_id, artifact.partition("/")[0])}
     if artifact not in listed:
         raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
     if (listed[artifact] or 0) > most:
         raise VerificationError(f"run {run_id}: artifact {artifact} has {listed[artifact]:,} bytes, at most {most:,}")
-    path = Path(client.download_artifacts(run_id, artifact, str(to)))
-    if path.is_symlink() or not path.resolve().is_relative_to(to.resolve()):
-        raise VerificationError(f"run {run_id}: artifact {artifact} leads out of the artifact store")
-    return path
+    return Path(client.download_artifacts(run_id, artifact, str(to)))
 
 
 def restore(
