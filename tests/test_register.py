@@ -1,11 +1,15 @@
 """MLflow models of our runs: made once, of proved checkpoints alone, and served where bestrun is not installed."""
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,7 +228,8 @@ def test_mlflow_serves_what_predict_predicts(trained, champion, small_mnist_npz,
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/digits@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    environment = without_bestrun | {"MLFLOW_TRACKING_URI": trained.uri}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks there for uvicorn
+    environment = without_bestrun | {"MLFLOW_TRACKING_URI": trained.uri, "PATH": path}
     with open(tmp_path / "log", "wb") as log:
         server = subprocess.Popen(
             command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
@@ -258,10 +263,6 @@ def wait_for(url, server, log):
 
 def end(server):
     """The whole process group: workers outlive the process that started them."""
-    import contextlib
-    import os
-    import signal
-
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):

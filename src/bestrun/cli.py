@@ -271,8 +271,9 @@ def predict_images(run: str, images: tuple[str, ...], invert: bool, as_json: boo
     """
     from .predict import predict, report_lines
     from .restore import Workplace, dumps
+    from .screen import Screen
 
-    with Workplace(None) as place:
+    with Screen(stderr=as_json).shown(), Workplace(None) as place:
         report = predict(_fetch(run, place, **lookup), images, invert=invert)
     click.echo(dumps(report) if as_json else "\n".join(report_lines(report)))
 
