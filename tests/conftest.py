@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import http.client
+import json
 import multiprocessing
 import multiprocessing.context
 import multiprocessing.forkserver
@@ -392,3 +393,52 @@ def colour_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "colour.npz"
     np.savez(path, **arrays)
     return path
+
+
+# ---- a run to look at ----
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A home in which one run, `trained`, has finished with its MLflow model; tests leave it as they found it."""
+
+    home: Path
+    bestrun: Command
+    folder: Path
+    run_id: str
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.home / 'mlruns' / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.home / "mlruns" / "artifacts" / "npz" / self.run_id / "artifacts"
+
+
+SMALL = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3", "training.max_steps=60"]
+SMALL += ["training.evaluate_every_steps=20", "training.patience_steps=60", "tracking.log_model=true"]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    _forkserver: None, tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path, small_mnist_npz: Path
+) -> Trained:
+    home = tmp_path_factory.mktemp("trained")
+    (home / "mlruns").mkdir()
+    (home / "mlruns" / ".bestrun").touch()
+    shutil.copyfile(ready_made_store, home / "mlruns" / "mlflow.db")
+    command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+    result = command("train", "data=npz", f"data.path={small_mnist_npz}", *SMALL, "name=trained", "--json")
+    assert result.code == 0, result.err
+    return Trained(home, command, home / "mlruns" / "runs" / "trained", json.loads(result.out)["run_id"])
+
+
+@pytest.fixture
+def without_bestrun(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Python that cannot import bestrun, as it is for people who do not have it."""
+    folder = tmp_path / "without_bestrun"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['bestrun'] = None\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "BESTRUN_"))}
+    return environment | {"PYTHONPATH": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -17,13 +17,16 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from .errors import VerificationError
+from .errors import SettingsError, VerificationError
 from .folder import RunFolder, write_atomically
 from .journal import Journal
 
 log = logging.getLogger("bestrun")
 
 FORMAT = 1
+MOST_BYTES = (
+    4 << 30
+)  # of a file, which is read whole: 350 million weights with Adam's state. Disks have sparse terabytes
 Tensors = dict[str, np.ndarray[Any, Any]]
 
 
@@ -66,6 +69,7 @@ def save(path: Path, tensors: Tensors, state: LoopState, *, run_name: str, confi
 
     Raises:
         StorageError: the disk refused; an older file at `path` is untouched.
+        SettingsError: the network is too large to be read again.
     """
     # safetensors writes the memory of a transposed array as if it were contiguous, without a word: make it so first.
     # Not by np.ascontiguousarray, which gives a scalar such as the optimizer's step count the shape (1,).
@@ -79,6 +83,8 @@ def save(path: Path, tensors: Tensors, state: LoopState, *, run_name: str, confi
     }
     header["digest"] = _digest(header, arrays)
     data = safetensors.numpy.save(arrays, metadata={"bestrun": _dumps(header)})
+    if len(data) > MOST_BYTES:
+        raise SettingsError(f"model: a checkpoint of {len(data):,} bytes, at most {MOST_BYTES:,}; type smaller numbers")
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
 
@@ -95,6 +101,8 @@ def load(path: Path, *, sha256: str | None = None) -> Checkpoint:
     try:
         if not path.is_file():
             raise VerificationError(f"{path}: there is no such checkpoint file")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise VerificationError(f"{path}: {size:,} bytes, more than any checkpoint; it was not read")
         data = path.read_bytes()
     except OSError as error:
         raise VerificationError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -21,8 +23,8 @@ Exit codes: 0 done; 1 unexpected; 2 bad settings or usage; 3 bad or missing data
 
 RUN_HELP = """
 \b
-RUN is a run ID (or 8 and more of its first characters), a run name, `latest`, or
-`best`: the best finished run by its objective.
+RUN is a run ID (or 8 and more of its first characters), a run name, `latest`, `best`
+(the best finished run by its objective), or NAME@ALIAS of a registered model.
 """
 
 tracking_option = click.option(
@@ -33,7 +35,26 @@ objective_option = click.option(
     "--objective", type=click.Choice(["val/accuracy", "val/loss"]), help="Which objective `best` goes by."
 )
 sweep_option = click.option("--sweep", metavar="NAME", help="Look only among the runs of this sweep.")
+local_option = click.option(
+    "--local", is_flag=True, help="Take the checkpoint from the run folder; MLflow is not asked for it."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
+
+
+def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """How a RUN is looked up; the verb gets it as keyword arguments for `_fetch` or `_records`."""
+    for option in (objective_option, sweep_option, experiment_option, tracking_option):
+        verb = option(verb)
+    return verb
+
+
+def _fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -> Any:
+    from .folder import find_home
+    from .restore import fetch
+    from .tracking import resolve_uri
+
+    home = find_home()
+    return fetch(run, home=home, uri=resolve_uri(tracking_uri, home), to=to, **lookup)
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -155,7 +176,7 @@ def resume(run: str | None, overrides: tuple[str, ...], tracking_uri: str | None
 @cli.command(epilog=RUN_HELP)
 @click.argument("run")
 @click.argument("overrides", nargs=-1)
-@click.option("--local", is_flag=True, help="Take the checkpoint from the run folder; MLflow is not asked for it.")
+@local_option
 @click.option(
     "--checkpoint", type=click.Choice(["best", "last"]), default="best", help="last: the newest state (needs --local)."
 )
@@ -165,23 +186,16 @@ def resume(run: str | None, overrides: tuple[str, ...], tracking_uri: str | None
 @click.option(
     "--allow-other-data", is_flag=True, help="Evaluate although the data is not what the run was trained with."
 )
-@tracking_option
-@experiment_option
-@sweep_option
-@objective_option
+@lookup_options
 @json_option
 def restore(
     run: str,
     overrides: tuple[str, ...],
-    local: bool,
     checkpoint: str,
     out: str | None,
     allow_other_data: bool,
-    tracking_uri: str | None,
-    experiment: str | None,
-    sweep: str | None,
-    objective: str | None,
     as_json: bool,
+    **lookup: Any,
 ) -> None:
     """Fetch a run's best checkpoint, prove it, evaluate the test split.
 
@@ -189,35 +203,22 @@ def restore(
     bestrun restore RUN data.dir=FOLDER      says where the data is on this machine
     bestrun restore best --sweep NAME        the best finished run of a sweep
     """
-    if checkpoint == "last" and not local:
+    if checkpoint == "last" and not lookup["local"]:
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
     from . import plots
     from .folder import find_home
-    from .restore import Workplace, dumps, fetch, report_lines
+    from .restore import Workplace, dumps, keep, report_lines
     from .restore import restore as prove
     from .screen import Screen
-    from .tracking import resolve_uri
 
-    home = find_home()
-    uri = resolve_uri(tracking_uri, home)
     with Screen(stderr=as_json).shown(), Workplace(out) as place:
-        fetched = fetch(
-            run,
-            home=home,
-            uri=uri,
-            to=place,
-            local=local,
-            last=checkpoint == "last",
-            experiment=experiment,
-            objective=objective,
-            sweep=sweep,
-        )
+        fetched = _fetch(run, place, last=checkpoint == "last", **lookup)
         if out:
-            fetched = replace(fetched, path=str(place / fetched.path.rpartition("/")[2]))
+            fetched = replace(fetched, path=str(place / keep(fetched, place)[0]))
         report = prove(
             fetched,
-            home=home,
-            tracking_uri=tracking_uri,
+            home=find_home(),
+            tracking_uri=lookup["tracking_uri"],
             out=place,
             data_overrides=overrides,
             allow_other_data=allow_other_data,
@@ -232,6 +233,79 @@ def restore(
         click.echo(
             f"\nkept in {out}" if out else "\npictures are in the run's MLflow artifacts; --out DIR keeps them here"
         )
+
+
+@cli.command("fetch", epilog=RUN_HELP)
+@click.argument("run")
+@click.option("--out", metavar="DIR", required=True, type=click.Path(file_okay=False), help="A new or empty folder.")
+@local_option
+@lookup_options
+@json_option
+def fetch_files(run: str, out: str, as_json: bool, **lookup: Any) -> None:
+    """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code."""
+    from .export import delivered, keras_lines, write_keras
+    from .restore import dumps, identity, keep
+
+    with delivered(Path(out)) as place:
+        fetched = _fetch(run, place, **lookup)
+        files = [*keep(fetched, place), "model.keras"]
+        write_keras(fetched, place / files[-1])
+    if as_json:
+        click.echo(dumps(identity(fetched) | {"out": out, "files": files}))
+        return
+    click.echo(f"{fetched.run_name}, step {fetched.checkpoint.state.step:,}, verified; in {out}: {', '.join(files)}\n")
+    click.echo("\n".join(keras_lines(fetched, Path(out) / "model.keras")))
+
+
+@cli.command("predict", epilog=RUN_HELP)
+@click.argument("run")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("--invert", is_flag=True, help="White becomes black: for dark digits on white paper.")
+@local_option
+@lookup_options
+@json_option
+def predict_images(run: str, images: tuple[str, ...], invert: bool, as_json: bool, **lookup: Any) -> None:
+    """Classes and probabilities of images, with a run's best checkpoint.
+
+    An IMAGE is a PNG, a JPEG, or an npz file of many; each is scaled to what the network takes.
+    """
+    from .predict import predict, report_lines
+    from .restore import Workplace, dumps
+    from .screen import Screen
+
+    with Screen(stderr=as_json).shown(), Workplace(None) as place:
+        report = predict(_fetch(run, place, **lookup), images, invert=invert)
+    click.echo(dumps(report) if as_json else "\n".join(report_lines(report)))
+
+
+@cli.command(epilog=RUN_HELP)
+@click.argument("run")
+@click.option("--name", required=True, metavar="NAME", help="Of the registered model; made if it is new.")
+@click.option("--alias", required=True, metavar="ALIAS", help="What others load it by: models:/NAME@ALIAS.")
+@lookup_options
+@json_option
+def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> None:
+    """Put a run's best checkpoint, once it is proved, into MLflow's registry as a model that others can load.
+
+    \b
+    bestrun register best --name digits --alias champion
+    mlflow models serve -m models:/digits@champion --env-manager local
+    """
+    from . import registry
+    from .folder import find_home
+    from .restore import Workplace, dumps
+    from .tracking import connect, reaching, resolve_uri
+
+    registry.check_names(name, alias)
+    uri = resolve_uri(lookup["tracking_uri"], find_home())
+    with Workplace(None) as place, reaching(uri):
+        fetched = _fetch(run, place, **lookup)
+        report = registry.register(fetched, connect(uri, create=False), name=name, alias=alias)
+    if as_json:
+        click.echo(dumps(report))
+        return
+    step = report["checkpoint"]["step"]
+    click.echo(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, verified")
 
 
 @cli.command()
@@ -283,10 +357,7 @@ def _print_table(rows: list[Any]) -> None:
 
 @cli.command(epilog=RUN_HELP)
 @click.argument("run")
-@tracking_option
-@experiment_option
-@sweep_option
-@objective_option
+@lookup_options
 @json_option
 def show(run: str, as_json: bool, **where: str | None) -> None:
     """What a run was, how it went, why it stopped, where everything is."""
@@ -298,10 +369,7 @@ def show(run: str, as_json: bool, **where: str | None) -> None:
 
 @cli.command(epilog=RUN_HELP)
 @click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
-@tracking_option
-@experiment_option
-@sweep_option
-@objective_option
+@lookup_options
 @json_option
 def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:
     """Runs side by side: their best, the settings that differ, code, data, versions, and who confuses what."""
@@ -326,10 +394,7 @@ def _records(references: tuple[str, ...], tracking_uri: str | None, **lookup: st
 @click.argument("run")
 @click.argument("overrides", nargs=-1)
 @click.option("--allow-other-data", is_flag=True, help="Train although the data is not what that run was trained with.")
-@tracking_option
-@experiment_option
-@sweep_option
-@objective_option
+@lookup_options
 @json_option
 def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json: bool, **where: str | None) -> None:
     """The same settings as a new run; says first what differs: code, data, versions.

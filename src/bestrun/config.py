@@ -170,6 +170,7 @@ class Tracking(Settings):
         ]
         | None
     )
+    log_model: Annotated[bool, _takes("true or false", "true")] = False  # runs of before have no such setting
 
 
 Experiment = Annotated[

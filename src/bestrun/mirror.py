@@ -133,6 +133,9 @@ class Sender:
                 self._send_image(client, run_id, path, event)
             elif path.is_file():
                 client.log_artifact(run_id, str(path), "pictures")
+        elif kind == "model":
+            if (self.folder.path / event["path"]).is_dir():
+                send_model(client, run_id, self.folder.path / event["path"], event["path"], event["sha256"])
         elif kind == "stopped":
             fault("F11")
             status = STATUS.get(event["reason"], "FAILED")
@@ -302,6 +305,13 @@ def send_tested(client: Any, run_id: str, event: Event) -> None:
     if event["step"] not in known:
         for key in ("test/loss", "test/accuracy"):  # the one looked for goes last
             client.log_metric(run_id, key, event[key], timestamp=event["time_ms"], step=event["step"])
+
+
+def send_model(client: Any, run_id: str, folder: Path, path: str, sha256: str) -> None:
+    """Upload an MLflow model, then name it in the run's tags: they never name half of one."""
+    client.log_artifacts(run_id, str(folder), path)
+    client.set_tag(run_id, "bestrun.model_sha256", sha256)
+    client.set_tag(run_id, "bestrun.model", path)
 
 
 def _tags(folder: RunFolder, started: Event) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Your own network: write a function like `build_cnn`, add it to NETWORKS, and its settings to config.py.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ def build_cnn(
     return keras.Model(images, logits, name="cnn")
 
 
+MOST_VALUES = 1 << 28  # a GiB of float32: so much one image may take in any layer of a network that came from elsewhere
+
 NETWORKS: dict[str, Callable[..., keras.Model]] = {"cnn": build_cnn}
 
 OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
@@ -60,6 +63,39 @@ def build_model(
     keras.backend.clear_session()  # else Keras numbers names and seeds on from the last model
     keras.utils.set_random_seed(seed)
     return NETWORKS[name](image_shape, num_classes, **settings)
+
+
+def build_restored(
+    name: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    tensors: Tensors,
+    source: object,
+    seed: int,
+    **settings: Any,
+) -> keras.Model:
+    """The network with saved weights. Settings and sizes may be anybody's: it takes memory only where both fit.
+
+    Raises:
+        VerificationError: `source` does not fit this network.
+    """
+    with keras.StatelessScope(initialize_variables=False):  # names and shapes alone
+        sketch = NETWORKS[name](image_shape, num_classes, **settings)
+    refuse_misfit(named_variables(sketch), tensors, source)
+    if (values := values_per_image(sketch)) > MOST_VALUES:
+        raise VerificationError(
+            f"{source}: an image of {image_shape} takes {values:,} values in this network, at most {MOST_VALUES:,}"
+        )
+    model = build_model(name, image_shape, num_classes, seed=seed, **settings)
+    assign_variables(named_variables(model), tensors, source)
+    return model
+
+
+def values_per_image(model: keras.Model) -> int:
+    """How many numbers the largest output in a network holds for one image."""
+    outputs = [tensor for layer in model.operations for node in layer._inbound_nodes for tensor in node.output_tensors]
+    return max(int(math.prod(output.shape[1:])) for output in outputs)
 
 
 def build_optimizer(name: str, model: keras.Model, **settings: Any) -> keras.optimizers.Optimizer:
@@ -114,6 +150,13 @@ def assign_variables(variables: Mapping[str, Any], tensors: Tensors, source: obj
     Raises:
         VerificationError: `source` does not fit this network; nothing was assigned.
     """
+    refuse_misfit(variables, tensors, source)
+    for name, variable in variables.items():
+        variable.assign(tensors[name])
+
+
+def refuse_misfit(variables: Mapping[str, Any], tensors: Tensors, source: object) -> None:
+    """Raises VerificationError where saved tensors are not what these variables, which may have no values, take."""
     for name, variable in variables.items():
         if name not in tensors:
             raise VerificationError(f"{source}: has no {name}, which this network needs")
@@ -123,5 +166,3 @@ def assign_variables(variables: Mapping[str, Any], tensors: Tensors, source: obj
                 f"{source}: {name} is {tensor.dtype}{list(tensor.shape)}, "
                 f"but this network has {variable.dtype}{list(variable.shape)}"
             )
-    for name, variable in variables.items():
-        variable.assign(tensors[name])

@@ -20,6 +20,7 @@ from .page import RULE
 from .restore import Workplace, download
 from .tracking import Store, check_reference, connect, find_run, local_folder, reaching
 
+MOST_BYTES = 1 << 24  # of a file that only describes a run
 STATES = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 
 
@@ -173,11 +174,11 @@ def from_mlflow(store: Store, run: Any) -> Record:
     """
     client, run_id, tags = store.client, run.info.run_id, run.data.tags
     with Workplace(None) as place:
-        config = read_config(download(client, run_id, "config/config.yaml", place))
-        typed = _typed(_optional(client, run_id, "config/overrides.yaml", place))
-        diff = _optional(client, run_id, "code/uncommitted.diff", place)
+        config = read_config(download(client, run, "config/config.yaml", place, MOST_BYTES))
+        typed = _typed(_optional(client, run, "config/overrides.yaml", place))
+        diff = _optional(client, run, "code/uncommitted.diff", place)
         text = diff.read_text(errors="replace") if diff else ""
-        found = _optional(client, run_id, "validation.json", place)
+        found = _optional(client, run, "validation.json", place)
         validation = read_json(found) if found else {}
     lines: dict[int, Event] = {}
     for key in METRICS:
@@ -225,9 +226,9 @@ def _typed(path: Path | None) -> dict[str, Any]:
     return {"overrides": [], "choices": {}}
 
 
-def _optional(client: Any, run_id: str, artifact: str, place: Path) -> Path | None:
+def _optional(client: Any, run: Any, artifact: str, place: Path) -> Path | None:
     with contextlib.suppress(VerificationError):
-        return download(client, run_id, artifact, place)
+        return download(client, run, artifact, place, MOST_BYTES)
     return None
 
 

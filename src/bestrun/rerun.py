@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .compose import Composed, override
-from .config import digest, mask_uri
+from .config import Config, digest, mask_uri
 from .data import Dataset
 from .errors import DataError
 from .journal import Event, read_journal
 from .provenance import available_threads, code, code_differences, environment_differences
 from .record import Record
+from .restore import what_differs
 from .resume import parent_checkpoint
 from .run import Result, load_data, start
 from .screen import Screen
@@ -37,8 +38,8 @@ def rerun(
     config, warnings = override(same, overrides)
     composed = Composed(config, [*record.overrides, *map(mask_uri, overrides)], record.choices, warnings)
     data = load_data(config)
-    told = differences(record, data, available_threads(config.threads))
-    if data.digest != record.started["data_digest"] and not allow_other_data:
+    told = differences(record, config, data)
+    if told["data"] and not allow_other_data:
         raise DataError(f"{data.name}: {told['data'][0]}; say where that data is, or add --allow-other-data")
     with screen.shown():
         log.info("rerun of %s  %s", record.name, record.run_id or "")
@@ -57,27 +58,17 @@ def rerun(
     return result
 
 
-def differences(record: Record, data: Dataset, threads: int) -> dict[str, list[str]]:
+def differences(record: Record, config: Config, data: Dataset) -> dict[str, list[str]]:
     """What is not as it was when `record` began, a line each: code, data, versions."""
-    then = record.started
-    states = {"then": (then["git"], record.diff), "now": (code().says(), code().diff)}
+    then, other = record.started, []
+    if data.digest != then["data_digest"]:
+        what = what_differs(then["data"], record.config, config, data)
+        other = [f"{what} (digest {data.digest[:12]}, recorded {then['data_digest'][:12]})"]
     return {
-        "code": code_differences(states),
-        "data": data_differences(then, data),
-        "versions": environment_differences(then["versions"], then["threads"], threads),
+        "code": code_differences({"then": (then["git"], record.diff), "now": (code().says(), code().diff)}),
+        "data": other,
+        "versions": environment_differences(then["versions"], then["threads"], available_threads(config.threads)),
     }
-
-
-def data_differences(then: Event, data: Dataset) -> list[str]:
-    """How the data at hand differs from a run's; the split is named where that is what changed."""
-    if data.digest == then["data_digest"]:
-        return []
-    counts = {part: len(getattr(data, part)) for part in ("train", "validation", "test")}
-    now = counts | {"image_shape": list(data.image_shape), "num_classes": data.num_classes}
-    other = [f"{key} {then['data'][key]}, now {value}" for key, value in now.items() if then["data"].get(key) != value]
-    moved = then["data"].get("train", 0) + then["data"].get("validation", 0) == counts["train"] + counts["validation"]
-    what = ("another split" if moved else "other data") + f": {', '.join(other)}" if other else "other images or labels"
-    return [f"{what} (digest {then['data_digest'][:12]}, now {data.digest[:12]})"]
 
 
 def verdict(record: Record, events: list[Event]) -> str:

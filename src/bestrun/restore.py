@@ -5,16 +5,18 @@ import json
 import logging
 import math
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from .checkpoint import Checkpoint, load
+from .checkpoint import MOST_BYTES, Checkpoint, load
 from .compose import override, read_config
-from .config import Config
+from .config import Config, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .folder import RunFolder, read_json
@@ -26,6 +28,8 @@ from .tracking import Store, TrackingError, check_reference, connect, find_run, 
 log = logging.getLogger("bestrun")
 
 BEST = re.compile(r"checkpoints/best-[0-9]{1,12}\.safetensors")  # the only artifact a tag may name
+MOST_CONFIG_BYTES = 1 << 20
+MOST_SIDE = 1 << 16  # of an image, its channels, the classes
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Fetched:
         path: where the file came from: a path, or the address of the artifact where MLflow keeps it elsewhere.
         logged: val/accuracy and val/loss as recorded at the checkpoint's step; None where they were not.
         folder: the run folder on this machine, if there is one.
-        best: whether it is the best checkpoint; only its test belongs into the record of the run.
+        image_shape, num_classes: what the network takes and gives: height, width, channels; classes.
+        counts: images of the train, validation and test split.
+        best: whether it is the best checkpoint; only its test, on the run's own data, belongs into the run's record.
     """
 
     run_id: str | None
@@ -46,6 +52,9 @@ class Fetched:
     path: str
     logged: dict[str, float | None]
     folder: RunFolder | None
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    counts: dict[str, int]
     best: bool = True
 
 
@@ -70,7 +79,7 @@ def fetch(
     """
     check_reference(reference)
     if local:
-        return _fetch_local(local_folder(home, reference), last)
+        return fetch_local(local_folder(home, reference), last)
     try:
         with reaching(uri):
             store = connect(uri, create=False)
@@ -83,7 +92,7 @@ def fetch(
 def fetch_anywhere(reference: str, home: Path, uri: str) -> Fetched:
     """Get a run's best checkpoint from its folder on this machine, or else from MLflow. Raises as `fetch` does."""
     with Workplace(None) as place:
-        if reference != "best":  # only MLflow compares runs
+        if reference != "best" and "@" not in reference:  # only MLflow compares runs and registers them
             with contextlib.suppress(SettingsError):
                 return fetch(reference, home=home, uri=uri, to=place, local=True)
         return fetch(reference, home=home, uri=uri, to=place)
@@ -105,7 +114,8 @@ def source_checkpoint(config: Config, home: Path) -> Checkpoint:
     return fetched.checkpoint
 
 
-def _fetch_local(folder: RunFolder, last: bool) -> Fetched:
+def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
+    """A run folder's best or newest checkpoint, proved. Raises VerificationError as `fetch` does."""
     events, _ = read_journal(folder.journal)
     lines = [event for event in events if event["event"] == "evaluation"]
     best = next((line for line in reversed(lines) if line["improved"]), None)
@@ -120,7 +130,15 @@ def _fetch_local(folder: RunFolder, last: bool) -> Fetched:
     config = read_config(folder.config)
     logged = {key: line.get(key) for key in ("val/accuracy", "val/loss")}
     return Fetched(
-        read_json(folder.mirror).get("run_id"), folder.name, config, checkpoint, str(path), logged, folder, not last
+        read_json(folder.mirror).get("run_id"),
+        folder.name,
+        config,
+        checkpoint,
+        str(path),
+        logged,
+        folder,
+        *_sizes(events[0].get("data"), folder.name),
+        best=not last,
     )
 
 
@@ -135,23 +153,49 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
         raise VerificationError(
             f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint"
         )
-    path = download(store.client, run_id, artifact, to)
-    checkpoint = load(path, sha256=sha256)
-    config = read_config(download(store.client, run_id, "config/config.yaml", to))
+    checkpoint = load(download(store.client, run, artifact, to, MOST_BYTES), sha256=sha256)
+    config = read_config(download(store.client, run, "config/config.yaml", to, MOST_CONFIG_BYTES))
     logged = {f"val/{key}": run.data.metrics.get(f"best/{key}") for key in ("accuracy", "loss")}
     folder = RunFolder(home / "runs" / name)
     origin = f"{run.info.artifact_uri}/{artifact}".removeprefix("file://")
-    return Fetched(run_id, name, config, checkpoint, origin, logged, folder if folder.exists() else None)
+    sizes = _sizes(next((item.dataset.profile for item in run.inputs.dataset_inputs), None), run_id)
+    return Fetched(run_id, name, config, checkpoint, origin, logged, folder if folder.exists() else None, *sizes)
 
 
-def download(client: Any, run_id: str, artifact: str, to: Path) -> Path:
-    listed = {item.path for item in client.list_artifacts(run_id, artifact.rpartition("/")[0] or None)}
+def _sizes(recorded: Any, run: str) -> tuple[tuple[int, int, int], int, dict[str, int]]:
+    """Image shape, number of classes and counts of a run's data; it says so itself, hence nothing of it is believed."""
+    try:
+        data = json.loads(recorded) if isinstance(recorded, str) else recorded
+        height, width, channels = data["image_shape"]
+        counts = {part: data[part] for part in ("train", "validation", "test")}
+        numbers = [height, width, channels, data["num_classes"]]
+        whole = all(type(number) is int and number >= 1 for number in (*numbers, *counts.values()))
+        if not whole or max(numbers) > MOST_SIDE:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise VerificationError(
+            f"run {run}: its record of the data does not say image_shape and num_classes: {str(recorded)[:80]!r}"
+        ) from error
+    return (height, width, channels), data["num_classes"], counts
+
+
+def download(client: Any, run: Any, artifact: str, to: Path, most: int) -> Path:
+    """An artifact of an MLflow run, of at most so many bytes, in the folder `to`.
+
+    Raises:
+        VerificationError: it is not there, is larger, or a link.
+    """
+    run_id, root = run.info.run_id, urlsplit(run.info.artifact_uri)
+    if root.scheme in ("", "file"):  # a folder of this machine: MLflow, too, would not follow a link out of it
+        store = Path(unquote(root.path)).resolve()
+        if (store / artifact).resolve() != store / artifact:
+            raise VerificationError(f"run {run_id}: artifact {artifact} is a link in MLflow's artifact store")
+    listed = {item.path: item.file_size for item in client.list_artifacts(run_id, artifact.rpartition("/")[0] or None)}
     if artifact not in listed:
         raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
-    path = Path(client.download_artifacts(run_id, artifact, str(to)))
-    if path.is_symlink() or not path.resolve().is_relative_to(to.resolve()):
-        raise VerificationError(f"run {run_id}: artifact {artifact} leads out of the artifact store")
-    return path
+    if (listed[artifact] or 0) > most:
+        raise VerificationError(f"run {run_id}: artifact {artifact} has {listed[artifact]:,} bytes, at most {most:,}")
+    return Path(client.download_artifacts(run_id, artifact, str(to)))
 
 
 def restore(
@@ -175,20 +219,27 @@ def restore(
     config = override(fetched.config, data_overrides)[0] if data_overrides else fetched.config
     data = load_dataset(**dict(config.data))
     if data.digest != fetched.checkpoint.data_digest and not allow_other_data:
+        then = {**fetched.counts, "image_shape": list(fetched.image_shape), "num_classes": fetched.num_classes}
         raise DataError(
-            f"{data.name}: not the images, labels or split that run {fetched.run_name} was trained with "
-            f"(digest {data.digest[:12]}, recorded {fetched.checkpoint.data_digest[:12]}); say where those are, as in "
-            f"data.dir=FOLDER or data.path=FILE, or add --allow-other-data"
+            f"{data.name}: not the data that run {fetched.run_name} was trained with: "
+            f"{what_differs(then, fetched.config, config, data)} (digest {data.digest[:12]}, recorded "
+            f"{fetched.checkpoint.data_digest[:12]}); say where that is, as in data.dir=FOLDER or data.path=FILE, or "
+            "add --allow-other-data"
+        )
+    if data.image_shape != fetched.image_shape or data.num_classes > fetched.num_classes:
+        raise DataError(
+            f"{data.name}: {data.num_classes} classes of images {data.image_shape}; the network of run "
+            f"{fetched.run_name} tells {fetched.num_classes} classes of {fetched.image_shape} apart"
         )
     from . import device, evaluation, plots  # device first: it makes TensorFlow's start quiet
 
     device.prepare(config.threads)
 
-    predict = rebuild(fetched, config, data)
+    predict = evaluation.compile_predict(rebuild(fetched), config.training.evaluation_batch_size)
     validation = evaluation.figures(predict(data.validation.images), data.validation.labels)
     logits = predict(data.test.images)
     test = evaluation.figures(logits, data.test.labels)
-    matrix = evaluation.confusion_matrix(logits, data.test.labels, data.num_classes)
+    matrix = evaluation.confusion_matrix(logits, data.test.labels, fetched.num_classes)
     step = fetched.checkpoint.state.step
 
     pictures = out / "pictures"
@@ -198,7 +249,7 @@ def restore(
     plots.example_errors_picture(
         data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
     )
-    if fetched.best:
+    if fetched.best and data.digest == fetched.checkpoint.data_digest:
         record(
             fetched,
             tracking_uri,
@@ -228,16 +279,55 @@ def restore(
     }
 
 
-def rebuild(fetched: Fetched, config: Config, data: Dataset) -> Any:
-    """The run's network with the checkpoint's weights, as a function of images -> logits."""
-    from . import evaluation
-    from .model import assign_variables, build_model, named_variables
+def what_differs(then: Mapping[str, Any], before: Config, config: Config, data: Dataset) -> str:
+    """How data and split differ from those a run was trained with, as far as that is on record.
 
-    model = build_model(
-        image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model)
+    Args:
+        then: the sizes the run recorded: train, validation, test, image_shape, num_classes.
+        before: the run's settings.
+        config: the settings that `data` was read with.
+    """
+    old, new = dict(before.data), dict(config.data)
+    if split := [key for key in ("validation_size", "validation_seed") if old.get(key) != new.get(key)]:
+        return "another split: " + ", ".join(f"data.{key}={new.get(key)}, the run had {old.get(key)}" for key in split)
+    now = {part: len(getattr(data, part)) for part in ("train", "validation", "test")}
+    now |= {"image_shape": list(data.image_shape), "num_classes": data.num_classes}  # type: ignore[dict-item]
+    other = [f"{key} {value}, the run had {then[key]}" for key, value in now.items() if then.get(key, value) != value]
+    return ", ".join(other) or "other images or labels"
+
+
+def identity(fetched: Fetched) -> dict[str, Any]:
+    """Which checkpoint of which run, as every `--json` says it."""
+    checkpoint = {"step": fetched.checkpoint.state.step, "sha256": fetched.checkpoint.sha256}
+    return {"run_id": fetched.run_id, "run_name": fetched.run_name, "checkpoint": checkpoint}
+
+
+def keep(fetched: Fetched, place: Path) -> list[str]:
+    """See that checkpoint and settings are in `place`, as those from MLflow are; returns the names of the files."""
+    path = place / fetched.checkpoint.path.name
+    if path.resolve() != fetched.checkpoint.path.resolve():
+        shutil.copyfile(fetched.checkpoint.path, path)
+        load(path, sha256=fetched.checkpoint.sha256)  # the run may be training, and have replaced it meanwhile
+        (place / "config.yaml").write_text(to_yaml(fetched.config))
+    return [path.name, "config.yaml"]
+
+
+def rebuild(fetched: Fetched) -> Any:
+    """The run's network with the checkpoint's weights: a keras.Model of uint8 images -> logits. Needs no data.
+
+    Raises:
+        VerificationError: the checkpoint does not fit the network of its own settings; no memory was taken.
+    """
+    from .model import build_restored
+
+    return build_restored(
+        image_shape=fetched.image_shape,
+        num_classes=fetched.num_classes,
+        tensors=fetched.checkpoint.tensors,
+        source=fetched.path,
+        seed=fetched.config.seed,
+        **dict(fetched.config.model),
     )
-    assign_variables(named_variables(model), fetched.checkpoint.tensors, fetched.path)
-    return evaluation.compile_predict(model, config.training.evaluation_batch_size)
 
 
 def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ CHANGEABLE = (
     "training.evaluation_batch_size",
     "optimizer.learning_rate",
     "tracking.uri",
+    "tracking.log_model",
     "data.dir",  # where the data is; that it is the same data is checked by its digest
     "data.path",
     "threads",

@@ -232,6 +232,10 @@ def carry_through(
                     initial=initial,
                 )
             reason, step = outcome.reason, outcome.step
+            if config.tracking.log_model and STATUS[reason] == "FINISHED":
+                from .export import log_model
+
+                log_model(folder, journal)
         except Interrupted:
             reason, step = "interrupted", _last_step(journal)
         except Exception as problem:

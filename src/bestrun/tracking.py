@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import mask_uri
-from .errors import BestrunError, SettingsError
+from .errors import BestrunError, SettingsError, VerificationError
 from .folder import RunFolder, read_json
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
@@ -97,20 +97,26 @@ def connect(uri: str, *, create: bool = True) -> Store:
     Raises:
         SettingsError: with `create=False`, there is no database yet.
     """
-    for name, value in CLIENT_SETTINGS.items():
-        os.environ.setdefault(name, value)
     path = sqlite_path(uri)
     if path and not create and not path.exists():
         raise SettingsError(f"{path}: there are no runs here yet; the first is made by: bestrun train")
-    from mlflow import MlflowClient
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # not a line for each table of a new store
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    mlflow = import_mlflow()
     with _locked(path) if path else contextlib.nullcontext():
-        client = MlflowClient(uri)
+        client = mlflow.MlflowClient(uri)
         if path:
             client.search_experiments(max_results=1)
     return Store(uri, client)
+
+
+def import_mlflow() -> Any:
+    """The module, with our settings and not a line for each table of a new store."""
+    for name, value in CLIENT_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return mlflow
 
 
 @contextlib.contextmanager
@@ -133,9 +139,10 @@ def reaching(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {mask_uri(uri)}: {text.replace(uri, mask_uri(uri))}") from error
 
 
-# ---- RUN references: a full run ID, a unique prefix of it, a run name, `latest`, or `best` ----
+# ---- RUN references: a run ID, a unique prefix of it, a run name, `latest`, `best`, or a registered model's NAME@ALIAS
 
-REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+REFERENCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+ALIAS = re.compile(r"(?!(?i:latest|v[0-9]+)\Z)[A-Za-z0-9_-]{1,200}")  # MLflow keeps those two for itself
 
 
 def find_run(
@@ -150,9 +157,12 @@ def find_run(
 
     Raises:
         SettingsError: it means none, or several; lists them.
+        VerificationError: NAME@ALIAS is another checkpoint than the run's best.
     """
     check_reference(reference)
     experiments = list(store.experiments(experiment))
+    if "@" in reference:
+        return _registered_run(store, reference, experiments)
     ours = of_sweep(sweep)
     if reference == "latest":
         found = _search(store, experiments, ours, ["attributes.start_time DESC"], 1)
@@ -171,11 +181,43 @@ def find_run(
 
 def check_reference(reference: str) -> None:
     """Refuse what cannot be a RUN, before it is used in a path or a query."""
-    if not REFERENCE.fullmatch(reference):
+    name, at, alias = reference.partition("@")
+    if not REFERENCE.fullmatch(name) or (at and not ALIAS.fullmatch(alias)):
         raise SettingsError(
             f"run {reference[:60]!r}: not a run reference; it is a run ID (or 8 and more of its first characters), "
-            "a run name, latest, or best"
+            "a run name, latest, best, or a registered model's NAME@ALIAS"
         )
+
+
+def _registered_run(store: Store, reference: str, experiments: list[str]) -> Any:
+    """The run of a registered model's alias, which must still have the best checkpoint it was registered with."""
+    from mlflow.exceptions import MlflowException
+
+    name, _, alias = reference.partition("@")
+    try:
+        version = store.client.get_model_version_by_alias(name, alias)
+        run = store.client.get_run(version.run_id or "none")
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise SettingsError(f"run {reference!r}: {error.message.rstrip('.')}; {_register(reference)}") from None
+    if run.info.lifecycle_stage != "active":
+        again = f"mlflow runs restore --run-id {run.info.run_id}"
+        raise SettingsError(f"run {reference!r}: its run was deleted; what brings it back: {again}")
+    if run.info.experiment_id not in experiments:
+        raise SettingsError(f"run {reference!r}: its run {run.info.run_name} is not in this experiment")
+    registered, best = (having.tags.get("bestrun.best_sha256", "none") for having in (version, run.data))
+    if registered != best:
+        raise VerificationError(
+            f"run {reference!r}: version {version.version} was registered with checkpoint {registered[:16]}, but the "
+            f"best of its run {run.info.run_name} is now {best[:16]}; {_register(reference, run.info.run_id)}"
+        )
+    return run
+
+
+def _register(reference: str, run: str = "RUN") -> str:
+    name, _, alias = reference.partition("@")
+    return f"to register one: bestrun register {run} --name {name} --alias {alias}"
 
 
 OURS = "tags.\"bestrun.run\" != ''"
@@ -233,26 +275,35 @@ def _one(found: list[Any], message: str) -> Any:
 
 def _only(found: list[Any], reference: str) -> Any:
     if len(found) > 1:
-        names = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in found[:5])
-        raise SettingsError(f"run {reference!r} means several: {names}; give one of these IDs")
+        raise SettingsError(_several(reference, [f"{run.info.run_id} ({run.info.run_name})" for run in found]))
     return found[0]
+
+
+def _several(reference: str, found: list[str]) -> str:
+    more = ", ..." * (len(found) > 5)
+    return f"run {reference!r} means several: {', '.join(found[:5])}{more}; give one of these IDs"
 
 
 def local_folder(home: Path, reference: str) -> RunFolder:
     """The run folder on this machine that a RUN reference means; MLflow is not asked.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: there is none, or several; lists them.
     """
     check_reference(reference)
+    if "@" in reference:
+        raise SettingsError(f"run {reference!r}: only MLflow knows what is registered; type a run name")
     folders = run_folders(home)
     if reference == "latest" and folders:
         return folders[-1]
-    for folder in folders:
-        if folder.name == reference or (
-            len(reference) >= 8 and str(read_json(folder.mirror).get("run_id") or "").startswith(reference)
-        ):
-            return folder
+    if named := next((folder for folder in folders if folder.name == reference), None):
+        return named
+    ids = {folder: str(read_json(folder.mirror).get("run_id")) for folder in folders if len(reference) >= 8}
+    found = [folder for folder, run_id in ids.items() if run_id.startswith(reference)]
+    if len(found) > 1:
+        raise SettingsError(_several(reference, [f"{ids[folder]} ({folder.name})" for folder in found]))
+    if found:
+        return found[0]
     raise SettingsError(f"run {reference!r}: there is no folder of it in {home / 'runs'}")
 
 

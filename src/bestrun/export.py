@@ -1,0 +1,147 @@
+"""A run's best checkpoint for people without this project: a .keras file, and an MLflow model around it."""
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from .errors import SettingsError, VerificationError
+from .folder import RunFolder
+from .journal import Journal, best_of
+from .restore import Fetched, fetch_local, rebuild
+from .tracking import import_mlflow
+
+log = logging.getLogger("bestrun")
+
+REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas")  # of serving.py
+
+
+def write_keras(fetched: Fetched, path: Path) -> None:
+    """The network and a softmax: uint8 images (n, height, width, channels) -> float32 probabilities (n, classes).
+
+    Raises:
+        VerificationError: the checkpoint does not fit its network, or what was written, read again, is not the same.
+    """
+    from . import device  # first, as it makes TensorFlow's start quiet
+
+    device.prepare(fetched.config.threads)
+    import keras
+
+    network = rebuild(fetched)
+    model = keras.Model(network.input, keras.layers.Softmax(name="probabilities")(network.output))
+    model.save(path)
+    images = np.random.default_rng(0).integers(0, 256, (2, *fetched.image_shape), np.uint8)
+    try:
+        again = keras.saving.load_model(path, safe_mode=True, compile=False)
+        agrees = np.allclose(model(images), again(images), rtol=0, atol=1e-6)
+    except (TypeError, ValueError) as error:
+        raise VerificationError(f"run {fetched.run_name}: Keras cannot read its network again: {error}") from error
+    if not agrees:
+        raise VerificationError(f"run {fetched.run_name}: its network gives other probabilities when read again")
+
+
+def keras_lines(fetched: Fetched, path: Path) -> list[str]:
+    """The Python that uses the file."""
+    height, width, channels = fetched.image_shape
+    return [
+        "import keras, numpy",
+        f'model = keras.saving.load_model("{path}")',
+        f"images = numpy.zeros((1, {height}, {width}, {channels}), numpy.uint8)  # yours: pixels from 0 to 255",
+        f"probabilities = model.predict(images)  # (1, {fetched.num_classes})",
+    ]
+
+
+def write_mlflow_model(fetched: Fetched, folder: Path) -> None:
+    """An MLflow model in a new folder. Its code is a copied file, nothing is pickled. Raises as `write_keras` does."""
+    mlflow = import_mlflow()
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Array
+
+    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, *fetched.image_shape))])
+    answer = Schema([ColSpec(DataType.long, "class"), ColSpec(Array(DataType.double), "probabilities")])
+    with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
+        network = Path(place) / "model.keras"
+        write_keras(fetched, network)
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"network": str(network)},
+            signature=ModelSignature(images, answer),
+            input_example=np.zeros((1, *fetched.image_shape), np.uint8),
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+            metadata={
+                "bestrun.run": fetched.run_name,
+                "bestrun.best_step": fetched.checkpoint.state.step,
+                "bestrun.best_sha256": fetched.checkpoint.sha256,
+            },
+        )
+
+
+def model_path(checkpoint_sha256: str) -> str:
+    """Where the MLflow model of a checkpoint is, in the run folder and among the run's artifacts.
+
+    Another checkpoint is another path: what was registered before keeps its files when the run finds a better one.
+    """
+    return f"model/{checkpoint_sha256[:16]}"
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of all files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def log_model(folder: RunFolder, journal: Journal) -> None:
+    """Make the MLflow model of a finished run's best checkpoint, once; the mirror sends it.
+
+    What goes wrong here is a warning: the run is complete without it, and `bestrun register` makes one.
+    """
+    best = best_of(journal)
+    if not best or journal.find("model", best_sha256=best["sha256"]):
+        return
+    path, draft = model_path(best["sha256"]), folder.path / "model" / "draft"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)  # what a process killed here left
+        write_mlflow_model(fetch_local(folder), draft)
+        sha256 = folder_digest(draft)
+        shutil.rmtree(folder.path / path, ignore_errors=True)  # whole, but killed before its line
+        os.replace(draft, folder.path / path)
+        journal.append("model", path=path, sha256=sha256, step=best["step"], best_sha256=best["sha256"])
+    except Exception as error:
+        again = f"bestrun register {folder.name} --name NAME --alias ALIAS"
+        log.warning("the run is complete, but has no MLflow model: %s; to make one: %s", error, again)
+        log.debug("no MLflow model", exc_info=True)
+
+
+@contextmanager
+def delivered(out: Path) -> Iterator[Path]:
+    """A place for files that come to stand in the folder `out` together, or not at all; all of it within `out`.
+
+    Raises:
+        SettingsError: `out` has files already.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise SettingsError(f"--out {out}: has files in it; name a new folder, or empty it")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as place:
+            yield Path(place)
+            for path in Path(place).iterdir():
+                os.replace(path, out / path.name)
+    except BaseException:
+        with suppress(OSError):  # something else may be there by now
+            for folder in made:
+                folder.rmdir()
+        raise

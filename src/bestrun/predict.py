@@ -1,0 +1,57 @@
+"""Images in, classes and probabilities out, with a run's proved best checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .images import read_images
+from .restore import Fetched, identity, rebuild
+
+
+def predict(fetched: Fetched, files: Sequence[str], *, invert: bool = False) -> dict[str, Any]:
+    """The classes of the images in PNG, JPEG and npz files, each scaled to what the network takes.
+
+    Args:
+        invert: white becomes black; for dark digits on white paper, where training saw light ones on black.
+
+    Returns:
+        What `bestrun predict --json` prints.
+
+    Raises:
+        VerificationError: the checkpoint does not fit the network of its own settings.
+        DataError: a file is no image.
+    """
+    from . import device  # first, as it makes TensorFlow's start quiet
+
+    device.prepare(fetched.config.threads)
+    from . import evaluation
+    from .model import MOST_VALUES, values_per_image
+
+    network = rebuild(fetched)
+    most = MOST_VALUES // values_per_image(network)  # whatever batch size the run's settings ask for
+    logits_of = evaluation.compile_predict(network, min(fetched.config.training.evaluation_batch_size, most))
+    predictions = []
+    for file in files:
+        names, images = read_images(Path(file), fetched.image_shape, invert=invert)
+        for name, row in zip(names, probabilities(logits_of(images)).tolist(), strict=True):
+            predictions.append({"image": name, "class": int(np.argmax(row)), "probabilities": row})
+    return identity(fetched) | {"predictions": predictions}
+
+
+def probabilities(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Softmax of logits (n, classes), in float64."""
+    scores = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return scores / scores.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def report_lines(report: dict[str, Any]) -> list[str]:
+    """A line an image: its class and the second best, with their probabilities."""
+    width = max(5, *(len(row["image"]) for row in report["predictions"]))
+    lines = [f"{'image':<{width}}  class  probability  second  probability"]
+    for row in report["predictions"]:
+        best, second = np.argsort(row["probabilities"], kind="stable")[::-1][:2].tolist()
+        shown = [f"{100 * row['probabilities'][label]:.2f} %" for label in (best, second)]
+        lines.append(f"{row['image']:<{width}}  {best:>5}  {shown[0]:>11}  {second:>6}  {shown[1]:>11}")
+    return lines

@@ -1,0 +1,81 @@
+"""MLflow's model registry: a run's proved best checkpoint under a name and an alias that others load."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .errors import SettingsError
+from .export import folder_digest, model_path, write_mlflow_model
+from .mirror import send_model
+from .restore import Fetched, identity
+from .tracking import ALIAS, REFERENCE, Store
+
+
+def check_names(name: str, alias: str) -> None:
+    """Refuse, before anything is fetched, what MLflow or `NAME@ALIAS` as a RUN could not hold."""
+    if not REFERENCE.fullmatch(name):
+        raise SettingsError(
+            f"--name {name[:60]!r}: takes 1 to 200 letters, digits and _ . - (the last two not in front), as in "
+            "--name digits"
+        )
+    if not ALIAS.fullmatch(alias):
+        raise SettingsError(
+            f"--alias {alias[:60]!r}: takes 1 to 200 letters, digits and _ -, except latest and v1, v2, ..., as in "
+            "--alias champion"
+        )
+
+
+def register(fetched: Fetched, store: Store, *, name: str, alias: str) -> dict[str, Any]:
+    """Make NAME@ALIAS this checkpoint; the same once more changes nothing.
+
+    Returns:
+        What `bestrun register --json` prints.
+
+    Raises:
+        VerificationError: the checkpoint does not fit the network of its own settings.
+    """
+    client = store.client
+    run = client.get_run(fetched.run_id)
+    path = model_path(fetched.checkpoint.sha256)
+    with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
+        if not _is_logged(client, run, path, place):
+            folder = Path(place) / "new"
+            write_mlflow_model(fetched, folder)
+            send_model(client, run.info.run_id, folder, path, folder_digest(folder))
+    version = _version(client, name, run, path) or _create(client, name, run, path, fetched)
+    client.set_registered_model_alias(name, alias, version.version)
+    registered = {"name": name, "alias": alias, "version": int(version.version), "uri": f"models:/{name}@{alias}"}
+    return registered | identity(fetched)
+
+
+def _is_logged(client: Any, run: Any, path: str, place: str) -> bool:
+    """Whether the run has the MLflow model of this checkpoint already, every byte of it as it was sent."""
+    tags = run.data.tags
+    if tags.get("bestrun.model") != path or not client.list_artifacts(run.info.run_id, path):
+        return False
+    found = Path(client.download_artifacts(run.info.run_id, path, place))
+    return bool(folder_digest(found) == tags.get("bestrun.model_sha256"))
+
+
+def _version(client: Any, name: str, run: Any, path: str) -> Any:
+    """The version that this checkpoint was registered as before."""
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'")
+    return next((version for version in found if version.source == f"{run.info.artifact_uri}/{path}"), None)
+
+
+def _create(client: Any, name: str, run: Any, path: str, fetched: Fetched) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    step, sha256 = fetched.checkpoint.state.step, fetched.checkpoint.sha256
+    return client.create_model_version(
+        name,
+        f"{run.info.artifact_uri}/{path}",
+        run.info.run_id,
+        tags={"bestrun.run": fetched.run_name, "bestrun.best_sha256": sha256, "bestrun.best_step": str(step)},
+        description=f"Run {fetched.run_name}, best checkpoint at step {step}, SHA-256 {sha256}",
+    )
