@@ -292,6 +292,7 @@ def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> N
     mlflow models serve -m models:/digits@champion --env-manager local
     """
     from . import registry
+    from .config import mask_uri
     from .folder import find_home
     from .restore import Workplace, dumps
     from .tracking import connect, reaching, resolve_uri
@@ -306,6 +307,9 @@ def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> N
         return
     step = report["checkpoint"]["step"]
     click.echo(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, verified")
+    click.echo(
+        f"serve it  MLFLOW_TRACKING_URI={mask_uri(uri)} mlflow models serve -m {report['uri']} --env-manager local"
+    )
 
 
 @cli.command()
