@@ -180,14 +180,14 @@ def _checked_split(x: Found, y: Found, warnings: list[str]) -> Split:
     low, high = int(y.values.min()), int(y.values.max())
     if low < 0 or high > np.iinfo(np.int64).max:
         raise refusal(y.where, f"labels from {low} to {high}", "class numbers from 0", "renumber the classes")
-    images = _as_uint8(x, warnings)
+    images = as_uint8(x, warnings)
     if len(images) > 1 and all(np.array_equal(image, images[0]) for image in images[1:]):
         warnings.append(f"{x.where}: all {len(images):,} images are identical" + (", all zero" * (not images[0].any())))
     images = images if images.ndim == 4 else images[..., np.newaxis]
     return Split(images, y.values.astype(np.int64))
 
 
-def _as_uint8(x: Found, warnings: list[str]) -> NDArray[np.uint8]:
+def as_uint8(x: Found, warnings: list[str]) -> NDArray[np.uint8]:
     """Floats in [0, 1] are scaled to 0..255; whole numbers are taken as they are."""
     low, high = x.values.min(), x.values.max()  # both are NaN if any pixel is
     if not (low >= 0 and high <= 255):

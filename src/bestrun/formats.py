@@ -52,7 +52,7 @@ def find_idx(folder: Path, usual: str) -> Path:
 
 
 @contextmanager
-def _refusing(path: Path, expected: str) -> Iterator[io.BufferedReader]:
+def refusing(path: Path, expected: str) -> Iterator[io.BufferedReader]:
     """An open file; whatever goes wrong while it is read becomes a DataError.
 
     Everything is caught because gzip, zipfile and numpy's header parser promise no closed list of what they raise.
@@ -74,12 +74,12 @@ def read_idx(path: Path, kind: str) -> Found:
     """
     dimensions = (3, 4) if kind == "x" else (1,)
     packed = path.name.endswith(".gz")
-    with _refusing(path, "an IDX file" + " in gzip" * packed) as file:
+    with refusing(path, "an IDX file" + " in gzip" * packed) as file:
         stream = gzip.GzipFile(fileobj=file) if packed else file
         magic = stream.read(4)
         if len(magic) < 4 or magic[:3] != b"\0\0\x08" or magic[3] not in dimensions:
             expected = "an IDX file of bytes, " + " or ".join(f"00 00 08 0{count}" for count in dimensions)
-            raise refusal(path, _describe(magic), expected, "put the original file there")
+            raise refusal(path, describe(magic), expected, "put the original file there")
         header = stream.read(4 * magic[3])
         if len(header) < 4 * magic[3]:
             raise refusal(path, f"only {len(header)} bytes of sizes", f"{4 * magic[3]}", "copy the original again")
@@ -101,11 +101,17 @@ class _SmallReads(io.BufferedReader):
         return super().read(size)
 
 
+@contextmanager
+def _archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """An open .npz file and the arrays it names."""
+    expected = "an .npz file as numpy.savez writes it"
+    with refusing(path, expected) as file, _SmallReads(file.raw) as small, zipfile.ZipFile(small) as archive:
+        yield archive, {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
 def read_npz(path: Path) -> dict[str, Found]:
     """x_train, y_train, x_test, y_test of an .npz file, and x_val, y_val (as "..._validation") if it has either."""
-    expected = "an .npz file as numpy.savez writes it"
-    with _refusing(path, expected) as file, _SmallReads(file.raw) as small, zipfile.ZipFile(small) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    with _archive(path) as (archive, members):
         wanted = [*IDX_FILES] + ["x_val", "y_val"] * bool({"x_val", "y_val"} & members.keys())
         if missing := [name for name in wanted if name not in members]:
             found = f"no {' and no '.join(missing)}, only {', '.join(members) or 'nothing'}"
@@ -116,19 +122,38 @@ def read_npz(path: Path) -> dict[str, Found]:
         }
 
 
-def _read_npy(where: str, kind: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Found:
+def read_npz_images(path: Path) -> Found:
+    """The images of an .npz file: its array `images`, `x` or `x_test`, else its only one of 3 or 4 dimensions."""
+    with _archive(path) as (archive, members):
+        usual: list[str] = [name for name in ("images", "x", "x_test") if name in members]
+        names = usual[:1] or [name for name in members if len(_npy_header(path, archive, members[name])[1]) in (3, 4)]
+        if len(names) != 1:
+            found = f"{', '.join(names) or 'no images'} among {', '.join(members) or 'nothing'}"
+            raise refusal(path, found, "one array of images", "call it images and write the file again")
+        return _read_npy(f"{path}[{names[0]}]", "x", archive, members[names[0]])
+
+
+def _npy_header(
+    where: object, archive: zipfile.ZipFile, info: zipfile.ZipInfo
+) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
+    """Length of the header, shape, whether in Fortran's order, type."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks others without a bound
         raise refusal(where, f"compression {info.compress_type}", "none or deflate", "save it with numpy.savez")
     with archive.open(info) as stream:
         head = io.BytesIO(stream.read(HEADER_BYTES))  # in memory, so a header cannot claim to be gigabytes long
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, fortran, dtype = readers[np.lib.format.read_magic(head)](head)
-    size = head.tell() + math.prod(shape) * dtype.itemsize
+    header = readers[np.lib.format.read_magic(head)](head)
+    return head.tell(), *header
+
+
+def _read_npy(where: str, kind: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Found:
+    begin, shape, fortran, dtype = _npy_header(where, archive, info)
+    size = begin + math.prod(shape) * dtype.itemsize
     _check_header(where, kind, shape, dtype)
     if size != info.file_size:
         raise refusal(where, f"{info.file_size:,} bytes", f"{size:,} for its shape {shape}", "write the file again")
     with archive.open(info) as stream:
-        stream.read(head.tell())
+        stream.read(begin)
         return Found(where, _read_array(where, stream, shape, dtype, "F" if fortran else "C"))
 
 
@@ -164,7 +189,7 @@ def _read_array(
     return buffer.view(dtype).reshape(shape, order=order)
 
 
-def _describe(start: bytes) -> str:
+def describe(start: bytes) -> str:
     if not start:
         return "an empty file"
     if start[:1] in b"<\n\r ":
