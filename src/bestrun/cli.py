@@ -464,6 +464,27 @@ def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: b
 
 
 @cli.command()
+@click.argument("folder")
+@click.argument("file")
+@click.option("--size", metavar="WIDTHxHEIGHT", help="Stretch every picture to this size, in pixels.")
+def pack(folder: str, file: str, size: str | None) -> None:
+    """Pack pictures in folders, PNG or JPEG, into FILE.npz, which data=npz reads.
+
+    \b
+    FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png    both splits as they are
+    FOLDER/CLASS/*.png                                      a fifth of each class becomes the test split
+
+    The names of the classes, sorted, become the labels 0, 1, ...; training images are shuffled.
+    """
+    from pathlib import Path
+
+    from .pack import pack as make
+    from .pack import report_lines
+
+    click.echo("\n".join(report_lines(make(Path(folder), Path(file), size))))
+
+
+@cli.command()
 @click.option(
     "--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Another is taken if it is in use."
 )

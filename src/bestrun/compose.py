@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, mask_uri
+from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, Own, mask_uri
 from .errors import SettingsError, VerificationError
 from .messages import not_among, shown, unknown, validate
+from .own import derive, refuse_without_function
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     Raises:
         SettingsError: one line a mistake, all of them.
     """
+    learn_networks()
     mistakes: list[str] = []
     typed: dict[str, str] = {}
     lines: dict[str, str] = {}
@@ -69,7 +71,29 @@ def compose(overrides: Sequence[str]) -> Composed:
         mistakes += error.args
     if mistakes:
         raise SettingsError(*dict.fromkeys(mistakes))
+    if isinstance(config.model, Own):
+        refuse_without_function(config.model.name)
     return Composed(config, [mask_uri(override) for override in overrides], choices, warnings)
+
+
+def learn_networks() -> None:
+    """Make known the settings of the networks that have a file in conf/model/ and no class.
+
+    Raises:
+        SettingsError: such a file is not one of settings.
+    """
+    from omegaconf import OmegaConf
+
+    for name in options("model"):
+        if OPTIONS["model"].get(name) in SECTIONS["model"]:
+            continue
+        text = read_file(f"model/{name}")
+        try:
+            values: Any = OmegaConf.to_container(OmegaConf.create(text))  # as Hydra reads it: 1e-3 is a number
+            if not (isinstance(values, dict) and name != values.get("name") in options("model")):
+                derive(name, values)  # else it is another file's network with other defaults
+        except Exception as error:  # OmegaConf's are many
+            raise SettingsError(f"{conf_dir() / 'model' / name}.yaml: {_reason(error)}") from None
 
 
 @lru_cache(10_000)  # a grid of many points has few different words
@@ -190,9 +214,17 @@ def read_config(path: Path) -> Config:
         settings = yaml.safe_load(path.read_text())
         if not isinstance(settings, dict):
             raise ValueError("not a mapping")
+        _derive_again(settings)
         return validate(settings)[0]
     except Exception as error:
         raise VerificationError(f"{path}: not the settings of a run: {str(error).splitlines()[0]}") from error
+
+
+def _derive_again(settings: Mapping[str, Any]) -> None:
+    """A stored run's own network has the settings it was stored with, whatever its file says today."""
+    model = settings.get("model")
+    if isinstance(model, dict) and isinstance(model.get("name"), str):
+        derive(model["name"], model)
 
 
 def settings_help() -> str:
@@ -212,6 +244,7 @@ def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
         SettingsError: one line a mistake, all of them.
     """
     settings = config.model_dump(mode="json")
+    _derive_again(settings)
     typed: dict[str, str] = {}
     mistakes: list[str] = []
     for text in overrides:

@@ -1,7 +1,8 @@
 """Settings as a type: what there is, its ranges, and the words and examples that messages use.
 
-A new setting is a line in a class here and a line in conf/; a new option (a network, say) is a class and a file. Files
-are data: an option is a name that is looked up here, and nothing is imported or called because a file says so.
+A new setting is a line in a class here and a line in conf/; a new option (an optimizer, say) is a class and a file. A
+network needs no class: own.py makes one from its file in conf/model/. Files are data: an option is a name that is
+looked up here, and nothing is imported or called because a file says so.
 """
 
 import hashlib
@@ -12,8 +13,17 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 MOST_BLOCKS = 20
 MOST_WEIGHTS = 100_000_000  # of all convolutions: 400 MB, and Adam keeps three times that
@@ -115,6 +125,23 @@ class Cnn(Settings):
         return self
 
 
+class Own(Settings):
+    """The checked settings of a network without a class above; see own.py."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
+def _network(given: object, _: object) -> Settings:
+    name = given.get("name") if isinstance(given, Mapping) else None
+    kind = OPTIONS["model"].get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise PydanticCustomError("unknown_network", "no such network")
+    network = kind.model_validate(given)
+    return network if kind in SECTIONS["model"] else Own(**dict(network))  # a class made while we run cannot be pickled
+
+
 class Optimizer(Settings):
     name: str
     learning_rate: Annotated[float, _takes("a number above 0", "0.001", gt=0)]
@@ -199,7 +226,7 @@ class Config(Settings):
 
     seed: Seed
     data: Annotated[Mnist | FashionMnist | Idx | Npz, Field(discriminator="name")]
-    model: Cnn  # with a second network: Annotated[Cnn | Other, Field(discriminator="name")]
+    model: Annotated[Cnn | Own, WrapValidator(_network)]  # one with checks of its own: Cnn | Other | Own
     optimizer: Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
     schedule: Annotated[Constant | OneCycle, Field(discriminator="name")]
     training: Training
@@ -249,7 +276,7 @@ def doubts(config: Config) -> list[str]:
     elif patience % every and patience < steps:  # equal to max_steps is how patience is switched off
         given = f"training.patience_steps={patience}"
         lines.append(f"{given}: no multiple of training.evaluate_every_steps={every}; it acts at the evaluation after")
-    if any(size % 2 == 0 for size in config.model.filter_sizes):
+    if isinstance(config.model, Cnn) and any(size % 2 == 0 for size in config.model.filter_sizes):
         lines.append(f"model.filter_sizes={typed_form(config.model.filter_sizes)}: an even filter has no middle")
     if "***@" in (config.tracking.uri or ""):
         lines.append("tracking.uri: its credentials were masked when it was written; type tracking.uri=URI once more")
@@ -264,7 +291,7 @@ def _classes(field: FieldInfo) -> list[type[Settings]]:
 
 SECTIONS = {key: kinds for key, field in Config.model_fields.items() if (kinds := _classes(field))}
 OPTIONS = {  # group -> name of the option -> its class
-    group: {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in kinds}
+    group: {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in kinds if kind is not Own}
     for group, kinds in SECTIONS.items()
     if "name" in kinds[0].model_fields
 }

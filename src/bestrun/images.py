@@ -34,8 +34,8 @@ def read_image(path: Path, shape: Shape | None = None, *, invert: bool = False) 
     Raises:
         DataError: it is not such a file, or too large.
     """
-    image = _open(path)
-    pixels = _fit(image, shape or (image.height, image.width, len(image.getbands())), path)
+    image = open_picture(path)
+    pixels = fit(image, shape or (image.height, image.width, len(image.getbands())), path)
     return 255 - pixels if invert else pixels
 
 
@@ -59,12 +59,16 @@ def read_images(path: Path, shape: Shape, *, invert: bool = False) -> tuple[list
         if len(images) * math.prod(shape) > MAX_ARRAY_BYTES:
             raise refusal(found.where, f"{len(images):,} images", "fewer when scaled up", "split the file")
         pictures = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
-        images = np.stack([_fit(picture, shape, found.where) for picture in pictures])
+        images = np.stack([fit(picture, shape, found.where) for picture in pictures])
     return [f"{path}[{number}]" for number in range(len(images))], 255 - images if invert else images
 
 
-def _open(path: Path) -> Image.Image:
-    """The picture in 8 bits: mode L where the file has only grey, else RGB."""
+def open_picture(path: Path) -> Image.Image:
+    """The picture of a file, upright, in 8 bits: mode L where the file can have only grey, else RGB.
+
+    Raises:
+        DataError: as `read_image`.
+    """
     with refusing(path, "a PNG or JPEG image") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata, and of a size that is refused here
         if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
@@ -90,7 +94,8 @@ def _open(path: Path) -> Image.Image:
         return image.convert(mode)
 
 
-def _fit(image: Image.Image, shape: Shape, where: object) -> NDArray[np.uint8]:
+def fit(image: Image.Image, shape: Shape, where: object) -> NDArray[np.uint8]:
+    """The pixels of a picture, stretched to a height and width, in 1 channel or 3."""
     height, width, channels = shape
     if channels not in (1, 3):
         raise refusal(where, "a grey or colour image", f"{channels} channels", "put such images into an .npz file")

@@ -51,11 +51,15 @@ def out_of_range(key: str, given: object, field: FieldInfo) -> str:
     return f"{shown(key)}={shown(given)}: takes {note.description}{null}; type {shown(key)}={note.examples[0]}"
 
 
-def _of_a_run(key: str, given: object) -> str:
-    return out_of_range(key, given, FIELDS["tags" if key.startswith("tags.") else key])
+def _field(key: str, settings: Mapping[str, Any]) -> FieldInfo:
+    """Of the chosen option, since two networks may call different settings alike."""
+    group, _, rest = key.partition(".")
+    if group in OPTIONS:
+        return OPTIONS[group][settings[group]["name"]].model_fields[rest]
+    return FIELDS["tags" if group == "tags" else key]
 
 
-def _mistake(key: str, given: Any, kind: str, reason: str) -> list[str]:
+def _mistake(key: str, given: Any, kind: str, reason: str, settings: Mapping[str, Any]) -> list[str]:
     group = key.removesuffix(".name")
     if kind in ("extra_forbidden", "invalid_key"):
         return [unknown(key, f"{shown(key)}={shown(given)}")]
@@ -67,7 +71,7 @@ def _mistake(key: str, given: Any, kind: str, reason: str) -> list[str]:
         return [f"{key}: is missing; type {key}=VALUE"]
     if key in SECTIONS:
         return [f"{key}={shown(given)}: is a section of settings; `bestrun train --help` lists them"]
-    return [f"{shown(key)}={shown(given)}: {reason}" if reason else _of_a_run(key, given)]
+    return [f"{shown(key)}={shown(given)}: {reason}" if reason else out_of_range(key, given, _field(key, settings))]
 
 
 def _mistakes(error: ValidationError, settings: Mapping[str, Any], typed: Mapping[str, str]) -> list[str]:
@@ -75,15 +79,15 @@ def _mistakes(error: ValidationError, settings: Mapping[str, Any], typed: Mappin
     lines: list[str] = []
     for item in error.errors(include_url=False):
         place = [str(part) for part in item["loc"] if part != "[key]"]
-        if len(place) > 1 and place[1] in OPTIONS.get(place[0], {}):
-            del place[1]  # pydantic names the chosen option on the way
+        if len(place) > 1 and place[0] != "model" and place[1] in OPTIONS.get(place[0], {}):
+            del place[1]  # pydantic names the chosen option on the way, our own choice of a network does not
         while ".".join(place[:-1]) in FIELDS and place[0] != "tags":
             place.pop()  # an element of a list, or a member of a union
         given: Any = settings
         for part in place:
             given = given.get(part) if isinstance(given, Mapping) else None
         key, reason = ".".join(place), str(item.get("ctx", {}).get("error", ""))
-        lines += _mistake(key, typed.get(key, given), item["type"], reason)
+        lines += _mistake(key, typed.get(key, given), item["type"], reason, settings)
     return list(dict.fromkeys(lines))
 
 

@@ -1,6 +1,7 @@
 """Networks and optimizers: settings in, keras objects out. Each takes plain arguments, so it works in a notebook too.
 
-Your own network: write a function like `build_cnn`, add it to NETWORKS, and its settings to config.py.
+Your own network: a function like `build_cnn` below, `NETWORKS["NAME"] = FUNCTION` after it, and its settings with their
+defaults in conf/model/NAME.yaml, which the function gets under their names. docs/your-own.md goes through it.
 """
 
 import math
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 
 from .checkpoint import Tensors
-from .errors import VerificationError
+from .errors import SettingsError, VerificationError
 
 
 def build_cnn(
@@ -60,6 +61,8 @@ def build_model(
     name: str, image_shape: tuple[int, int, int], num_classes: int, *, seed: int, **settings: Any
 ) -> keras.Model:
     """A fresh network: the same seed gives the same weights, also after other models in this process."""
+    if name not in NETWORKS:
+        raise SettingsError(f'model={name}: has no function in {__file__}; add to it NETWORKS["{name}"] = build_{name}')
     keras.backend.clear_session()  # else Keras numbers names and seeds on from the last model
     keras.utils.set_random_seed(seed)
     return NETWORKS[name](image_shape, num_classes, **settings)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from .compose import Composed, compose, conf_dir, options, override, parse, plain_value, read_file
+from .compose import Composed, compose, conf_dir, learn_networks, options, override, parse, plain_value, read_file
 from .config import FIELDS, OPTIONS, RunName, Seed, Settings
 from .errors import SettingsError
 from .messages import nearest, not_among, out_of_range, shown, unknown
@@ -134,6 +134,7 @@ def plan(words: Sequence[str]) -> Plan:
     Raises:
         SettingsError: one line a mistake.
     """
+    learn_networks()
     typed: dict[str, str] = {}
     base: list[str] = []
     space: dict[str, str] = {}

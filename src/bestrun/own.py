@@ -1,0 +1,77 @@
+"""A network of one's own: its settings follow from its file in conf/model/, its function stands in model.py."""
+
+import ast
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from .config import FIELDS, ONE_LINE, OPTIONS, SECTIONS, Settings, typed_form
+from .errors import SettingsError
+
+MOST = 10**9
+TYPES: dict[type, tuple[Any, str]] = {  # of a value in the file -> type of the setting, and in words
+    bool: (bool, "true or false"),
+    int: (Annotated[int, Field(ge=0, le=MOST, strict=True)], f"a whole number from 0 to {MOST}"),
+    float: (Annotated[float, Field(strict=True)], "a number"),
+    str: (Annotated[str, Field(pattern=ONE_LINE, max_length=1000)], "a text on one line"),
+}
+TAKEN = ("image_shape", "num_classes", "seed")  # what build_model gives to the function beside the settings
+
+
+def derive(name: str, values: Mapping[str, object]) -> None:
+    """Let a network have these settings, each of the type of its value here. One with a class of its own keeps that.
+
+    Raises:
+        ValueError: they cannot be settings.
+    """
+    if OPTIONS["model"].get(name) in SECTIONS["model"]:
+        return
+    if not isinstance(values, Mapping) or values.get("name") != name:
+        raise ValueError(f"takes settings, a line each, the first of them: name: {name}")
+    fields: dict[str, Any] = {key: (_like(str(key), value), ...) for key, value in values.items() if key != "name"}
+    kind = create_model(name, __base__=Settings, name=(str, ...), **fields)
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        words = kind.model_fields[key].description
+        raise ValueError(f"{key}: {typed_form(values[key])}: takes {words}") from None
+    OPTIONS["model"][name] = kind
+    for key, field in kind.model_fields.items():
+        if key != "name":
+            FIELDS.setdefault(f"model.{key}", field)
+
+
+def _like(key: str, value: object) -> Any:
+    """The type of a setting with values like this one, strict and with words for messages."""
+    if key in TAKEN or hasattr(BaseModel, key) or not re.fullmatch(r"[a-z][a-z0-9_]*", key):
+        raise ValueError(f"{key}: cannot be the name of a setting; type another one, in small letters")
+    example = typed_form(value).replace(" ", "")
+    kind: Any
+    if isinstance(value, list | tuple) and value and (kinds := {type(item) for item in value}) <= {int, float}:
+        kind, words = TYPES[float if float in kinds else int]
+        kind, words = tuple[kind, ...], f"a list of 1 to 100, each {words}"
+        bounds = Field(min_length=1, max_length=100, strict=False)  # a YAML list becomes a tuple
+    elif type(value) in TYPES and "${" not in example and example != "???":
+        (kind, words), bounds = TYPES[type(value)], Field()
+    else:
+        raise ValueError(f"{key}: {example}: takes a number, true, false, a text or a list of numbers, written out")
+    return Annotated[kind, bounds, Field(description=words, examples=[example])]
+
+
+def refuse_without_function(name: str) -> None:
+    """model.py is read, since importing it would import TensorFlow, and a settings error is to come at once.
+
+    Raises:
+        SettingsError: nothing there puts `name` into NETWORKS.
+    """
+    file = Path(__file__).with_name("model.py")
+    try:
+        statements = map(ast.unparse, ast.parse(file.read_text("utf-8")).body)
+    except SyntaxError as error:
+        raise SettingsError(f"{file}, line {error.lineno}: {error.msg}") from None
+    if not any(statement.startswith("NETWORKS") and f"'{name}'" in statement for statement in statements):
+        raise SettingsError(f'model={name}: has no function in {file}; add to it NETWORKS["{name}"] = build_{name}')
