@@ -16,7 +16,7 @@ from typing import Any
 
 from .screen import shown_value
 
-SETTINGS = ("optimizer.learning_rate", "training.batch_size", "model.num_filters", "model.fc_size", "seed")
+SETTINGS = ("optimizer.learning_rate", "model.num_filters", "seed")  # what fits beside the rest on a laptop
 RULE = "\n\n---\n\n"  # in a description: above it the user's words, below it ours
 
 
