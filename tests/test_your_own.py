@@ -292,7 +292,7 @@ def test_the_guide_takes_two_new_files_and_forty_lines(guide):
 @pytest.mark.slow
 def test_the_guides_network_with_its_dropout_resumes_to_the_same_tensors(guide):
     train = "bestrun train data=photos model=gap optimizer.learning_rate=3e-3 training.max_steps=400"
-    guide.run(f"BESTRUN_FAULT=F9:3 {train} training.patience_steps=400 name=killed", code=128 + 9)
+    guide.run(f"BESTRUN_FAULT=F9:3 {train} training.patience_steps=400 name=killed", code=-9)
     guide.run("bestrun resume killed")
     whole, killed = (load_file(guide.clone / f"mlruns/runs/{name}/last.safetensors") for name in ("first", "killed"))
     assert whole.keys() == killed.keys() and "model/dropout/seed_generator_state" in whole
