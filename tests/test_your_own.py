@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw
+from safetensors.numpy import load_file
 
 from bestrun import compose as settings
 from bestrun import own
@@ -235,42 +237,63 @@ def make_photos(folder: Path) -> None:
             draw(kind, random).save(folder / kind / f"{number:03}.png")
 
 
-@pytest.mark.slow
-def test_the_ten_minute_guide_followed_literally_in_a_fresh_clone(tmp_path):
-    clone, home, programs = tmp_path / "clone", tmp_path / "home", tmp_path / "bin"
+@dataclass(frozen=True)
+class Guide:
+    """A fresh clone in which every block of docs/your-own.md was run, and what each printed."""
+
+    clone: Path
+    environment: dict[str, str]
+    said: list[str] = field(default_factory=list)
+
+    def run(self, script: str, code: int = 0) -> str:
+        options = dict(cwd=self.clone, env=self.environment, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(["bash", "-euc", script], **options)
+        assert done.returncode == code and (code or not done.stderr), f"{script}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory: pytest.TempPathFactory) -> Guide:
+    folder = tmp_path_factory.mktemp("guide")
+    clone, home, command = folder / "clone", folder / "home", folder / "bin/bestrun"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=60)
     make_photos(home / "photos")
-    programs.mkdir()
-    command = programs / "bestrun"
+    command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nPYTHONPATH="{clone}/src" exec "{sys.executable}" -m bestrun "$@"\n')
     command.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("BESTRUN_", "MLFLOW_"))}
-    environment |= {"HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}"}
-
-    def run(script: str) -> str:
-        options = dict(cwd=clone, env=environment, capture_output=True, text=True, timeout=200)
-        done = subprocess.run(["bash", "-euc", script], **options)
-        assert done.returncode == 0 and done.stderr == "", f"{script}\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-    # The clone's own page, so what is not committed is not tested
+    environment |= {"HOME": str(home), "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    guide = Guide(clone, environment)
+    # The clone's own page: what is not committed is not tested
     blocks = re.findall(r"^```sh\n(.*?)^```$", (clone / "docs/your-own.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert [block.split()[1] for block in blocks if block.startswith("bestrun")] == [
-        "pack",
-        "train",
-        "train",
-        "restore",
-    ]
-    said = [run(block) for block in blocks]
-    assert "480 training and 120 test images of 30 x 40 x 3" in said[0]
-    assert ": as logged" in said[-1]
+    verbs = [block.split()[1] for block in blocks if block.startswith("bestrun")]
+    assert verbs == ["pack", "train", "train", "restore"]
+    guide.said.extend(guide.run(block) for block in blocks)
+    return guide
 
-    tested = json.loads(run("bestrun restore best --sweep dropout --json"))
-    assert tested["validation"]["agrees"] and tested["validation"]["accuracy"] > 0.8
-    assert tested["test"]["total"] == 120 and tested["test"]["accuracy"] > 0.8, "chance is 0.2"
 
-    new = run("git ls-files --others --exclude-standard").split()
-    assert len(new) <= 2, new
-    added = run("git add --intent-to-add . && git diff --numstat").splitlines()
-    counts = [[int(number) for number in line.split()[:2]] for line in added]
-    assert sum(plus for plus, _ in counts) <= 40 and sum(minus for _, minus in counts) == 0, added
+@pytest.mark.slow
+def test_the_guide_followed_literally_in_a_fresh_clone_gives_a_proved_network(guide):
+    assert "480 training and 120 test images of 30 x 40 x 3" in guide.said[0]
+    assert ": as logged" in guide.said[-1]
+    report = json.loads(guide.run("bestrun restore best --sweep dropout --json"))
+    assert report["validation"]["agrees"] and report["validation"]["accuracy"] > 0.8, "chance is 0.2"
+    assert report["test"]["total"] == 120 and report["test"]["accuracy"] > 0.8
+
+
+@pytest.mark.slow
+def test_the_guide_takes_two_new_files_and_forty_lines(guide):
+    assert len(guide.run("git ls-files --others --exclude-standard").split()) <= 2
+    lines = guide.run("git add --intent-to-add . && git diff --numstat").splitlines()
+    counts = [[int(number) for number in line.split()[:2]] for line in lines]
+    assert sum(added for added, _ in counts) <= 40 and not any(removed for _, removed in counts)
+
+
+@pytest.mark.slow
+def test_the_guides_network_with_its_dropout_resumes_to_the_same_tensors(guide):
+    train = "bestrun train data=photos model=gap optimizer.learning_rate=3e-3 training.max_steps=400"
+    guide.run(f"BESTRUN_FAULT=F9:3 {train} training.patience_steps=400 name=killed", code=-9)
+    guide.run("bestrun resume killed")
+    whole, killed = (load_file(guide.clone / f"mlruns/runs/{name}/last.safetensors") for name in ("first", "killed"))
+    assert whole.keys() == killed.keys() and "model/dropout/seed_generator_state" in whole
+    assert all(np.array_equal(whole[name], killed[name]) for name in whole)
