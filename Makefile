@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | tr ' ' -)
 # bytecode and 19 s without.
 PIP_INSTALL := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --compile
 
-.PHONY: help setup setup-ray train test test-slow lint bench ui lock clean
+.PHONY: help setup setup-ray train test test-slow lint bench pictures ui lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -51,6 +51,9 @@ lint: setup ## style, formatting, types
 
 bench: setup ## measure speed and overhead; ARGS=pruning: what pruning saves, about an hour
 	$(BIN)/python -m tests.bench $(ARGS)
+
+pictures: setup ## make the pictures of README and docs anew, from real runs (about ten minutes; needs Chromium)
+	$(BIN)/python -m tests.pictures
 
 ui: setup ## the MLflow page, on 127.0.0.1
 	$(BIN)/bestrun ui

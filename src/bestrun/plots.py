@@ -242,6 +242,22 @@ def curves_figure(
     return figure
 
 
+def coinciding_figure(
+    one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], resumed: Sequence[int]
+) -> Figure:
+    """The validation accuracy of a run that was killed and resumed, `other`, over that of one that never was."""
+    figure = _figure(8.0, 4.0)
+    axes = figure.add_subplot()
+    axes.plot(*_series(one, "val/accuracy"), color="#E69F00", linewidth=6, alpha=0.5, label="never killed")
+    axes.plot(*_series(other, "val/accuracy"), color=VALIDATION_COLOUR, linewidth=1.4, label="killed and resumed")
+    for number, step in enumerate(resumed):
+        axes.axvline(step, color="#CC79A7", linestyle="--", label="" if number else "kill -9, resumed from here")
+    axes.set(xlabel="step (optimizer updates)", ylabel="validation accuracy", title="the same run, bit for bit")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
+
+
 def _confusions_text(matrix: NDArray[np.integer[Any]], most: int = 20) -> str:
     errors = np.array(matrix)
     np.fill_diagonal(errors, 0)
