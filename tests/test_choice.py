@@ -206,14 +206,14 @@ def test_best_is_the_highest_accuracy_and_the_earlier_of_equals(store, add):
     add("early", accuracy=0.9, start_ms=1_600_000_000_000)
     add("middle", accuracy=0.9)
     assert best(store) == "early"
-    assert [row.run_name for row in list_runs(store, None, 10)] == ["early", "middle", "late", "low"]
+    assert [row.run_name for row in list_runs(store, most=10)] == ["early", "middle", "late", "low"]
 
 
 def test_best_by_loss_is_the_lowest(store, add):
     add("high", objective="val/loss", accuracy=0.99, loss=0.5)
     add("low", objective="val/loss", accuracy=0.10, loss=0.1)
     assert best(store) == "low"
-    assert [row.run_name for row in list_runs(store, None, 10)] == ["low", "high"]
+    assert [row.run_name for row in list_runs(store, most=10)] == ["low", "high"]
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
@@ -229,7 +229,7 @@ def test_best_is_not_a_deleted_run(store, add):
     add("kept", accuracy=0.5)
     store.client.delete_run(add("deleted", accuracy=0.9))
     assert best(store) == "kept"
-    assert [row.run_name for row in list_runs(store, None, 10)] == ["kept"]
+    assert [row.run_name for row in list_runs(store, most=10)] == ["kept"]
 
 
 def test_best_is_not_a_run_without_a_value(store, add):
@@ -249,7 +249,7 @@ def test_best_is_not_a_run_whose_value_is_no_number(store, add, kind, value):
         best(store)
     add("number", objective=objective, **{kind: 0.5})
     assert best(store) == "number"
-    rows = as_json(list_runs(store, None, 10))
+    rows = as_json(list_runs(store, most=10))
     assert {row["run_name"]: row["best"] for row in rows} == {"number": 0.5, "no number": None}
     json.dumps(rows, allow_nan=False)
 
@@ -284,7 +284,7 @@ def test_best_of_a_sweep_is_looked_for_in_that_sweep(store, add, bestrun):
     add("night2-000", accuracy=0.7, sweep="night2")
     add("alone", accuracy=0.9, experiment=other)
     assert best(store, sweep="night1") == "night1-001"  # though the latest run is in another experiment
-    names = [row["run_name"] for row in as_json(list_runs(store, None, 20, "night1"))]
+    names = [row["run_name"] for row in as_json(list_runs(store, sweep="night1"))]
     assert names == ["night1-001", "night1-000"]
     for words in (["restore", "best"], ["runs"]):
         result = bestrun(*words, "--sweep", "a' or '1'='1")
@@ -317,12 +317,12 @@ def test_best_and_the_list_are_right_while_another_writes(store, add, home):
         looked = 0
         while not ended.is_set():
             assert best(store) == "best"
-            assert list_runs(store, None, 5)[0].best in (0.9, 0.95)
+            assert list_runs(store, most=5)[0].best in (0.9, 0.95)
             looked += 1
         assert looked > 0
     finally:
         thread.join(60)
-    assert len(list_runs(store, None, 100)) == 41
+    assert len(list_runs(store, most=100)) == 41
 
 
 @pytest.mark.slow
@@ -350,7 +350,7 @@ def test_best_of_five_thousand_runs(store, add):
                     database.execute(f"insert into {table} ({', '.join(copy)}) values ({marks})", [*copy.values()])
     expected = next(number for number in range(5000) if number * 7919 % 5000 == 4999)
     assert best(store) == f"run{expected}"
-    assert [row.best for row in list_runs(store, None, 3)] == [4999 / 5000, 4998 / 5000, 4997 / 5000]
+    assert [row.best for row in list_runs(store, most=3)] == [4999 / 5000, 4998 / 5000, 4997 / 5000]
 
 
 # ---- R21: the same seed ----

@@ -316,47 +316,47 @@ def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> N
 @click.option(
     "--most", default=20, show_default=True, type=click.IntRange(1, 10_000), help="So many runs of each objective."
 )
+@click.option("--filter", metavar="FILTER", help="Only these runs, in MLflow's language, as above.")
+@click.option("--sort", metavar="NAME[:asc|:desc]", help="By a metric or `started`; all objectives in one list.")
+@click.option("--columns", metavar="A,B,...", help="These instead; also metrics, settings, and tags.NAME.")
+@click.option("--csv", "as_csv", is_flag=True, help="For spreadsheets and scripts.")
 @experiment_option
 @sweep_option
 @tracking_option
 @json_option
-def runs(most: int, experiment: str | None, sweep: str | None, tracking_uri: str | None, as_json: bool) -> None:
-    """A table of runs, best first; runs with different objectives are never mixed."""
+def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | None, **wanted: Any) -> None:
+    """A table of runs, best first; runs with different objectives are mixed only where --sort says by what.
+
+    \b
+    bestrun runs --filter 'metrics."best/accuracy" > 0.98 and params.seed = "1"'
+    bestrun runs --sort images_per_second --columns run,images_per_second,training.batch_size,tags.author
+    bestrun runs --csv | head
+    """
+    from . import table
     from .folder import find_home
+    from .listing import FIELDS, check_columns, list_runs
     from .listing import as_json as rows_as_json
-    from .listing import list_runs
     from .tracking import connect, reaching, resolve_uri
 
+    if as_json and as_csv:
+        raise SettingsError("--json --csv: only one of them can stand on stdout")
+    named = list(dict.fromkeys(name.strip() for name in (columns or "").split(",") if name.strip()))
     uri = resolve_uri(tracking_uri, find_home())
     with reaching(uri):
-        rows = list_runs(connect(uri, create=False), experiment, most, sweep)
+        store = connect(uri, create=False)
+        rows = list_runs(store, **wanted)
+        check_columns(store, rows, named)
     if as_json:
-        click.echo(json.dumps(rows_as_json(rows), indent=2))
-    elif not rows:
-        click.echo("no runs yet; the first is made by: bestrun train")
+        table.write(json.dumps(rows_as_json(rows, named or FIELDS), indent=2))
+    elif as_csv:
+        table.write(table.as_csv(rows, named or FIELDS))
+    elif rows:
+        columns_shown = named or table.usual_columns(wanted["sort"])
+        table.write("\n".join(table.lines(rows, columns_shown, table.terminal_width())))
+    elif wanted["filter"] or wanted["sweep"] or wanted["experiment"]:
+        click.echo("no such runs; all of them: bestrun runs")
     else:
-        _print_table(rows)
-
-
-def _print_table(rows: list[Any]) -> None:
-    from .screen import ago
-
-    click.echo(f"{'run':<22} {'ID':<8} {'experiment':<14} {'state':<12} {'best':<22} {'step':>6} {'test':>8}  started")
-    for row in rows:
-        kind = row.objective.removeprefix("val/")
-        best = (
-            "-"
-            if row.best is None
-            else f"{kind} " + (f"{100 * row.best:.2f} %" if kind == "accuracy" else f"{row.best:.4f}")
-        )
-        test = "-" if row.test_accuracy is None else f"{100 * row.test_accuracy:.2f} %"
-        step = "-" if row.best_step is None else str(row.best_step)
-        state = row.state if row.stop_reason in (None, "patience", "max_steps") else f"{row.state}: {row.stop_reason}"
-        state = "interrupted" if row.state == "interrupted" else state
-        click.echo(
-            f"{row.run_name:<22} {row.run_id[:8]} {row.experiment:<14} {state:<12} {best:<22} {step:>6} {test:>8}  "
-            f"{ago(row.started_ms)}"
-        )
+        click.echo("no runs yet; the first is made by: bestrun train")
 
 
 @cli.command(epilog=RUN_HELP)

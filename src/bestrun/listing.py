@@ -2,14 +2,18 @@
 
 import json
 import logging
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .errors import SettingsError
 from .folder import RunFolder
 from .journal import is_over, read_journal
-from .tracking import Store, of_sweep
+from .messages import nearest, shown
+from .tracking import LARGEST, OURS, Store, of_sweep, ranked, search
 
 log = logging.getLogger("bestrun")
 
@@ -29,41 +33,173 @@ class Row:
     stop_reason: str | None
     started_ms: int
     changed: dict[str, Any] | None  # setting -> [old, new] of what a resume changed
+    settings: Mapping[str, str]
+    metrics: Mapping[str, float]  # the last value of each, as MLflow has it
+    tags: Mapping[str, str]
 
 
-def list_runs(store: Store, experiment: str | None, most: int, sweep: str | None = None) -> list[Row]:
-    """The best `most` runs of each objective, ties to the earlier; those without a best value last."""
+FIELDS = tuple(field.name for field in fields(Row) if field.name not in ("settings", "metrics", "tags"))
+# What tables call some of them; `--columns` takes both
+TITLES = {"run": "run_name", "ID": "run_id", "step": "best_step", "test": "test_accuracy", "started": "started_ms"}
+
+KINDS = {"metrics": "metric", "params": "setting", "tags": "tag"}  # MLflow's word -> ours
+NAME = re.compile(r"[\w./: -]+")  # what MLflow lets these be called
+FILTER = """--filter 'metrics."best/accuracy" > 0.98 and params.seed = "1"'"""
+
+
+def list_runs(
+    store: Store,
+    *,
+    experiment: str | None = None,
+    sweep: str | None = None,
+    filter: str | None = None,
+    sort: str | None = None,
+    most: int = 20,
+) -> list[Row]:
+    """The best `most` runs of each objective, or with `sort` the first `most` of all.
+
+    Ties go to the earlier start. Runs that lack the deciding value, or have NaN or infinity there, come last.
+
+    Args:
+        filter: in MLflow's language, such as: metrics."best/accuracy" > 0.98 and params.seed = "1"
+        sort: a metric, or `started`; a loss ascends and all else descends, unless `:asc` or `:desc` follows.
+
+    Raises:
+        SettingsError: MLflow refuses the filter, or no run has the metric, setting or tag that is asked for.
+    """
+    from mlflow.exceptions import MlflowException
+
     experiments = store.experiments(experiment)
-    rows = []
-    for kind, direction in (("accuracy", "DESC"), ("loss", "ASC")):
-        filtered = f"{of_sweep(sweep)} and params.\"objective.metric\" = 'val/{kind}'"
-        order = [f'metrics."best/{kind}" {direction}', "attributes.start_time ASC"]
-        found = (
-            store.client.search_runs(list(experiments), filtered, order_by=order, max_results=most)
-            if experiments
-            else []
-        )
-        rows += [_row(run, kind, experiments) for run in found]
-    return rows
+    asked = f"{of_sweep(sweep)} and {filter}" if filter else of_sweep(sweep)
+    try:
+        if sort:
+            runs = _sorted(store, list(experiments), asked, sort, most)
+        else:
+            runs = _best_of_each_objective(store, list(experiments), asked, most)
+    except MlflowException as error:
+        if not filter or error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        reason = " ".join(error.message.split())[:300]
+        raise SettingsError(f"--filter {filter[:100]!r}: {reason}; a right one: {FILTER}") from None
+    if filter and not runs:
+        _check_filter(store, filter)
+    return [_row(run, experiments) for run in runs]
 
 
-def _row(run: Any, kind: str, experiments: dict[str, str]) -> Row:
-    metrics, tags = run.data.metrics, run.data.tags
-    step, best, reason = metrics.get("best/step"), metrics.get(f"best/{kind}"), tags.get("bestrun.stop_reason")
+def _best_of_each_objective(store: Store, experiments: list[str], asked: str, most: int) -> list[Any]:
+    runs = []
+    for kind, descending in (("accuracy", True), ("loss", False)):
+        of_kind = f"{asked} and params.\"objective.metric\" = 'val/{kind}'"
+        runs += _first(store, experiments, of_kind, f"best/{kind}", descending, most)
+    return runs
+
+
+def _first(store: Store, experiments: list[str], filtered: str, metric: str, descending: bool, most: int) -> list[Any]:
+    found = ranked(store, experiments, filtered, metric, descending, most)
+    if len(found) == most:
+        return found
+    # These are all that have a number. Among the `most` earliest runs are enough others to fill the list.
+    known = {run.info.run_id for run in found}
+    earliest = search(store, experiments, filtered, ["attributes.start_time ASC"], most)
+    return (found + [run for run in earliest if run.info.run_id not in known])[:most]
+
+
+def _sorted(store: Store, experiments: list[str], asked: str, sort: str, most: int) -> list[Any]:
+    filtered = f"{asked} and params.\"objective.metric\" != ''"  # a run just made has no settings in MLflow yet
+    name, direction = sort, "asc" if sort.endswith("loss") else "desc"
+    if sort.endswith((":asc", ":desc")):
+        name, _, direction = sort.rpartition(":")
+    if name == "started":
+        return search(store, experiments, filtered, [f"attributes.start_time {direction}"], most)
+    if NAME.fullmatch(name):
+        found = _first(store, experiments, filtered, name, direction == "desc", most)
+        if any(name in run.data.metrics for run in found) or _anybody_has(store, "metrics", name):
+            return found
+    names = _names(store)
+    if name in names["params"]:
+        metrics = ", ".join(names["metrics"])
+        raise SettingsError(f"--sort {name}: a setting is text to MLflow, it sorts by numbers: started, {metrics}")
+    raise _nobody_has("--sort", name, "metric", ["started", *names["metrics"]])
+
+
+# ---- names that no run has ----
+
+
+def check_columns(store: Store, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Refuse a column that no run has.
+
+    Raises:
+        SettingsError: for the first of them; lists those there are.
+    """
+    for column in columns:
+        if TITLES.get(column, column) in FIELDS or any(value(row, column) is not None for row in rows):
+            continue
+        kinds = {"metrics": column, "params": column, "tags": column.removeprefix("tags.")}
+        if not any(_anybody_has(store, kind, name) for kind, name in kinds.items()):
+            names = _names(store)
+            ours = [*TITLES, *(field for field in FIELDS if field not in TITLES.values())]
+            there = [*ours, *names["metrics"], *names["params"], *(f"tags.{name}" for name in names["tags"])]
+            raise _nobody_has("--columns", column, "metric, setting or tag", there)
+
+
+def _check_filter(store: Store, filter: str) -> None:
+    from mlflow.utils.search_utils import SearchUtils
+
+    for clause in SearchUtils.parse_search_filter(filter):
+        kind, name = {"metric": "metrics", "parameter": "params", "tag": "tags"}.get(clause["type"]), clause["key"]
+        if kind and not _anybody_has(store, kind, name):
+            raise _nobody_has("--filter", name, KINDS[kind], _names(store)[kind])
+
+
+def _anybody_has(store: Store, kind: str, name: str) -> bool:
+    if not NAME.fullmatch(name):
+        return False
+    first = search(store, list(store.experiments(None)), OURS, [f'{kind}."{name}" ASC'], 1)  # those without are last
+    return not first or name in getattr(first[0].data, kind)
+
+
+def _names(store: Store) -> dict[str, list[str]]:
+    """The names of metrics, settings and tags in use, as the latest runs tell: MLflow has no list of them."""
+    latest = search(store, list(store.experiments(None)), OURS, ["attributes.start_time DESC"], 100)
+    return {kind: sorted({name for run in latest for name in getattr(run.data, kind)}) for kind in KINDS}
+
+
+def _nobody_has(option: str, name: str, what: str, names: list[str]) -> SettingsError:
+    near = nearest(name, names)
+    hint = f"did you mean {near}? " if near else ""
+    there = f"there are: {', '.join(names)}"
+    return SettingsError(f"{option} {shown(name)}: no run has a {what} of this name; {hint}{there}")
+
+
+# ---- rows ----
+
+
+def _row(run: Any, experiments: dict[str, str]) -> Row:
+    metrics, settings, tags = run.data.metrics, run.data.params, run.data.tags
+    objective, reason = settings["objective.metric"], tags.get("bestrun.stop_reason")
+    step = _number(metrics.get("best/step"))
     now = state(run.info.status, tags.get("bestrun.folder"))
     return Row(
         run.info.run_id,
         tags["bestrun.run"],
         experiments[run.info.experiment_id],
         "interrupted" if (now, reason) == ("stopped", "interrupted") else now,
-        f"val/{kind}",
-        best if best is not None and abs(best) < 1e300 else None,  # MLflow keeps infinity as the largest float
+        objective,
+        _number(metrics.get(objective.replace("val/", "best/"))),
         None if step is None else int(step),
-        metrics.get("test/accuracy"),
+        _number(metrics.get("test/accuracy")),
         None if run.info.status == "RUNNING" else reason,  # a resumed run still has the reason of its last stop
         run.info.start_time,
         _changed(tags.get("bestrun.changed")),
+        settings,
+        metrics,
+        tags,
     )
+
+
+def _number(value: float | None) -> float | None:
+    """None for what is no number: NaN, and infinity as MLflow keeps it."""
+    return value if value is not None and abs(value) < LARGEST else None
 
 
 def _changed(tag: str | None) -> dict[str, Any] | None:
@@ -83,5 +219,14 @@ def state(status: str, folder_path: str | None) -> str:
     return "finished, behind" if is_over(events) else "interrupted"
 
 
-def as_json(rows: list[Row]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
+def value(row: Row, column: str) -> Any:
+    """What a row has in a column: a field, or the number, setting or tag of that name. None if it has none."""
+    if (field := TITLES.get(column, column)) in FIELDS:
+        return getattr(row, field)
+    if column in row.metrics:
+        return _number(row.metrics[column])
+    return row.settings.get(column, row.tags.get(column.removeprefix("tags.")))
+
+
+def as_json(rows: Sequence[Row], columns: Sequence[str] = FIELDS) -> list[dict[str, Any]]:
+    return [{column: value(row, column) for column in columns} for row in rows]

@@ -1,0 +1,93 @@
+"""A list of runs for people, as wide as its content and no wider than the terminal; and as CSV."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+
+import click
+from rich.cells import cell_len
+
+from .listing import FIELDS, TITLES, Row, value
+from .messages import shown
+from .screen import ago, shown_value
+
+COLUMNS = ("run", "ID", "state", "best", "step", "started", "test", "experiment")
+ALWAYS = ("run_name", "run_id")
+
+
+def usual_columns(sort: str | None) -> list[str]:
+    """The columns of a list for which none were named; a list over all objectives says of each run which it has."""
+    if not sort:
+        return list(COLUMNS)
+    by = sort.removesuffix(":asc").removesuffix(":desc")
+    return list(dict.fromkeys(["run", "ID", by, "objective", *COLUMNS]))
+
+
+def terminal_width() -> int | None:
+    """None where stdout is no terminal: whatever reads it there takes lines of any length."""
+    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
+
+
+def lines(rows: Sequence[Row], columns: Sequence[str], width: int | None = None) -> list[str]:
+    """A header and a line a run. What is too wide is left out from the right and named below; never run and ID."""
+    table = {column: _padded(rows, column) for column in columns}
+    left_out: list[str] = []
+    for column in reversed(columns):
+        too_wide = width and sum(cell_len(cells[0]) + 2 for cells in table.values()) - 2 > width
+        if too_wide and TITLES.get(column, column) not in ALWAYS:
+            del table[column]
+            left_out.insert(0, column)
+    found = ["  ".join(cells).rstrip() for cells in zip(*table.values(), strict=True)]
+    return found + (textwrap.wrap(f"no room for: {', '.join(left_out)}", width or 80) if left_out else [])
+
+
+def _padded(rows: Sequence[Row], column: str) -> list[str]:
+    """The title and a text a row, all of one width: numbers to the right, what has words in it to the left."""
+    texts = [column, *(_text(row, column) for row in rows)]
+    width = max(map(cell_len, texts))
+    worded = column in ("best", "started") or any(isinstance(value(row, column), str) for row in rows)
+    spaces = [" " * (width - cell_len(text)) for text in texts]
+    return [text + space if worded else space + text for text, space in zip(texts, spaces, strict=True)]
+
+
+def _text(row: Row, column: str) -> str:
+    found = value(row, column)
+    if found is None:
+        return "-"
+    if column == "ID":
+        return row.run_id[:8]
+    if column == "started":
+        return ago(row.started_ms)
+    if column == "best":
+        return f"{row.objective.removeprefix('val/')} {shown_value(row.best, row.objective)}"
+    if column == "state" and row.state != "interrupted" and row.stop_reason not in (None, "patience", "max_steps"):
+        return f"{row.state}: {row.stop_reason}"
+    if isinstance(found, float) and column.endswith(("accuracy", "loss", "test")):
+        return shown_value(found, "accuracy" if column == "test" else column)
+    if isinstance(found, float):
+        return f"{found:.0f}" if found.is_integer() else f"{found:.6g}"
+    return shown(found)
+
+
+def as_csv(rows: Sequence[Row], columns: Sequence[str] = FIELDS) -> str:
+    """A header and a line a run, values as they are; None is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = (value(row, column) for column in columns)
+        writer.writerow([json.dumps(each) if isinstance(each, dict) else each for each in values])
+    return text.getvalue().removesuffix("\n")
+
+
+def write(text: str) -> None:
+    """Write to stdout. A reader that leaves early, as `head` does, has all it wanted."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:  # to click an error; and what is left in the buffer would fail again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
