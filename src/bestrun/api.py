@@ -1,0 +1,230 @@
+"""The verbs as functions, for notebooks and programs: `bestrun.load_run("best").restore()`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compose import compose
+from .config import Config
+from .errors import DataError
+from .folder import find_home
+from .record import Record, find_record
+from .screen import Screen
+from .tracking import connect, reaching, resolve_uri
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Run:
+    """A past run; made by `load_run` and `train`.
+
+    Attributes:
+        record: what its journal tells.
+    """
+
+    def __init__(self, record: Record, tracking_uri: str | None = None) -> None:
+        self.record, self._tracking_uri = record, tracking_uri
+
+    def __repr__(self) -> str:
+        best = f", {self.record.metric} {self.best[self.record.metric]:.4f}" if self.best else ""
+        return f"<bestrun.Run {self.name}: {self.state}{best}>"
+
+    @property
+    def id(self) -> str | None:
+        """The MLflow run ID; None until the server has answered."""
+        return self.record.run_id
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def state(self) -> str:
+        """running, interrupted, finished, stopped or failed."""
+        return self.record.state
+
+    @property
+    def config(self) -> Config:
+        """The settings it began with."""
+        return self.record.config
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The best evaluation: step, val/accuracy, val/loss, checkpoint, sha256 and more; None before the first."""
+        return self.record.best
+
+    @property
+    def confusion_matrix(self) -> NDArray[np.int64] | None:
+        """Of the best evaluation: images (num_classes, num_classes), row = true class, column = predicted class."""
+        return self.record.confusion_matrix
+
+    def history(self) -> DataFrame:
+        """Its evaluations: a row a step (the index), with train/loss, train/accuracy, val/loss, val/accuracy,
+        images_per_second and improved.
+        """
+        from pandas import DataFrame
+
+        columns = ["step", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second", "improved"]
+        return DataFrame(self.record.evaluations, columns=columns).set_index("step")
+
+    def restore(
+        self, overrides: Sequence[str] = (), *, out: str | Path | None = None, allow_other_data: bool = False
+    ) -> dict[str, Any]:
+        """Prove the best checkpoint and evaluate the validation and the test split.
+
+        Args:
+            overrides: settings that say where the data is, as `data.path=FILE`.
+            out: keep the pictures here.
+
+        Returns:
+            What `bestrun restore --json` prints.
+
+        Raises:
+            VerificationError: the checkpoint is not the one that was recorded.
+            DataError: the data is not the run's.
+        """
+        from .restore import Workplace, restore
+
+        with Workplace(None if out is None else str(out)) as place:
+            return restore(
+                self._fetched,
+                home=find_home(),
+                tracking_uri=self._tracking_uri,
+                out=place,
+                data_overrides=overrides,
+                allow_other_data=allow_other_data,
+            )
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Probabilities (n, num_classes) of uint8 images (n, height, width, channels), by the proved best checkpoint.
+
+        Raises:
+            VerificationError: the checkpoint is not the one that was recorded.
+            DataError: the images have another shape or type.
+        """
+        from .predict import probabilities
+
+        shape = self._fetched.image_shape
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            given, wanted = f"{images.dtype}{list(images.shape)}", f"uint8[n, {', '.join(map(str, shape))}]"
+            raise DataError(f"images: found {given}; run {self.name} takes {wanted}")
+        return probabilities(self._logits(images))
+
+    @cached_property
+    def model(self) -> Any:
+        """Its network as a keras.Model with the proved best weights: uint8 images -> logits."""
+        from . import device  # first, as it makes TensorFlow's start quiet
+        from .restore import rebuild
+
+        device.prepare(self.config.threads)
+        return rebuild(self._fetched)
+
+    @cached_property
+    def _logits(self) -> Any:
+        model = self.model
+        from .evaluation import compile_predict
+
+        return compile_predict(model, self.config.training.evaluation_batch_size)
+
+    @cached_property
+    def _fetched(self) -> Any:
+        """The proved checkpoint, from the run folder where that is here, else from MLflow."""
+        from .restore import fetch_anywhere
+
+        home = find_home()
+        return fetch_anywhere(self.record.folder and self.name or self.id or self.name, home, self._uri(home))
+
+    def rerun(self, *overrides: str, allow_other_data: bool = False) -> Run:
+        """Train with the same settings anew; see `bestrun rerun --help`."""
+        from .rerun import rerun
+
+        home, screen = find_home(), Screen(quiet=True)
+        result = rerun(self.record, overrides, home=home, screen=screen, allow_other_data=allow_other_data)
+        return load_run(result.run_name, tracking_uri=self._tracking_uri)
+
+    def compare(self, *others: Run) -> dict[str, Any]:
+        """What `bestrun compare --json` prints of this run and others."""
+        from .compare import comparison
+
+        return comparison([self.record, *(run.record for run in others)])
+
+    def _uri(self, home: Path) -> str:
+        return resolve_uri(self._tracking_uri, home)
+
+
+def load_run(
+    reference: str,
+    *,
+    experiment: str | None = None,
+    sweep: str | None = None,
+    objective: str | None = None,
+    tracking_uri: str | None = None,
+) -> Run:
+    """The run that a RUN reference means: a run ID or 8 and more of its first characters, a run name, `latest`,
+    `best`, or NAME@ALIAS of a registered model.
+
+    Args:
+        experiment, sweep: look only there.
+        objective: which one `best` goes by, val/accuracy or val/loss, where there are runs of both.
+
+    Raises:
+        SettingsError: it means none, or several.
+        TrackingError: MLflow did not answer.
+    """
+    home = find_home()
+    lookup = {"experiment": experiment, "sweep": sweep, "objective": objective}
+    return Run(find_record(reference, home=home, uri=resolve_uri(tracking_uri, home), **lookup), tracking_uri)
+
+
+def train(*overrides: str, quiet: bool = False) -> Run:
+    """Train as `bestrun train` does, with the same words: `bestrun.train("recipe=quick", "seed=1")`.
+
+    Raises:
+        SettingsError, DataError, DivergedError: as the command's exit codes 2, 3 and 4.
+    """
+    from .run import start
+
+    composed, home = compose(list(overrides)), find_home()
+    training = composed.config.training
+    screen = Screen(total_steps=training.max_steps, batch_size=training.batch_size, quiet=quiet)
+    result = start(composed, home=home, screen=screen)
+    return load_run(result.run_name, tracking_uri=composed.config.tracking.uri)
+
+
+def runs(
+    *,
+    experiment: str | None = None,
+    sweep: str | None = None,
+    filter: str | None = None,
+    sort: str | None = None,
+    most: int = 1000,
+    tracking_uri: str | None = None,
+) -> DataFrame:
+    """A row a run, best first, as `bestrun runs` orders them; beside its columns all settings and metrics.
+
+    Args:
+        filter: MLflow's grammar, as 'metrics."best/accuracy" > 0.99'.
+        sort: a metric, or `started`; NAME:asc or NAME:desc.
+        most: so many runs of each objective at most.
+
+    Raises:
+        SettingsError: a wrong filter, or a metric that no run has.
+        TrackingError: MLflow did not answer.
+    """
+    from pandas import DataFrame
+
+    from .listing import as_json, list_runs
+
+    uri = resolve_uri(tracking_uri, find_home())
+    with reaching(uri):
+        store = connect(uri, create=False)
+        rows = list_runs(store, experiment=experiment, sweep=sweep, filter=filter, sort=sort, most=most)
+    details = [{**row.settings, **row.metrics} for row in rows]
+    return DataFrame([found | detail for found, detail in zip(as_json(rows), details, strict=True)])
