@@ -1,0 +1,68 @@
+"""`bestrun ui`: a free port, a link to where a person wants to be, and no process left behind."""
+
+import os
+import re
+import signal
+import socket
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def ui(bestrun):
+    """Start `bestrun ui`, wait until it serves."""
+    started = []
+
+    def start(*words):
+        process = bestrun.start("ui", *words)
+        started.append(process)
+        deadline = time.monotonic() + 90
+        while "Uvicorn running" not in process.out + process.err:
+            assert process.poll() is None and time.monotonic() < deadline, process.out + process.err
+            time.sleep(0.2)
+        return process
+
+    yield start
+    for process in started:
+        process.end()
+
+
+def serving(port: str) -> list[str]:
+    """The command lines of living processes that serve on this port."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "--port" in words and port in words:
+            found.append(" ".join(words))
+    return found
+
+
+def test_another_port_is_taken_the_link_works_and_ctrl_c_leaves_no_process(ui, bestrun, home, settings):
+    assert bestrun("train", *settings, "name=k", "training.max_steps=20", "training.patience_steps=20").code == 0
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = ui("--port", str(port))
+    link = re.search(
+        r"http://127.0.0.1:(\d+)(/#/experiments/\d+/runs\?viewStateShareKey=bestrun-accuracy\S*)", process.out
+    )
+    assert link and int(link[1]) != port
+    assert b"<html" in urllib.request.urlopen(f"http://127.0.0.1:{link[1]}/", timeout=20).read().lower()
+    assert serving(link[1])
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(30).code == 0
+    assert not serving(link[1])
+
+
+def test_an_empty_store_is_said_to_be_empty(ui, home):
+    process = ui()
+    assert "there are no runs yet; the first is made by: bestrun train" in process.out
+    process.kill(signal.SIGTERM)
+    assert process.wait(30).code == 0
