@@ -49,7 +49,7 @@ def with_palette(colours, pixels) -> Image.Image:
         (encoded(COLOUR, transparency=(1, 2, 3)), COLOUR),
         (encoded(Image.fromarray(GREY > 127)), np.where(GREY > 127, 255, 0)[..., None]),
         (encoded(with_palette([9, 8, 7, 200, 100, 0], [[0, 1]])), [[[9, 8, 7], [200, 100, 0]]]),
-        (encoded(np.array([[0, 257, 25700, 65535]], np.uint16)), [[[0], [1], [100], [255]]]),
+        (encoded(np.array([[0, 257, 25799, 65535]], np.uint16)), [[[0], [1], [100], [255]]]),
         (encoded(np.array([[[200, 255], [200, 0], [200, 51]]], np.uint8)), [[[200], [0], [40]]]),
         (encoded(np.array([[[200, 10, 0, 0], [200, 10, 0, 51]]], np.uint8)), [[[0, 0, 0], [40, 2, 0]]]),
         (encoded(with_palette([9, 8, 7, 200, 100, 0], [[0, 1]]), transparency=1), [[[9, 8, 7], [0, 0, 0]]]),

@@ -129,6 +129,20 @@ def test_a_bad_folder_is_refused_by_name_and_nothing_is_written(folder, tmp_path
     assert not [path for path in tmp_path.iterdir() if "npz" in path.name]
 
 
+def test_splits_without_test_images_are_refused(folder, tmp_path):
+    both = tmp_path / "both"
+    (both / "test/cat").mkdir(parents=True)
+    folder.rename(both / "train")
+    with pytest.raises(DataError, match="found no test images"):
+        pack(both, tmp_path / "a.npz")
+
+
+def test_the_only_picture_of_a_class_trains(folder, tmp_path):
+    picture(folder / "fox/a.png", 77)
+    packed = pack(folder, tmp_path / "a.npz")
+    assert (packed.train, packed.test) == ([8, 8, 8, 1], [2, 2, 2, 0])
+
+
 def test_a_class_that_only_the_test_has_is_refused(folder, tmp_path):
     both = tmp_path / "both"
     both.mkdir()

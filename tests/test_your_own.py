@@ -152,7 +152,7 @@ def test_a_file_may_give_a_known_network_other_defaults(conf):
 
 
 def test_a_network_without_a_function_is_refused_before_tensorflow_is_imported(conf, tmp_path):
-    (tmp_path / "model.py").write_text("def build_mine():\n    pass  # NETWORKS 'mine'\n\n\nNETWORKS = {}\n")
+    (tmp_path / "model.py").write_text("def build_mine():\n    return 'mine'\n\n\nNETWORKS = {}\n")
     line = refusal("model=mine")
     assert line == f'model=mine: has no function in {tmp_path}/model.py; add to it NETWORKS["mine"] = build_mine'
     for text in (
@@ -175,6 +175,7 @@ def test_stored_settings_are_read_back_whatever_the_file_says_today(conf, tmp_pa
     assert "model.width" in refusal("model=mine", "model.width=64")
     again = read_config(stored)
     assert again == config
+    compose([])  # reads the files of today
     assert dict(override(again, ["model.width=8"])[0].model)["width"] == 8
     with pytest.raises(SettingsError, match="model.width=true: takes a whole number"):
         override(again, ["model.width=true"])
