@@ -71,7 +71,9 @@ def test_test_figures_and_pictures_are_logged_once_however_often_restored(bestru
     step = reports[0]["checkpoint"]["step"]
     assert rows["test/accuracy"] == [(step, reports[0]["test"]["accuracy"])]
     assert rows["test/loss"] == [(step, reports[0]["test"]["loss"])]
-    assert sorted(artifacts["pictures"]) == ["pictures/confusion_matrix.png", "pictures/example_errors.png"]
+    assert sorted(artifacts["pictures"]) == [
+        f"pictures/{n}.png" for n in ("confusion_matrix", "curves", "example_errors")
+    ]
 
 
 def test_people_read_accuracy_counts_and_the_matrix(bestrun, home, trained, tmp_path):

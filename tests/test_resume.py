@@ -119,7 +119,8 @@ def assert_equals_uninterrupted(reference, home, name):
         assert found["best"][key] == expected["best"][key], key
     best = load(folder.path / found["best"]["checkpoint"], sha256=found["best"]["sha256"])
     assert_same_checkpoint(best, load(reference.folder.path / expected["best"]["checkpoint"]))
-    assert {path.name for path in folder.path.iterdir()} == FILES | {"result.json", found["best"]["checkpoint"]}
+    left = {path.name for path in folder.path.iterdir()} - {"uncommitted.diff"}
+    assert left == FILES | {"pictures", "result.json", found["best"]["checkpoint"]}
 
     run = assert_record_agrees(uri, folder)
     _, rows, artifacts = mlflow_record(uri, name)
@@ -127,6 +128,9 @@ def assert_equals_uninterrupted(reference, home, name):
     times = "images_per_second"
     assert [step for step, _ in rows.pop(times)] == [step for step, _ in expected_rows.pop(times)]
     assert rows == expected_rows
+    # Which improvements are drawn may differ by one set: a kill may come between the drawing and its journal line
+    drawn = artifacts.pop("images", []), expected_artifacts.pop("images", [])
+    assert all(len(images) <= 2 * 4 * 6 for images in drawn) and all(drawn)
     assert artifacts == expected_artifacts
     assert {**run.data.params, "name": None} == {**other.data.params, "name": None}
     assert (run.info.status, run.data.tags["bestrun.stop_reason"]) == ("FINISHED", found["stop_reason"])
@@ -469,7 +473,7 @@ def test_a_finished_run_trained_further_equals_one_that_had_the_later_end(bestru
 def test_settings_that_would_make_another_experiment_are_refused_with_both_values(bestrun, home, data):
     assert bestrun("train", *data, *SHORT, "name=fixed", env={"BESTRUN_FAULT": "F9:3"}).code == -signal.SIGKILL
     folder = run_folder(home, "fixed")
-    before = {path.name: path.read_bytes() for path in folder.path.iterdir() if path.name != "lock"}
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir() if path.is_file() and path.name != "lock"}
     for words, old, new in (
         ("model.fc_size=32", "16", "32"),
         ("model.num_filters=[4,4]", "[4, 8]", "[4, 4]"),
@@ -485,7 +489,9 @@ def test_settings_that_would_make_another_experiment_are_refused_with_both_value
         line = next(line for line in result.err.splitlines() if key in line)
         assert f"has {old}" in line and f"given {new}" in line, result.err
         assert "Traceback" not in result.err
-    assert before == {path.name: path.read_bytes() for path in folder.path.iterdir() if path.name != "lock"}
+    assert before == {
+        path.name: path.read_bytes() for path in folder.path.iterdir() if path.is_file() and path.name != "lock"
+    }
 
 
 def test_a_run_that_is_running_is_not_resumed_by_a_second_process(bestrun, home, data):

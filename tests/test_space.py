@@ -36,7 +36,7 @@ def test_a_trial_has_the_settings_of_the_same_words_typed_alone():
     planned = plan(["optimizer=adam,sgd", "optimizer.learning_rate=1e-3,2e-2", "model.fc_size=32"])
     assert len(planned.points) == 4
     for point in planned.points:
-        words = ["model.fc_size=32", *(f"{key}={value}" for key, value in point.items())]
+        words = ["pictures=false", "model.fc_size=32", *(f"{key}={value}" for key, value in point.items())]
         assert planned.settle(point).config == compose(words).config
         assert planned.settle(point).choices == compose(words).choices
 
@@ -44,7 +44,7 @@ def test_a_trial_has_the_settings_of_the_same_words_typed_alone():
 def test_a_recipe_may_be_tried():
     planned = plan(["recipe=quick,null"])
     found = [planned.settle(point).config for point in planned.points]
-    assert found == [compose(["recipe=quick"]).config, compose([]).config]
+    assert found == [compose(["pictures=false", "recipe=quick"]).config, compose(["pictures=false"]).config]
 
 
 @pytest.mark.parametrize(

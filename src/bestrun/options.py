@@ -1,0 +1,66 @@
+"""What the verbs of the command share: options, and the way from a RUN to what it means."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+RUN_HELP = """
+\b
+RUN is a run ID (or 8 and more of its first characters), a run name, `latest`, `best`
+(the best finished run by its objective), or NAME@ALIAS of a registered model.
+"""
+
+tracking_option = click.option(
+    "--tracking-uri", metavar="URI", help="Where MLflow is; else MLFLOW_TRACKING_URI, else SQLite in mlruns/."
+)
+experiment_option = click.option("--experiment", metavar="NAME", help="Look only in this experiment.")
+objective_option = click.option(
+    "--objective", type=click.Choice(["val/accuracy", "val/loss"]), help="Which objective `best` goes by."
+)
+sweep_option = click.option("--sweep", metavar="NAME", help="Look only among the runs of this sweep.")
+local_option = click.option(
+    "--local", is_flag=True, help="Take the checkpoint from the run folder; MLflow is not asked for it."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
+
+
+def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """How a RUN is looked up; the verb gets it as keyword arguments for `find_and_fetch` or `find_records`."""
+    for option in (objective_option, sweep_option, experiment_option, tracking_option):
+        verb = option(verb)
+    return verb
+
+
+def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -> Any:
+    from .folder import find_home
+    from .restore import fetch
+    from .tracking import resolve_uri
+
+    home = find_home()
+    return fetch(run, home=home, uri=resolve_uri(tracking_uri, home), to=to, **lookup)
+
+
+def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup: str | None) -> list[Any]:
+    from .folder import find_home
+    from .record import find_record
+    from .tracking import resolve_uri
+
+    home = find_home()
+    uri = resolve_uri(tracking_uri, home)
+    return [find_record(reference, home=home, uri=uri, **lookup) for reference in references]
+
+
+def screen_for(config: Any, as_json: bool) -> Any:
+    from .screen import Screen
+
+    training = config.training
+    return Screen(total_steps=training.max_steps, batch_size=training.batch_size, stderr=as_json)
+
+
+def finish(result: Any, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({key: value for key, value in vars(result).items() if key != "exit_code"}, indent=2))
+    sys.exit(result.exit_code)

@@ -1,0 +1,282 @@
+"""The verbs that look at past runs; cli.py has those that make them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import SettingsError
+from .options import (
+    RUN_HELP,
+    experiment_option,
+    find_and_fetch,
+    find_records,
+    finish,
+    json_option,
+    local_option,
+    lookup_options,
+    screen_for,
+    sweep_option,
+    tracking_option,
+)
+
+
+@click.command(short_help="Fetch the best checkpoint, prove it, evaluate the test split.", epilog=RUN_HELP)
+@click.argument("run")
+@click.argument("overrides", nargs=-1)
+@local_option
+@click.option(
+    "--checkpoint", type=click.Choice(["best", "last"]), default="best", help="last: the newest state (needs --local)."
+)
+@click.option(
+    "--out", metavar="DIR", type=click.Path(file_okay=False), help="Keep checkpoint, settings and pictures here."
+)
+@click.option(
+    "--allow-other-data", is_flag=True, help="Evaluate although the data is not what the run was trained with."
+)
+@lookup_options
+@json_option
+def restore(
+    run: str,
+    overrides: tuple[str, ...],
+    checkpoint: str,
+    out: str | None,
+    allow_other_data: bool,
+    as_json: bool,
+    **lookup: Any,
+) -> None:
+    """Fetch a run's best checkpoint, prove it, evaluate the test split.
+
+    \b
+    bestrun restore RUN data.dir=FOLDER      says where the data is on this machine
+    bestrun restore best --sweep NAME        the best finished run of a sweep
+    """
+    if checkpoint == "last" and not lookup["local"]:
+        raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
+    from . import plots
+    from .folder import find_home
+    from .restore import Workplace, dumps, keep, report_lines
+    from .restore import restore as prove
+    from .screen import Screen
+
+    with Screen(stderr=as_json).shown(), Workplace(out) as place:
+        fetched = find_and_fetch(run, place, last=checkpoint == "last", **lookup)
+        if out:
+            fetched = replace(fetched, path=str(place / keep(fetched, place)[0]))
+        report = prove(
+            fetched,
+            home=find_home(),
+            tracking_uri=lookup["tracking_uri"],
+            out=place,
+            data_overrides=overrides,
+            allow_other_data=allow_other_data,
+        )
+        if as_json:
+            click.echo(dumps(report))
+            return
+        import numpy as np
+
+        for line in report_lines(report, plots.confusion_matrix_text(np.array(report["confusion_matrix"]))):
+            click.echo(line)
+        click.echo(
+            f"\nkept in {out}" if out else "\npictures are in the run's MLflow artifacts; --out DIR keeps them here"
+        )
+
+
+@click.command("fetch", short_help="Put checkpoint, settings and a model.keras into a folder.", epilog=RUN_HELP)
+@click.argument("run")
+@click.option("--out", metavar="DIR", required=True, type=click.Path(file_okay=False), help="A new or empty folder.")
+@local_option
+@lookup_options
+@json_option
+def fetch_files(run: str, out: str, as_json: bool, **lookup: Any) -> None:
+    """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code."""
+    from .export import delivered, keras_lines, write_keras
+    from .restore import dumps, identity, keep
+
+    with delivered(Path(out)) as place:
+        fetched = find_and_fetch(run, place, **lookup)
+        files = [*keep(fetched, place), "model.keras"]
+        write_keras(fetched, place / files[-1])
+    if as_json:
+        click.echo(dumps(identity(fetched) | {"out": out, "files": files}))
+        return
+    click.echo(f"{fetched.run_name}, step {fetched.checkpoint.state.step:,}, verified; in {out}: {', '.join(files)}\n")
+    click.echo("\n".join(keras_lines(fetched, Path(out) / "model.keras")))
+
+
+@click.command("predict", short_help="Classes and probabilities of images.", epilog=RUN_HELP)
+@click.argument("run")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("--invert", is_flag=True, help="White becomes black: for dark digits on white paper.")
+@local_option
+@lookup_options
+@json_option
+def predict_images(run: str, images: tuple[str, ...], invert: bool, as_json: bool, **lookup: Any) -> None:
+    """Classes and probabilities of images, with a run's best checkpoint.
+
+    An IMAGE is a PNG, a JPEG, or an npz file of many; each is scaled to what the network takes.
+    """
+    from .predict import predict, report_lines
+    from .restore import Workplace, dumps
+    from .screen import Screen
+
+    with Screen(stderr=as_json).shown(), Workplace(None) as place:
+        report = predict(find_and_fetch(run, place, **lookup), images, invert=invert)
+    click.echo(dumps(report) if as_json else "\n".join(report_lines(report)))
+
+
+@click.command(short_help="Put the proved best into MLflow's model registry.", epilog=RUN_HELP)
+@click.argument("run")
+@click.option("--name", required=True, metavar="NAME", help="Of the registered model; made if it is new.")
+@click.option("--alias", required=True, metavar="ALIAS", help="What others load it by: models:/NAME@ALIAS.")
+@lookup_options
+@json_option
+def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> None:
+    """Put a run's best checkpoint, once it is proved, into MLflow's registry as a model that others can load.
+
+    \b
+    bestrun register best --name digits --alias champion
+    mlflow models serve -m models:/digits@champion --env-manager local
+    """
+    from . import registry
+    from .config import mask_uri
+    from .folder import find_home
+    from .restore import Workplace, dumps
+    from .tracking import connect, reaching, resolve_uri
+
+    registry.check_names(name, alias)
+    uri = resolve_uri(lookup["tracking_uri"], find_home())
+    with Workplace(None) as place, reaching(uri):
+        fetched = find_and_fetch(run, place, **lookup)
+        report = registry.register(fetched, connect(uri, create=False), name=name, alias=alias)
+    if as_json:
+        click.echo(dumps(report))
+        return
+    step = report["checkpoint"]["step"]
+    click.echo(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, verified")
+    click.echo(
+        f"serve it  MLFLOW_TRACKING_URI={mask_uri(uri)} mlflow models serve -m {report['uri']} --env-manager local"
+    )
+
+
+@click.command(short_help="A table of runs, best first.")
+@click.option(
+    "--most", default=20, show_default=True, type=click.IntRange(1, 10_000), help="So many runs of each objective."
+)
+@click.option("--filter", metavar="FILTER", help="Only these runs, in MLflow's language, as above.")
+@click.option("--sort", metavar="NAME[:asc|:desc]", help="By a metric or `started`; all objectives in one list.")
+@click.option("--columns", metavar="A,B,...", help="These instead; also metrics, settings, and tags.NAME.")
+@click.option("--csv", "as_csv", is_flag=True, help="For spreadsheets and scripts.")
+@experiment_option
+@sweep_option
+@tracking_option
+@json_option
+def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | None, **wanted: Any) -> None:
+    """A table of runs, best first; runs with different objectives are mixed only where --sort says by what.
+
+    \b
+    bestrun runs --filter 'metrics."best/accuracy" > 0.98 and params.seed = "1"'
+    bestrun runs --sort images_per_second --columns run,images_per_second,training.batch_size,tags.author
+    bestrun runs --csv | head
+    """
+    from . import table
+    from .folder import find_home
+    from .listing import FIELDS, check_columns, list_runs
+    from .listing import as_json as rows_as_json
+    from .tracking import connect, reaching, resolve_uri
+
+    if as_json and as_csv:
+        raise SettingsError("--json --csv: only one of them can stand on stdout")
+    named = list(dict.fromkeys(name.strip() for name in (columns or "").split(",") if name.strip()))
+    uri = resolve_uri(tracking_uri, find_home())
+    with reaching(uri):
+        store = connect(uri, create=False)
+        rows = list_runs(store, **wanted)
+        check_columns(store, rows, named)
+    if as_json:
+        table.write(json.dumps(rows_as_json(rows, named or FIELDS), indent=2))
+    elif as_csv:
+        table.write(table.as_csv(rows, named or FIELDS))
+    elif rows:
+        columns_shown = named or table.usual_columns(wanted["sort"])
+        table.write("\n".join(table.lines(rows, columns_shown, table.terminal_width())))
+    elif wanted["filter"] or wanted["sweep"] or wanted["experiment"]:
+        click.echo("no such runs; all of them: bestrun runs")
+    else:
+        click.echo("no runs yet; the first is made by: bestrun train")
+
+
+@click.command(short_help="What a run was, how it went, where everything is.", epilog=RUN_HELP)
+@click.argument("run")
+@lookup_options
+@json_option
+def show(run: str, as_json: bool, **where: str | None) -> None:
+    """What a run was, how it went, why it stopped, where everything is."""
+    from . import show as told
+
+    (record,) = find_records((run,), **where)
+    click.echo(json.dumps(told.as_json(record), indent=2) if as_json else "\n".join(told.lines(record)))
+
+
+@click.command(short_help="Runs side by side: what differs, and which is better.", epilog=RUN_HELP)
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@lookup_options
+@json_option
+def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:
+    """Runs side by side: their best, the settings that differ, code, data, versions, and who confuses what."""
+    from . import compare as compared
+
+    records = find_records(runs, **where)
+    found = compared.comparison(records)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(compared.lines(records, found)))
+
+
+@click.command(short_help="Train with a past run's settings anew.", epilog=RUN_HELP)
+@click.argument("run")
+@click.argument("overrides", nargs=-1)
+@click.option("--allow-other-data", is_flag=True, help="Train although the data is not what that run was trained with.")
+@lookup_options
+@json_option
+def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json: bool, **where: str | None) -> None:
+    """The same settings as a new run; says first what differs: code, data, versions.
+
+    \b
+    bestrun rerun RUN                  on the same machine and code: the same result, bit by bit
+    bestrun rerun RUN seed=1           with other settings
+    """
+    from .folder import find_home
+    from .rerun import rerun as again
+
+    (record,) = find_records((run,), **where)
+    screen = screen_for(record.config, as_json)
+    finish(again(record, overrides, home=find_home(), screen=screen, allow_other_data=allow_other_data), as_json)
+
+
+@click.command(short_help="What a sweep came to: trials, cost, importances.")
+@click.argument("name", required=False)
+@json_option
+def sweep(name: str | None, as_json: bool) -> None:
+    """What a sweep came to so far: its trials best first, cost, importances. Without NAME: all sweeps."""
+    from .board import report_lines
+    from .folder import find_home
+    from .manifest import read_manifest, sweep_names
+    from .summary import summary
+
+    home = find_home()
+    found = [read_manifest(home, each) for each in ([name] if name else sweep_names(home))]
+    if as_json:
+        reports = [summary(manifest) for manifest in found]
+        click.echo(json.dumps(reports[0] if name else reports, indent=2))
+    elif name:
+        click.echo("\n".join(report_lines(summary(found[0]))).lstrip("\n"))
+    for manifest in () if as_json or name else found:  # a line each, for which no importances are computed
+        count = ", ".join(f"{number} {state}" for state, number in sorted(manifest.count().items()) if number)
+        click.echo(f"{manifest.name:<24} {manifest.line['kind']:<6} {count}")
+    if not found and not as_json:
+        click.echo("no sweeps yet; the first is made by: bestrun train -m optimizer.learning_rate=1e-4,1e-3")
+
+
+VERBS = [restore, show, compare, runs, sweep, rerun, fetch_files, predict_images, register]
