@@ -88,6 +88,6 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str] = FIELDS) -> str:
 def write(text: str) -> None:
     """Write to stdout. A reader that leaves early, as `head` does, has all it wanted."""
     try:
-        click.echo(text)
+        click.echo(text, color=True)  # there are no colours; else click takes out of a tag what looks like one
     except BrokenPipeError:  # to click an error; and what is left in the buffer would fail again at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

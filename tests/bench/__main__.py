@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .store import growth
 from .sweeps import overhead, planning, pruning, workers
 
 REPEATS = 5
@@ -114,6 +115,13 @@ def main() -> None:
         row("tracking, its thread's share of the run's processor time", shares, "%", 2),
         row("a grid of 500 points, composed and checked", planning(), "s", 30),
         row("a trial of local workers, beside training and MLflow", overhead(), "s", 0.5),
+    ]
+    more = growth()
+    rows += [
+        row("bestrun runs, with 5,000 runs against 20", more["list s"], "s", 1),
+        row("the look-up of best, with 5,000 runs against 20", more["best s"], "s", 1),
+        row("bestrun runs, with 5,000 runs against 20: memory", more["list MB"], "MB", 32),
+        row("the look-up of best, with 5,000 runs against 20: memory", more["best MB"], "MB", 32),
     ]
     both = [workers() for _ in range(3)]
     ratio = [pair[1] / pair[2] for pair in both]
