@@ -126,12 +126,7 @@ def find_record(
     with reaching(uri):
         store = connect(uri, create=False)
         run = find_run(store, reference, experiment=experiment, objective=objective, sweep=sweep)
-        tags = run.data.tags
-        if "bestrun.run" not in tags:
-            sweep = tags.get("bestrun.sweep")
-            is_sweep, is_none = f"it is a sweep; see: bestrun sweep {sweep}", "not made by bestrun; see: bestrun runs"
-            raise SettingsError(f"run {reference!r}: {is_sweep if sweep else is_none}")
-        folder = RunFolder(home / "runs" / tags["bestrun.run"])
+        folder = RunFolder(home / "runs" / run.data.tags["bestrun.run"])
         if folder.exists() and read_journal(folder.journal)[0][0]["time_ms"] == run.info.start_time:
             return from_folder(folder)
         return from_mlflow(store, run)
