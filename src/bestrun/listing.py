@@ -79,7 +79,7 @@ def list_runs(
     except MlflowException as error:
         if not filter or error.error_code != "INVALID_PARAMETER_VALUE":
             raise
-        reason = " ".join(error.message.split())[:300]
+        reason = " ".join(error.message.removeprefix("INVALID_PARAMETER_VALUE: ").split())[:300]
         raise SettingsError(f"--filter {filter[:100]!r}: {reason}; a right one: {FILTER}") from None
     if filter and not runs:
         _check_filter(store, filter)
