@@ -137,9 +137,11 @@ class _LogFile(logging.FileHandler):
 
 
 def duration(seconds: float) -> str:
-    """3725 -> '1 h 02 min'."""
+    """3725 -> '1 h 02 min'; from two days on '2 d'."""
     if seconds < 60:
         return f"{seconds:.1f} s"
+    if seconds >= 48 * 3600:
+        return f"{seconds // 86400:.0f} d"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
