@@ -57,8 +57,8 @@ def steps(record: Record) -> int:
     return int(record.evaluations[-1]["step"]) if record.evaluations else 0
 
 
-def lines(record: Record) -> list[str]:
-    """What `bestrun show` prints, at most 100 characters a line where nothing longer was typed or named."""
+def facts(record: Record) -> list[tuple[str, str]]:
+    """What there is to say of a run, each with the word for it."""
     started, best, data, git = record.started, record.best, record.started["data"], record.started["git"]
     rows = [("run", f"{record.name}  {record.run_id or '(no MLflow run ID yet)'}")]
     rows.append(("state", f"{_state(record)}, {duration(record.seconds)}"))
@@ -93,7 +93,12 @@ def lines(record: Record) -> list[str]:
         rows.append(("folder", str(record.folder.path)))
     if record.artifacts:
         rows.append(("artifacts", record.artifacts))
-    found = [f"{name:<12} {text}" for name, text in rows]
+    return rows
+
+
+def lines(record: Record) -> list[str]:
+    """What `bestrun show` prints, at most 100 characters a line where nothing longer was typed or named."""
+    found, best = [f"{name:<12} {text}" for name, text in facts(record)], record.best
     if len(record.evaluations) > 1:
         found += ["", *plots.curve_text(record.evaluations, record.metric, best["step"] if best else None)]
     return [*found, "", *_next(record)]

@@ -1,0 +1,262 @@
+"""Figures over several runs: their curves in one, the images they disagree on, what a sweep tried and what mattered.
+
+Colours are Okabe and Ito's and viridis: told apart with any kind of colour blindness, and viridis also in grey print.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .plots import _figure, _series
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's without the yellow, which white paper swallows
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")
+MOST_RUNS = 26  # a letter each, and a colour with a line style each
+MOST_TICKS = 12
+LOG_FROM = 30  # a setting whose largest value is so many times its smallest has a log axis
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run among several: its letter and name, the journal's evaluations, its best step, where it was resumed."""
+
+    label: str
+    history: Sequence[Mapping[str, Any]]
+    best_step: int | None
+    resumed: Sequence[int] = ()
+
+
+def line_look(index: int) -> tuple[str, str]:
+    """Colour and line style of the run with this index, wherever it is drawn."""
+    return COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
+
+
+def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
+    """Validation accuracy above validation loss of several runs; each best a star, each resume an upright stroke."""
+    from matplotlib.lines import Line2D
+
+    figure = _figure(8.0, 7.0 + 0.22 * math.ceil(len(curves) / 3))
+    figure.suptitle(title, parse_math=False)
+    accuracy = figure.add_subplot(2, 1, 1)
+    loss = figure.add_subplot(2, 1, 2, sharex=accuracy)
+    for axes, key in ((accuracy, "val/accuracy"), (loss, "val/loss")):
+        for index, curve in enumerate(curves):
+            (colour, style), (steps, values) = line_look(index), _series(curve.history, key)
+            marker = "." if len(steps) < 30 else ""
+            axes.plot(steps, values, color=colour, linestyle=style, marker=marker, linewidth=1.4)
+            for mark, size, at in (("*", 13, [curve.best_step]), ("|", 16, curve.resumed)):
+                marked = [steps.index(step) for step in at if step in steps]
+                axes.plot([steps[i] for i in marked], [values[i] for i in marked], mark, color=colour, markersize=size)
+        axes.grid(alpha=0.3)
+    _leave_out_the_begin(accuracy, curves)
+    _log_where_positive(loss)
+    accuracy.set_ylabel("validation accuracy (share)")
+    loss.set(ylabel="validation loss (nats)", xlabel="step (optimizer updates)")
+    accuracy.tick_params(labelbottom=False)
+    lines = [
+        Line2D([], [], color=line_look(index)[0], linestyle=line_look(index)[1], label=_short(curve.label, 30))
+        for index, curve in enumerate(curves)
+    ]
+    lines.append(Line2D([], [], color="grey", marker="*", linestyle="", markersize=11, label="best"))
+    if any(curve.resumed for curve in curves):
+        lines.append(Line2D([], [], color="grey", marker="|", linestyle="", markersize=12, label="resumed from here"))
+    legend = figure.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def disagreements_figure(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer[Any]],
+    predictions: Mapping[str, NDArray[np.integer[Any]]],
+    title: str,
+    most: int = 12,
+) -> Figure:
+    """Images (n, height, width, channels) that runs take for different classes, those on which most of them differ
+    first; under each its true class and what each run said.
+    """
+    said = np.stack(list(predictions.values()))
+    opinions = np.array([len(set(column)) for column in said.T])
+    differing = np.flatnonzero(opinions > 1)
+    shown = differing[np.argsort(-opinions[differing], kind="stable")][:most]
+    columns = min(4, max(2, len(shown)))
+    rows = math.ceil(len(shown) / columns) or 1
+    tall = min(images.shape[1] / images.shape[2], 2.0)
+    lines = math.ceil(len(predictions) / 2)
+    figure = _figure(2.1 * columns, 0.9 + max(1.2, rows * (0.4 + 0.17 * lines + 1.8 * tall)))
+    count = f"{len(differing):,} of {len(labels):,} images" + f", {len(shown)} shown" * (len(differing) > len(shown))
+    figure.suptitle(f"{title}\n{count}", parse_math=False, fontsize=11)
+    if not len(shown):
+        figure.text(0.5, 0.4, "the runs agree on every image", ha="center", va="center", fontsize=13)
+    for position, index in enumerate(shown):
+        axes = figure.add_subplot(rows, columns, position + 1)
+        image = images[index] if images.shape[-1] == 3 else images[index, ..., 0]
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set(xticks=[], yticks=[])
+        words = [f"{name}: {classes[index]}" for name, classes in predictions.items()]
+        pairs = ["   ".join(words[start : start + 2]) for start in range(0, len(words), 2)]
+        axes.set_xlabel("\n".join([f"true {labels[index]}", *pairs]), fontsize=9)
+    return figure
+
+
+def parallel_coordinates_figure(
+    points: Sequence[Mapping[str, str]],
+    values: Sequence[float | None],
+    complete: Sequence[bool],
+    objective: Mapping[str, str],
+    title: str,
+) -> Figure:
+    """A line a trial through its settings to its objective; dark is good, and grey was not trained to its end.
+
+    Args:
+        points: setting -> value of each trial, all with the same settings.
+        values: the objective of each trial; None leaves no line.
+        objective: metric and direction.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    drawn = [index for index, value in enumerate(values) if value is not None]
+    found = np.array([values[index] for index in drawn], float)
+    keys = [key for key in points[0] if len({point[key] for point in points}) > 1] or list(points[0])
+    scales = [_scale([points[index][key] for index in drawn]) for key in keys]
+    figure = _figure(max(8.0, 1.7 * (len(keys) + 1) + 1.0), 5.6)
+    figure.suptitle(title, parse_math=False)
+    axes = figure.add_subplot()
+    whole = found[[complete[index] for index in drawn]]
+    norm = Normalize(*((whole.min(), whole.max()) if len(whole) else (0.0, 1.0)))
+    # The best must be dark: viridis ends in a yellow that is hard to see on white
+    colours = ScalarMappable(norm, "viridis_r" if objective["direction"] == "maximize" else "viridis")
+    metric = _scale([repr(float(value)) for value in found], log=False)
+    heights = np.array([*(places for places, _ in scales), metric[0]])
+    # What was not trained to its end lies below the others, and the best, drawn last, above them
+    goodness = found if objective["direction"] == "maximize" else -found
+    rows = sorted(range(len(found)), key=lambda row: (complete[drawn[row]], goodness[row]))
+    for row in rows:
+        look: dict[str, Any] = {"color": "0.7", "linestyle": "--", "linewidth": 0.9}
+        if complete[drawn[row]]:
+            look = {"color": colours.to_rgba(found[row]), "linewidth": 3.0 if row == rows[-1] else 1.4}
+        axes.plot(range(len(heights)), heights[:, row], **look)
+    for place, (_, ticks) in enumerate([*scales, metric]):
+        axes.plot([place, place], [0, 1], color="black", linewidth=1.0, zorder=3)
+        for height, label in ticks:
+            axes.plot([place - 0.015, place + 0.015], [height, height], color="black", linewidth=1.0, zorder=3)
+            box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}
+            text = axes.text(place + 0.03, height, _short(label, 16), fontsize=8, va="center", bbox=box, zorder=4)
+            text.set_parse_math(False)
+    for place, key in enumerate([*keys, f"{objective['metric']} ({_unit(objective['metric'])})"]):
+        axes.text(place, 1.03, _wrapped(key), ha="center", va="bottom", fontsize=8.5, parse_math=False)
+    axes.set(xlim=(-0.35, len(keys) + 0.5), ylim=(-0.02, 1.02), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    label = f"{objective['metric']} ({_unit(objective['metric'])}), complete trials"
+    figure.colorbar(colours, ax=axes, label=label, shrink=0.8, pad=0.02)
+    return figure
+
+
+def importances_figure(importances: Mapping[str, float], metric: str, title: str) -> Figure:
+    """A bar a setting, the most important on top."""
+    shares = sorted(importances.items(), key=lambda item: item[1])
+    figure = _figure(7.0, 1.4 + 0.4 * len(shares))
+    axes = figure.add_subplot()
+    bars = axes.barh(range(len(shares)), [100 * share for _, share in shares], color=COLOURS[0])
+    axes.bar_label(bars, [f"{100 * share:.0f} %" for _, share in shares], padding=3)
+    axes.set_yticks(range(len(shares)), [key for key, _ in shares])
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)
+    axes.set(xlabel=f"share of the variance of {metric} that it explains (%)", xlim=(0, 112), ylabel="setting")
+    axes.set_title(title, parse_math=False, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _scale(texts: Sequence[str], log: bool | None = None) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
+    """Where each value lies on its axis, between 0.05 and 0.95 so that no line runs along an end, and the ticks."""
+    try:
+        numbers = np.array([float(text) for text in texts])
+        if not np.isfinite(numbers).all():
+            raise ValueError
+    except ValueError:
+        return _choices(texts)
+    low, high = numbers.min(), numbers.max()
+    if low == high:
+        return np.full(len(numbers), 0.5), [(0.5, _number(low))]
+    if log is None:
+        log = bool(low > 0 and high >= LOG_FROM * low)
+    ends = np.log10([low, high]) if log else np.array([low, high])
+
+    def place(value: Any) -> Any:
+        return 0.05 + 0.9 * ((np.log10(value) if log else value) - ends[0]) / (ends[1] - ends[0])
+
+    different = np.unique(numbers)
+    if len(different) > 7 or np.diff(place(different)).min() < 0.05:
+        different = _round_numbers(low, high, log)
+    return place(numbers), [(float(place(value)), _number(value)) for value in different]
+
+
+def _choices(texts: Sequence[str]) -> tuple[NDArray[np.float64], list[tuple[float, str]]]:
+    """Even places; trials of the same choice lie close beside each other, else many would look like one."""
+    different = sorted(set(texts))
+    places = np.linspace(0.08, 0.92, len(different)) if len(different) > 1 else np.array([0.5])
+    room = 0.5 * min(0.12, 0.84 / max(1, len(different) - 1))
+    found = np.empty(len(texts))
+    for index, choice in enumerate(different):
+        rows = [row for row, text in enumerate(texts) if text == choice]
+        found[rows] = places[index] + (np.linspace(-room / 2, room / 2, len(rows)) if len(rows) > 1 else 0.0)
+    every = math.ceil(len(different) / MOST_TICKS)
+    return found, [(float(places[index]), different[index]) for index in range(0, len(different), every)]
+
+
+def _round_numbers(low: float, high: float, log: bool) -> NDArray[np.float64]:
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    ticks = LogLocator(numticks=8).tick_values(low, high) if log else MaxNLocator(6).tick_values(low, high)
+    inside = np.array([tick for tick in ticks if low <= tick <= high])
+    return inside if len(inside) > 1 else np.array([low, high])
+
+
+def _leave_out_the_begin(axes: Any, curves: Sequence[Curve]) -> None:
+    """Of many evaluations the worst tenth, the begin, may lie below: else nothing is seen of the rest."""
+    values = [value for curve in curves for value in _series(curve.history, "val/accuracy")[1]]
+    if len(values) >= 20 * len(curves):
+        low, high = float(np.quantile(values, 0.1)), max(values)
+        if high > low:
+            axes.set_ylim(low - 0.03 * (high - low), high + 0.06 * (high - low))
+
+
+def _log_where_positive(axes: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    values = [value for line in axes.lines for value in line.get_ydata()]
+    if values and min(values) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
+        axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e5 else f"{value:.4g}"
+
+
+def _unit(metric: str) -> str:
+    return "share" if metric.endswith("accuracy") else "nats"
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _wrapped(key: str) -> str:
+    """A setting's name in lines of at most 16 characters, broken after dots and underscores where there are any."""
+    return textwrap.fill(key.replace(".", ". ").replace("_", "_ "), 16).replace(". ", ".").replace("_ ", "_")
