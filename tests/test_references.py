@@ -160,6 +160,33 @@ def test_a_tag_that_names_another_file_is_refused(refused, database, named):  # 
     assert code == 5 and "not a checkpoint" in message
 
 
+@pytest.mark.parametrize("name", ["../../../secret", "/etc", "..", "a/b", ""])
+def test_a_tag_that_names_a_folder_elsewhere_is_refused(trained, refused, database, name):  # noqa: F811
+    with database:
+        database.execute("UPDATE tags SET value = ? WHERE key = 'bestrun.run'", [name])
+    code, message = refused(trained.run_id)
+    assert code == 5 and "not a run of bestrun" in message
+
+
+def test_a_folder_of_the_same_name_is_not_its_folder(trained, tmp_path):
+    """Two machines may give runs one name: the figures of the other one's test are not this folder's."""
+    mirror = trained.folder / "mirror.json"
+    kept, journal = mirror.read_text(), (trained.folder / "journal.jsonl").read_bytes()
+    mirror.write_text(kept.replace(trained.run_id, "0" * 32))
+    try:
+        assert trained.bestrun("restore", "trained").code == 0
+    finally:
+        mirror.write_text(kept)
+    assert (trained.folder / "journal.jsonl").read_bytes() == journal
+
+
+@pytest.mark.parametrize("verb", ["restore", "fetch"])
+def test_a_destination_that_is_a_file_is_refused(trained, tmp_path, verb):
+    (tmp_path / "file").write_text("mine")
+    result = trained.bestrun(verb, "trained", "--out", tmp_path / "file")
+    assert result.code == 2 and result.err.count("\n") == 1 and (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name, alias", [("digits", "champion"), ("trained", "champion"), ("trained", "other")])
 def test_an_alias_that_does_not_exist_is_refused(refused, name, alias):
     code, message = refused(f"{name}@{alias}")

@@ -86,7 +86,7 @@ def fetch(
             run = find_run(store, reference, experiment=experiment, objective=objective, sweep=sweep)
             return _fetch_mlflow(store, run, home, to)
     except TrackingError as error:
-        raise TrackingError(f"{error}; from the run folder on this machine: add --local") from error
+        raise TrackingError(f"{error}; restore, fetch and predict take a run folder's with --local") from error
 
 
 def fetch_anywhere(reference: str, home: Path, uri: str) -> Fetched:
@@ -143,7 +143,7 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
 
 
 def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
-    run_id, name = run.info.run_id, run.data.tags.get("bestrun.run", run.info.run_name)
+    run_id, name = run.info.run_id, run.data.tags["bestrun.run"]
     artifact, sha256 = (run.data.tags.get(f"bestrun.best_{key}") for key in ("checkpoint", "sha256"))
     if not artifact or not sha256:
         raise VerificationError(
@@ -159,7 +159,8 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
     folder = RunFolder(home / "runs" / name)
     origin = f"{run.info.artifact_uri}/{artifact}".removeprefix("file://")
     sizes = _sizes(next((item.dataset.profile for item in run.inputs.dataset_inputs), None), run_id)
-    return Fetched(run_id, name, config, checkpoint, origin, logged, folder if folder.exists() else None, *sizes)
+    is_here = folder.exists() and read_json(folder.mirror).get("run_id") == run_id  # names repeat, IDs do not
+    return Fetched(run_id, name, config, checkpoint, origin, logged, folder if is_here else None, *sizes)
 
 
 def _sizes(recorded: Any, run: str) -> tuple[tuple[int, int, int], int, dict[str, int]]:

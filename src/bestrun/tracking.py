@@ -157,8 +157,16 @@ def find_run(
 
     Raises:
         SettingsError: it means none, or several; lists them.
-        VerificationError: NAME@ALIAS is another checkpoint than the run's best.
+        VerificationError: it is no run of ours, or NAME@ALIAS is another checkpoint than the run's best.
     """
+    run = _find(store, reference, experiment, objective, sweep)
+    name = run.data.tags.get("bestrun.run", "")
+    if not REFERENCE.fullmatch(name):  # it becomes the name of a folder
+        raise VerificationError(f"run {run.info.run_id}: not a run of bestrun: its tag bestrun.run is {name[:60]!r}")
+    return run
+
+
+def _find(store: Store, reference: str, experiment: str | None, objective: str | None, sweep: str | None) -> Any:
     check_reference(reference)
     experiments = list(store.experiments(experiment))
     if "@" in reference:
