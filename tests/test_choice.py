@@ -255,12 +255,12 @@ def test_best_is_not_a_run_whose_value_is_no_number(store, add, kind, value):
 
 
 def test_runs_of_different_objectives_are_never_mixed(store, add, bestrun):
-    add("by accuracy", accuracy=0.9, loss=0.5)
-    add("by loss", objective="val/loss", accuracy=0.95, loss=0.1)
+    add("by_accuracy", accuracy=0.9, loss=0.5)
+    add("by_loss", objective="val/loss", accuracy=0.95, loss=0.1)
     with pytest.raises(SettingsError, match="say which: --objective val/accuracy"):
         best(store)
-    assert best(store, objective="val/accuracy") == "by accuracy"
-    assert best(store, objective="val/loss") == "by loss"
+    assert best(store, objective="val/accuracy") == "by_accuracy"
+    assert best(store, objective="val/loss") == "by_loss"
     result = bestrun("restore", "best")
     assert result.code == 2 and "--objective val/accuracy" in result.err and "Traceback" not in result.err
     result = bestrun("restore", "best", "--objective", "val/acuracy")  # misspelt
