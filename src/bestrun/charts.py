@@ -65,7 +65,7 @@ def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
     loss.set(ylabel="validation loss (nats)", xlabel="step (optimizer updates)")
     accuracy.tick_params(labelbottom=False)
     lines = [
-        Line2D([], [], color=line_look(index)[0], linestyle=line_look(index)[1], label=_short(curve.label, 30))
+        Line2D([], [], color=line_look(index)[0], linestyle=line_look(index)[1], label=_short(curve.label, 26))
         for index, curve in enumerate(curves)
     ]
     lines.append(Line2D([], [], color="grey", marker="*", linestyle="", markersize=11, label="best"))
@@ -95,7 +95,7 @@ def disagreements_figure(
     rows = math.ceil(len(shown) / columns) or 1
     tall = min(images.shape[1] / images.shape[2], 2.0)
     lines = math.ceil(len(predictions) / 2)
-    figure = _figure(2.1 * columns, 0.9 + max(1.2, rows * (0.4 + 0.17 * lines + 1.8 * tall)))
+    figure = _figure(2.1 * columns, 1.0 + max(1.2, rows * (0.5 + 0.17 * lines + 1.8 * tall)))
     count = f"{len(differing):,} of {len(labels):,} images" + f", {len(shown)} shown" * (len(differing) > len(shown))
     figure.suptitle(f"{title}\n{count}", parse_math=False, fontsize=11)
     if not len(shown):
@@ -221,7 +221,8 @@ def _choices(texts: Sequence[str]) -> tuple[NDArray[np.float64], list[tuple[floa
 def _round_numbers(low: float, high: float, log: bool) -> NDArray[np.float64]:
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    ticks = LogLocator(numticks=8).tick_values(low, high) if log else MaxNLocator(6).tick_values(low, high)
+    locator = LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=10) if log else MaxNLocator(6)
+    ticks = locator.tick_values(low, high)
     inside = np.array([tick for tick in ticks if low <= tick <= high])
     return inside if len(inside) > 1 else np.array([low, high])
 

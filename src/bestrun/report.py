@@ -356,7 +356,7 @@ def _tried(manifest: Manifest, found: dict[str, Any]) -> list[str]:
             name = shown_point(row["settings"]) or "all"
             shown.append([name, row["seeds"], mean, worst, f"{scale * row['spread']:.4g}"])
         parts += [heading("Over seeds"), table(head, shown, head[1:])]
-    return [*parts, heading("Trials, best first", new_page=True), *_trial_table(manifest, found)]
+    return [*parts, heading("Trials, best first"), *_trial_table(manifest, found)]
 
 
 def _trial_table(manifest: Manifest, found: dict[str, Any]) -> list[str]:
