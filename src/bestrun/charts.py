@@ -57,7 +57,14 @@ def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
             axes.plot(steps, values, color=colour, linestyle=style, marker=marker, linewidth=1.4)
             for mark, size, at in (("*", 13, [curve.best_step]), ("|", 16, curve.resumed)):
                 marked = [steps.index(step) for step in at if step in steps]
-                axes.plot([steps[i] for i in marked], [values[i] for i in marked], mark, color=colour, markersize=size)
+                axes.plot(
+                    [steps[i] for i in marked],
+                    [values[i] for i in marked],
+                    mark,
+                    color=colour,
+                    markersize=size,
+                    mew=1.6,
+                )
         axes.grid(alpha=0.3)
     _leave_out_the_begin(accuracy, curves)
     _log_where_positive(loss)
