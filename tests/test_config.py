@@ -62,6 +62,8 @@ REFUSED = [
     *rows("seed", "-1", "2147483648", "18446744073709551616", "1.5", "null", "true", "abc"),
     *rows("optimizer", *OPTIMIZERS),
     *rows("schedule", "cosine", "One_Cycle", "bestrun.schedule.constant"),
+    *rows("augmentation", "mixup", "Affine", "true"),
+    *rows("training.label_smoothing", "1.0", "-0.1", "true", "nan", "null"),
     *rows("model", "resnet", "CNN", "keras.Model"),
     *rows("data", "cifar", "MNIST"),
     *rows("recipe", "quik"),
@@ -81,6 +83,7 @@ REFUSED = [
     *["_target_=os.system", "optimizer._target_=os.system", "+optimizer._args_=[ls]", "model._recursive_=false"],
     *["hydra.run.dir=x", "hydra.job_logging.root.level=INFO", "hydra.searchpath=[/tmp]", "hydra/launcher=joblib"],
     *["+hydra.job.env_set.A=b", "hydra=x", "optimizer.name=sgd", "optimizer.momentum=0.9"],
+    *["model.dropout=0.5", "augmentation.shift_pixels=2"],
     # Hydra's grammar
     *["=3", "seed", "seed==", "seed=[1", "seed={", "a=[1", "--seed", "~seed", "~optimizer", "data@x=mnist", "seed=3;x"],
     f"seed={1500 * '['}",
@@ -113,6 +116,9 @@ def test_a_bad_value_is_refused_on_one_line_that_names_it(override: str) -> None
         (["optimizer=sgd", "optimizer.momentum=1.0"], "optimizer.momentum=1.0: takes a number from 0 to just below 1"),
         (["optimizer=adamw", "optimizer.weight_decay=-0.1"], "optimizer.weight_decay=-0.1: takes a number from 0 to 1"),
         (["schedule=one_cycle", "schedule.warmup_share=2"], "schedule.warmup_share=2: takes"),
+        (["augmentation=affine", "augmentation.rotation_degrees=181"], "takes a number from 0 to 180"),
+        (["augmentation=affine", "augmentation.shift=2"], "did you mean augmentation.shift_pixels?"),
+        (["model=cnn_bn", "model.fc_size=64"], "there is such a setting only with model=cnn"),
         (["training.batch_size=0"], "takes a whole number from 1 to 1000000; type training.batch_size="),
         (["data=idx"], "type data.dir=FOLDER"),
         (["data=npz"], "type data.path=FILE"),
@@ -272,7 +278,11 @@ EVERYTHING += ["tags.day=2024-01-01", "tags.on=yes", "note=a: b # c", "name=1e3"
 EVERYTHING += ["model.num_filters=[1,2]"]
 
 
-@pytest.mark.parametrize("overrides", [[], EVERYTHING, ["recipe=quick"]], ids=["defaults", "everything", "quick"])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], EVERYTHING, ["recipe=quick"], ["recipe=fast"], ["recipe=accurate"]],
+    ids=["defaults", "everything", "quick", "fast", "accurate"],
+)
 def test_settings_survive_their_yaml(overrides: list[str]) -> None:
     config = compose(overrides).config
     assert validate(yaml.safe_load(to_yaml(config)))[0] == config
@@ -283,6 +293,13 @@ def test_flat_settings_can_be_typed_again(overrides: list[str]) -> None:
     config = compose(overrides).config
     typed = [f"{key}={value}" for key, value in flatten(config).items() if "," not in value or value[0] == "["]
     assert compose(typed).config == config
+
+
+def test_a_setting_that_older_runs_had_not_leaves_their_digest_alone() -> None:
+    # Checkpoints of before augmentation and label smoothing carry these
+    assert digest(compose([]).config) == "8a906dc78601a6d4481498a58654de0860489e6dbe74743ec9c63bd27a5f6759"
+    others = {digest(compose([words]).config) for words in ("augmentation=affine", "training.label_smoothing=0.1")}
+    assert len(others | {digest(compose([]).config)}) == 3
 
 
 def test_a_config_from_another_run_is_only_data(tmp_path: Path) -> None:

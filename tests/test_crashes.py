@@ -60,7 +60,7 @@ def _replace_what_computes(loop):
         assert variables.keys() == tensors.keys()
         variables.update({name: tensor.copy() for name, tensor in tensors.items()})
 
-    def compile_steps(model, optimizer, train):
+    def compile_steps(model, optimizer, train, config):
         def run_steps(batches, rates, first_step, loss_sum, correct):
             assert first_step == model["optimizer/iteration"]
             for batch, rate in zip(batches, rates, strict=True):

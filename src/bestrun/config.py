@@ -107,14 +107,13 @@ class Npz(Images):
     path: Annotated[str, _takes("the path of an .npz file", "FILE", pattern=ONE_LINE), AfterValidator(_absolute)]
 
 
-class Cnn(Settings):
-    name: Literal["cnn"]
+class Blocks(Settings):
+    name: str
     filter_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=63, strict=True)], ...], _blocks(63, "[5,5]")]
     num_filters: Annotated[tuple[Annotated[int, Field(ge=1, le=4096, strict=True)], ...], _blocks(4096, "[16,36]")]
-    fc_size: Annotated[int, _whole(1, 65536, 128)]
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Cnn":
+    def _fits_together(self) -> "Blocks":
         sizes, counts = self.filter_sizes, self.num_filters
         given = f"model.filter_sizes={typed_form(sizes)} model.num_filters={typed_form(counts)}"
         if len(sizes) != len(counts):
@@ -123,6 +122,16 @@ class Cnn(Settings):
         if weights > MOST_WEIGHTS:
             raise ValueError(f"{given}: {weights:,} weights, at most {MOST_WEIGHTS:,} allowed; type smaller numbers")
         return self
+
+
+class Cnn(Blocks):
+    name: Literal["cnn"]
+    fc_size: Annotated[int, _whole(1, 65536, 128)]
+
+
+class CnnBn(Blocks):
+    name: Literal["cnn_bn"]
+    dropout: BelowOne
 
 
 class Own(Settings):
@@ -171,12 +180,25 @@ class OneCycle(Settings):
     final_share: UpToOne
 
 
+class Unchanged(Settings):
+    name: Literal["none"]
+
+
+class Affine(Settings):
+    name: Literal["affine"]
+    rotation_degrees: Annotated[float, _takes("a number from 0 to 180", "10.0", ge=0, le=180)]
+    scale_share: BelowOne
+    shear_share: UpToOne
+    shift_pixels: Annotated[float, _takes("a number from 0 to 1000", "2.0", ge=0, le=1000)]
+
+
 class Training(Settings):
     batch_size: Annotated[int, _whole(1, 10**6, 64)]
     evaluation_batch_size: Annotated[int, _whole(1, 10**6, 1000)]
     max_steps: Annotated[int, _whole(1, 10**9, 10000)]
     evaluate_every_steps: Annotated[int, _whole(1, 10**9, 100)]
     patience_steps: Annotated[int, _whole(1, 10**9, 1000)]
+    label_smoothing: BelowOne = 0.0  # runs older than the setting had none
 
 
 class Objective(Settings):
@@ -226,9 +248,10 @@ class Config(Settings):
 
     seed: Seed
     data: Annotated[Mnist | FashionMnist | Idx | Npz, Field(discriminator="name")]
-    model: Annotated[Cnn | Own, WrapValidator(_network)]  # one with checks of its own: Cnn | Other | Own
+    model: Annotated[Cnn | CnnBn | Own, WrapValidator(_network)]  # one with checks of its own comes before Own
     optimizer: Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
     schedule: Annotated[Constant | OneCycle, Field(discriminator="name")]
+    augmentation: Annotated[Unchanged | Affine, Field(discriminator="name")] = Unchanged(name="none")
     training: Training
     objective: Objective
     tracking: Tracking
@@ -276,7 +299,7 @@ def doubts(config: Config) -> list[str]:
     elif patience % every and patience < steps:  # equal to max_steps is how patience is switched off
         given = f"training.patience_steps={patience}"
         lines.append(f"{given}: no multiple of training.evaluate_every_steps={every}; it acts at the evaluation after")
-    if isinstance(config.model, Cnn) and any(size % 2 == 0 for size in config.model.filter_sizes):
+    if isinstance(config.model, Blocks) and any(size % 2 == 0 for size in config.model.filter_sizes):
         lines.append(f"model.filter_sizes={typed_form(config.model.filter_sizes)}: an even filter has no middle")
     if "***@" in (config.tracking.uri or ""):
         lines.append("tracking.uri: its credentials were masked when it was written; type tracking.uri=URI once more")
@@ -344,7 +367,14 @@ def flatten(config: Config) -> dict[str, str]:
 
 
 def digest(config: Config) -> str:
-    """SHA-256 (hex) of the settings that decide what training gives. Paths do not: data has a digest of its own."""
-    deciding = {"seed", "data", "model", "optimizer", "schedule", "training", "objective", "threads", "from_run"}
-    settings = config.model_dump(mode="json", include=deciding, exclude={"data": {"dir", "path"}})
+    """SHA-256 (hex) of the settings that decide what training gives. Paths do not: data has a digest of its own.
+
+    A setting with a default in its class is younger than some runs: at that default it does not count, so that their
+    digests stay what they are.
+    """
+    deciding = {"seed", "data", "model", "optimizer", "schedule", "augmentation", "training", "objective"}
+    deciding |= {"threads", "from_run"}
+    settings = config.model_dump(
+        mode="json", include=deciding, exclude={"data": {"dir", "path"}}, exclude_defaults=True
+    )
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -5,12 +5,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from .augment import AUGMENTATIONS
 from .checkpoint import Checkpoint, LoopState, Tensors, is_recorded, newest_checkpoint, remove_older, save
 from .config import Config
 from .data import Dataset, Split, batch_indices
@@ -74,7 +76,7 @@ def train(
         assign_variables(variables, own.tensors, folder.path)
         state, fresh = own.state, False
 
-    run_steps = compile_steps(model, optimizer, data.train)
+    run_steps = compile_steps(model, optimizer, data.train, config)
     predict = compile_predict(model, settings.evaluation_batch_size)
     stamp = dict(
         run_name=folder.name,
@@ -214,7 +216,9 @@ def compare(known: Event, entry: Event, journal: Journal) -> None:
         log.warning("step %d: differs from what was recorded: other versions, processor or threads?", entry["step"])
 
 
-def compile_steps(model: keras.Model, optimizer: keras.optimizers.Optimizer, train: Split) -> Callable[..., Any]:
+def compile_steps(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer, train: Split, config: Config
+) -> Callable[..., Any]:
     """Many optimizer updates in one call into TensorFlow; going back to Python for each costs a tenth of the speed.
 
     Returns:
@@ -223,7 +227,8 @@ def compile_steps(model: keras.Model, optimizer: keras.optimizers.Optimizer, tra
         that they are added up in one order, however the steps are cut into calls.
     """
     images, labels = tf.constant(train.images), tf.constant(train.labels.astype("int32"))
-    weights = model.trainable_variables
+    weights, smoothing = model.trainable_variables, config.training.label_smoothing
+    augment = partial(AUGMENTATIONS[config.augmentation.name], **config.augmentation.model_dump(exclude={"name"}))
 
     @tf.function(  # type: ignore[untyped-decorator]
         input_signature=[
@@ -238,9 +243,13 @@ def compile_steps(model: keras.Model, optimizer: keras.optimizers.Optimizer, tra
         diverged_at = tf.constant(-1, tf.int64)
         for i in tf.range(tf.shape(batches)[0]):
             x, y = tf.gather(images, batches[i]), tf.gather(labels, batches[i])
+            x = augment(x, config.seed, first_step + tf.cast(i, tf.int64))
             with tf.GradientTape() as tape:
                 logits = model(x, training=True)
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+                if smoothing:  # that share of each label spread over all classes, written as the difference it makes
+                    right = tf.gather(logits, y, axis=1, batch_dims=1)
+                    loss += smoothing * tf.reduce_mean(right - tf.reduce_mean(logits, axis=1))
             optimizer.learning_rate = rates[i]
             optimizer.apply(tape.gradient(loss, weights), weights)
             hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y)

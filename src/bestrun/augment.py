@@ -1,0 +1,56 @@
+"""Augmentation: training images moved and bent a little, inside the graph, as a function of (seed, step) alone.
+
+No generator keeps a state, so a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+
+def affine(
+    images: Any,
+    seed: Any,
+    step: Any,
+    *,
+    rotation_degrees: float,
+    scale_share: float,
+    shear_share: float,
+    shift_pixels: float,
+) -> Any:
+    """Each image under an affine map of its own, drawn uniformly, about its middle; what comes in from outside is 0.
+
+    Args:
+        images: uint8 (n, height, width, channels).
+        seed, step: integers that decide the draws.
+        rotation_degrees, scale_share, shear_share, shift_pixels: the largest change, either way.
+
+    Returns:
+        uint8 images of the same shape, interpolated bilinearly.
+    """
+    height, width = images.shape[1:3]
+    seeds = tf.stack([tf.cast(seed, tf.int64), tf.cast(step, tf.int64)])
+    draws = tf.random.stateless_uniform([5, tf.shape(images)[0]], seeds, -1, 1, alg="philox")
+    angle, scale, shear = math.radians(rotation_degrees) * draws[0], 1 + scale_share * draws[1], shear_share * draws[2]
+    # The map goes from where a pixel is drawn to where it is taken from: (x, y) -> (a x + b y + c, d x + e y + f)
+    cos, sin = tf.cos(angle) / scale, tf.sin(angle) / scale
+    a, b, d, e = cos, shear * cos - sin, sin, shear * sin + cos
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    moved_x, moved_y = middle_x + shift_pixels * draws[3], middle_y + shift_pixels * draws[4]
+    c = middle_x - a * moved_x - b * moved_y
+    f = middle_y - d * moved_x - e * moved_y
+    zero = tf.zeros_like(a)
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(images, tf.float32),
+        transforms=tf.stack([a, b, c, d, e, f, zero, zero], axis=1),
+        output_shape=[height, width],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+    return tf.cast(tf.round(moved), tf.uint8)
+
+
+AUGMENTATIONS: dict[str, Callable[..., Any]] = {"none": lambda images, seed, step: images, "affine": affine}
