@@ -1,6 +1,6 @@
 """`make pictures`: the pictures of README and docs, from runs made for them, in about ten minutes.
 
-Everything is real: a sweep, the default run, a run that is killed with `kill -9` and resumed, MLflow's page in Chromium.
+Everything is real: a sweep, the default run, a run killed with `kill -9` and resumed, MLflow's page in Chromium.
 """
 
 import json
