@@ -79,7 +79,8 @@ def test_from_the_link_to_the_table_the_run_its_pictures_its_checkpoint_and_the_
     # The sweep's own link, printed at its end: its runs alone, with what was tried
     (line,) = [line for line in result.out.splitlines() if line.startswith("page ")]
     browser.goto("about:blank")
-    browser.goto(link.split("#")[0] + "#" + line.split("#")[1].split()[0])
+    sweep = link.split("#")[0] + "#" + line.split("#")[1].split()[0]
+    browser.goto(sweep)
     browser.get_by_text(best.info.run_name, exact=True).first.wait_for()
     shot(browser, "2-sweep")
     assert browser.get_by_text("3 matching runs").count() == 1
@@ -111,17 +112,19 @@ def test_from_the_link_to_the_table_the_run_its_pictures_its_checkpoint_and_the_
     browser.get_by_text(re.compile(r"best-\d+\.safetensors")).first.wait_for()
     shot(browser, "5-artifacts")
 
-    # Two runs compared
+    # The runs of the sweep compared
     browser.goto("about:blank")
-    browser.goto(link)
-    browser.get_by_text(best.info.run_name, exact=True).first.wait_for()
-    for index in (0, 1):
+    browser.goto(sweep)
+    browser.get_by_text("3 matching runs").wait_for()
+    for index in range(3):
         browser.locator(".ag-selection-checkbox input").nth(index).click()
     browser.get_by_role("button", name="Compare").first.click()
-    browser.get_by_text(re.compile("Comparing 2 Runs")).first.wait_for()
+    browser.get_by_text(re.compile("Comparing 3 Runs")).first.wait_for()
+    browser.get_by_text("Show diff only").first.click()
     browser.wait_for_timeout(3000)
     shot(browser, "6-compare")
-    assert "optimizer.learning_rate" in browser.inner_text("body")
+    seen = browser.inner_text("body")
+    assert "optimizer.learning_rate" in seen and all(name in seen for name in runs)
 
 
 def shot(browser, name: str) -> None:

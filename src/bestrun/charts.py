@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .plots import _figure, _series
+from .plots import finite_points, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,13 +46,13 @@ def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
     """Validation accuracy above validation loss of several runs; each best a star, each resume an upright stroke."""
     from matplotlib.lines import Line2D
 
-    figure = _figure(8.0, 7.0 + 0.22 * math.ceil(len(curves) / 3))
+    figure = new_figure(8.0, 7.0 + 0.22 * math.ceil(len(curves) / 3))
     figure.suptitle(title, parse_math=False)
     accuracy = figure.add_subplot(2, 1, 1)
     loss = figure.add_subplot(2, 1, 2, sharex=accuracy)
     for axes, key in ((accuracy, "val/accuracy"), (loss, "val/loss")):
         for index, curve in enumerate(curves):
-            (colour, style), (steps, values) = line_look(index), _series(curve.history, key)
+            (colour, style), (steps, values) = line_look(index), finite_points(curve.history, key)
             marker = "." if len(steps) < 30 else ""
             axes.plot(steps, values, color=colour, linestyle=style, marker=marker, linewidth=1.4)
             for mark, size, at in (("*", 13, [curve.best_step]), ("|", 16, curve.resumed)):
@@ -102,7 +102,7 @@ def disagreements_figure(
     rows = math.ceil(len(shown) / columns) or 1
     tall = min(images.shape[1] / images.shape[2], 2.0)
     lines = math.ceil(len(predictions) / 2)
-    figure = _figure(2.1 * columns, 1.0 + max(1.2, rows * (0.5 + 0.17 * lines + 1.8 * tall)))
+    figure = new_figure(2.1 * columns, 1.0 + max(1.2, rows * (0.5 + 0.17 * lines + 1.8 * tall)))
     count = f"{len(differing):,} of {len(labels):,} images" + f", {len(shown)} shown" * (len(differing) > len(shown))
     figure.suptitle(f"{title}\n{count}", parse_math=False, fontsize=11)
     if not len(shown):
@@ -139,7 +139,7 @@ def parallel_coordinates_figure(
     found = np.array([values[index] for index in drawn], float)
     keys = [key for key in points[0] if len({point[key] for point in points}) > 1] or list(points[0])
     scales = [_scale([points[index][key] for index in drawn]) for key in keys]
-    figure = _figure(max(8.0, 1.7 * (len(keys) + 1) + 1.0), 5.6)
+    figure = new_figure(max(8.0, 1.7 * (len(keys) + 1) + 1.0), 5.6)
     figure.suptitle(title, parse_math=False)
     axes = figure.add_subplot()
     whole = found[[complete[index] for index in drawn]]
@@ -175,7 +175,7 @@ def parallel_coordinates_figure(
 def importances_figure(importances: Mapping[str, float], metric: str, title: str) -> Figure:
     """A bar a setting, the most important on top."""
     shares = sorted(importances.items(), key=lambda item: item[1])
-    figure = _figure(7.0, 1.4 + 0.4 * len(shares))
+    figure = new_figure(7.0, 1.4 + 0.4 * len(shares))
     axes = figure.add_subplot()
     bars = axes.barh(range(len(shares)), [100 * share for _, share in shares], color=COLOURS[0])
     axes.bar_label(bars, [f"{100 * share:.0f} %" for _, share in shares], padding=3)
@@ -236,7 +236,7 @@ def _round_numbers(low: float, high: float, log: bool) -> NDArray[np.float64]:
 
 def _leave_out_the_begin(axes: Any, curves: Sequence[Curve]) -> None:
     """Of many evaluations the worst tenth, the begin, may lie below: else nothing is seen of the rest."""
-    values = [value for curve in curves for value in _series(curve.history, "val/accuracy")[1]]
+    values = [value for curve in curves for value in finite_points(curve.history, "val/accuracy")[1]]
     if len(values) >= 20 * len(curves):
         low, high = float(np.quantile(values, 0.1)), max(values)
         if high > low:

@@ -94,7 +94,7 @@ def curve_text(
     from .screen import shown_value
 
     name = metric.removeprefix("val/")
-    series = {mark: _series(history, f"{split}/{name}") for mark, split in ((".", "train"), ("o", "val"))}
+    series = {mark: finite_points(history, f"{split}/{name}") for mark, split in ((".", "train"), ("o", "val"))}
     values = np.array([value for _, found in series.values() for value in found])
     low, high = (
         (np.quantile(values, 0.1), values.max()) if name == "accuracy" else (values.min(), np.quantile(values, 0.9))
@@ -120,7 +120,7 @@ def confusion_matrix_figure(matrix: NDArray[np.integer[Any]], title: str) -> Fig
     classes = len(matrix)
     counted = classes <= MOST_CLASSES_WITH_COUNTS
     size = 3.2 + 0.4 * min(max(classes, 5), MOST_CLASSES_WITH_COUNTS)
-    figure = _figure(size + 0.8, size)
+    figure = new_figure(size + 0.8, size)
     axes = figure.add_subplot()
     # Not linear: a handful of errors beside a thousand hits would have the colour of zero.
     norm = PowerNorm(0.4, vmin=0, vmax=max(1, int(matrix.max(initial=0))))
@@ -150,7 +150,7 @@ def example_errors_figure(
     columns = math.ceil(math.sqrt(len(shown))) or 1
     rows = math.ceil(len(shown) / columns) or 1
     tall = images.shape[1] / images.shape[2]
-    figure = _figure(max(4.5, 2.1 * columns), 0.8 + max(1.5, rows * (0.4 + 1.9 * min(tall, 3.0))))
+    figure = new_figure(max(4.5, 2.1 * columns), 0.8 + max(1.5, rows * (0.4 + 1.9 * min(tall, 3.0))))
     if not len(shown):
         figure.suptitle(title, parse_math=False)
         figure.text(0.5, 0.45, f"no errors in {len(labels):,} images", ha="center", va="center", fontsize=14)
@@ -186,7 +186,7 @@ def filters_figure(kernel: NDArray[np.floating[Any]], title: str) -> Figure:
 
     tall = mosaic.shape[0] / mosaic.shape[1]
     across = 8.0 if columns <= 16 else 12.0
-    figure = _figure(across, min(12.0, max(3.0, (across - 1.5) * tall + 1.2)))
+    figure = new_figure(across, min(12.0, max(3.0, (across - 1.5) * tall + 1.2)))
     axes = figure.add_subplot()
     finite = np.abs(mosaic[np.isfinite(mosaic)])
     extreme = float(finite.max(initial=0)) or 1.0
@@ -211,14 +211,14 @@ def curves_figure(
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = _figure(8.0, 6.5)
+    figure = new_figure(8.0, 6.5)
     figure.suptitle(title, parse_math=False)
     accuracy = figure.add_subplot(2, 1, 1)
     loss = figure.add_subplot(2, 1, 2, sharex=accuracy)
     for axes, name, label in ((accuracy, "accuracy", "accuracy"), (loss, "loss", "loss (cross-entropy, nats)")):
         drawn: list[float] = []
         for split, colour in (("train", TRAIN_COLOUR), ("val", VALIDATION_COLOUR)):
-            steps, values = _series(history, f"{split}/{name}")
+            steps, values = finite_points(history, f"{split}/{name}")
             drawn += values
             marker = "." if len(steps) < 30 else ""
             axes.plot(steps, values, color=colour, marker=marker, label={"val": "validation"}.get(split, split))
@@ -246,10 +246,10 @@ def coinciding_figure(
     one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], resumed: Sequence[int]
 ) -> Figure:
     """The validation accuracy of a run that was killed and resumed, `other`, over that of one that never was."""
-    figure = _figure(8.0, 4.0)
+    figure = new_figure(8.0, 4.0)
     axes = figure.add_subplot()
-    axes.plot(*_series(one, "val/accuracy"), color="#E69F00", linewidth=6, alpha=0.5, label="never killed")
-    axes.plot(*_series(other, "val/accuracy"), color=VALIDATION_COLOUR, linewidth=1.4, label="killed and resumed")
+    axes.plot(*finite_points(one, "val/accuracy"), color="#E69F00", linewidth=6, alpha=0.5, label="never killed")
+    axes.plot(*finite_points(other, "val/accuracy"), color=VALIDATION_COLOUR, linewidth=1.4, label="killed and resumed")
     for number, step in enumerate(resumed):
         axes.axvline(step, color="#CC79A7", linestyle="--", label="" if number else "kill -9, resumed from here")
     axes.set(xlabel="step (optimizer updates)", ylabel="validation accuracy", title="the same run, bit for bit")
@@ -268,9 +268,9 @@ def _confusions_text(matrix: NDArray[np.integer[Any]], most: int = 20) -> str:
     return "\n".join([f"the {len(order)} most frequent confusions of {np.count_nonzero(errors)}", *lines])
 
 
-def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    points = [(int(row["step"]), row.get(key)) for row in history]
-    finite = [(step, float(value)) for step, value in points if value is not None and math.isfinite(value)]
+def finite_points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    pairs = [(int(row["step"]), row.get(key)) for row in history]
+    finite = [(step, float(value)) for step, value in pairs if value is not None and math.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
 
 
@@ -279,7 +279,7 @@ def _extent(name: str, count: int) -> str:
     return f"{name}s ({shown})"
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, `width` x `height` inches, that draws with Agg: pixels in memory, no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
