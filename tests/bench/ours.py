@@ -1,0 +1,71 @@
+"""Our training steps alone, and the rate at which this machine multiplies matrices, in one process, in turn.
+
+`python -m tests.bench.ours` prints one line of JSON.
+"""
+
+import json
+import statistics
+import time
+
+import numpy as np
+
+from bestrun import device, loop
+from bestrun.compose import compose
+from bestrun.data import batch_indices, load_dataset
+from bestrun.model import build_model, build_optimizer
+
+
+def step_flops(batch: int = 64) -> int:
+    """Of one training step of the default network: a multiplication and an addition are two.
+
+    Forward once; backward as much again for the weights, and once more for what the layer gets, which the first
+    layer's images do not need. Pooling, ReLU, bias and Adam are left out.
+    """
+    convolution1 = 28 * 28 * 5 * 5 * 1 * 16
+    convolution2 = 14 * 14 * 5 * 5 * 16 * 36
+    dense1, dense2 = 7 * 7 * 36 * 128, 128 * 10
+    return 2 * batch * (2 * convolution1 + 3 * (convolution2 + dense1 + dense2))
+
+
+def main() -> dict[str, float]:
+    device.prepare(None)
+    import tensorflow as tf
+
+    data, config = load_dataset("mnist"), compose([]).config
+    model = build_model(image_shape=data.image_shape, num_classes=10, seed=0, **dict(config.model))
+    optimizer = build_optimizer(model=model, **dict(config.optimizer))
+    run_steps = loop.compile_steps(model, optimizer, data.train, config)
+    rates = np.full(100, config.optimizer.learning_rate, "float32")
+
+    def steps(first: int, count: int) -> float:
+        batches = batch_indices(0, first, count, config.training.batch_size, len(data.train))
+        began = time.perf_counter()
+        run_steps(batches, rates[:count], first, 0.0, 0)
+        return time.perf_counter() - began
+
+    matrix = tf.random.stateless_normal([2048, 2048], [0, 0])
+
+    @tf.function
+    def multiply() -> tf.Tensor:
+        product = matrix
+        for _ in tf.range(10):
+            product = tf.matmul(product, matrix) / 2048
+        return product
+
+    def multiplied() -> float:
+        began = time.perf_counter()
+        multiply().numpy()
+        return 10 * 2 * 2048**3 / (time.perf_counter() - began)
+
+    steps(0, 20)
+    multiplied()
+    seconds, rate = [], []
+    for turn in range(3):
+        seconds.append(steps(20 + 100 * turn, 100))
+        rate.append(multiplied())
+    share = step_flops() * 100 / statistics.median(seconds) / statistics.median(rate)
+    return {"steps": 300, "seconds": sum(seconds), "share": share, "gflops": statistics.median(rate) / 1e9}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))
