@@ -1,4 +1,4 @@
-"""Recipes and what they are made of: augmentation, label smoothing, batch norm and dropout, each a function of the step.
+"""Recipes and their parts: augmentation, label smoothing, batch norm and dropout, each a function of the step.
 
 What the recipes reach is measured by `make bench`; here it is their runs that must survive like any other.
 """

@@ -1,24 +1,27 @@
-"""`make bench`: what safety and sweeps cost, measured on this machine, as one table and in mlruns/bench.json.
+"""`make bench`: speed against what people would use instead, and what safety and sweeps cost, on this machine.
 
-Times are noisy where others compute too, so what is compared runs in turn (A B A B ...), and medians are shown with
-their range. Nothing here is asserted. `make bench ARGS=pruning` is the long part: studies pruned and unpruned, about
-an hour.
+One table, on screen and in mlruns/bench.json, with what is to be reached. Times are noisy where others compute too, so
+what is compared runs in turn (A B A B ...), and medians are shown with their range. Nothing here is asserted.
+
+`make bench` runs peers, fast, start and safety, about an hour; ARGS=PART runs one part: also accurate (five seeds of
+recipe=accurate, forty minutes), growth (longer and more, an hour) and pruning (studies pruned and unpruned, an hour).
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from .store import growth
+from .growth import growth
+from .speed import accurate, fast, peers, start
+from .store import runs_growth
 from .sweeps import overhead, planning, pruning, workers
-
-REPEATS = 5
+from .table import in_turn, keep, row, section
 
 
 def saving() -> list[float]:
@@ -89,24 +92,8 @@ def default_run(tracking: str) -> float:
     return (times[800] - times[200]) / 1000
 
 
-def in_turn(measures: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(REPEATS):
-        for name, measure in measures.items():
-            found[name].append(measure())
-            print(".", end="", flush=True)
-    print()
-    return found
-
-
-def row(what: str, values: list[float], unit: str, limit: float, at_least: bool = False) -> dict[str, object]:
-    middle = statistics.median(values)
-    mark = "" if middle == limit or (middle > limit) == at_least else "  <-- falls short"
-    print(f"{what:<58} {middle:8.2f} {unit:<3} ({min(values):.2f} to {max(values):.2f})   to reach: {limit:g}{mark}")
-    return {"what": what, "unit": unit, "median": middle, "values": values, "to_reach": limit}
-
-
-def main() -> None:
+def safety() -> list[dict[str, Any]]:
+    section("what safety, tracking and sweeps cost")
     seconds = in_turn({name: lambda name=name: default_run(name) for name in ("off", "on")})  # type: ignore[misc]
     cost = [100 * (on / off - 1) for on, off in zip(seconds["on"], seconds["off"], strict=True)]
     rows = [
@@ -116,7 +103,7 @@ def main() -> None:
         row("a grid of 500 points, composed and checked", planning(), "s", 30),
         row("a trial of local workers, beside training and MLflow", overhead(), "s", 0.5),
     ]
-    more = growth()
+    more = runs_growth()
     rows += [
         row("bestrun runs, with 5,000 runs against 20", more["list s"], "s", 1),
         row("the look-up of best, with 5,000 runs against 20", more["best s"], "s", 1),
@@ -125,11 +112,20 @@ def main() -> None:
     ]
     both = [workers() for _ in range(3)]
     ratio = [pair[1] / pair[2] for pair in both]
-    rows.append(row("two workers of one thread against one of two", ratio, "x", 1.4, at_least=True))
-    Path("mlruns/bench.json").write_text(json.dumps(rows, indent=2))
+    return [*rows, row("two workers of one thread against one of two", ratio, "x", 1.4, at_least=True)]
 
 
-if sys.argv[1:] == ["pruning"]:
-    pruning()
-else:
-    main()
+PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "peers": peers,
+    "fast": fast,
+    "start": start,
+    "safety": safety,
+    "accurate": accurate,
+    "growth": growth,
+    "pruning": pruning,
+}
+
+for part in sys.argv[1:] or ("peers", "fast", "start", "safety"):
+    if part not in PARTS:
+        sys.exit(f"{part}: there is no such part; type one of {', '.join(PARTS)}")
+    keep(part, PARTS[part]())

@@ -108,14 +108,14 @@ find_run(connect(os.environ["MLFLOW_TRACKING_URI"]), "best", experiment="digits"
 """
 
 
-def growth() -> dict[str, list[float]]:
+def runs_growth() -> dict[str, list[float]]:
     """What 5,000 runs cost more than 20, of a list of 20 and of the look-up of `best`: seconds, and MB at the most."""
     found: dict[str, list[float]] = {key: [] for key in ("list s", "list MB", "best s", "best MB")}
     with tempfile.TemporaryDirectory() as place:
-        few, many = (_made_elsewhere(Path(place) / f"{runs}.db", runs) for runs in (20, 5000))
+        few, many = (made_elsewhere(Path(place) / f"{runs}.db", runs) for runs in (20, 5000))
         for _ in range(REPEATS):
             for what, words in (("list", LIST), ("best", ["-c", BEST])):
-                (seconds, memory), (seconds_many, memory_many) = _process(words, few), _process(words, many)
+                (seconds, memory), (seconds_many, memory_many) = process(words, few), process(words, many)
                 found[f"{what} s"].append(seconds_many - seconds)
                 found[f"{what} MB"].append(memory_many - memory)
                 print(".", end="", flush=True)
@@ -123,13 +123,13 @@ def growth() -> dict[str, list[float]]:
     return found
 
 
-def _made_elsewhere(path: Path, runs: int) -> str:
+def made_elsewhere(path: Path, runs: int) -> str:
     """In a process of its own: a child's memory counts from what its parent had when it was started."""
     done = subprocess.run([sys.executable, "-m", __name__, path, str(runs)], check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 
-def _process(words: list[str], uri: str) -> tuple[float, float]:
+def process(words: list[str], uri: str) -> tuple[float, float]:
     """Seconds from start to end of a new process, and the most memory it had."""
     began = time.perf_counter()
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}

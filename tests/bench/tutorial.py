@@ -1,4 +1,4 @@
-"""Peer 1: the tutorial's way, in TensorFlow's graph mode: placeholders, feed_dict, Saver, an evaluation every 100 steps.
+"""Peer 1: the tutorial's way, in graph mode: placeholders, feed_dict, Saver, an evaluation every 100 steps.
 
 `python -m tests.bench.tutorial steps|whole|reach [SEED]` prints one line of JSON.
 """

@@ -1,0 +1,59 @@
+"""One table on screen and in mlruns/bench.json: what was measured, its spread, what is to be reached."""
+
+import datetime
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+FILE = Path("mlruns/bench.json")
+REPEATS = 5
+PACKAGES = ("bestrun", "tensorflow", "keras", "mlflow", "numpy")
+
+
+def in_turn(measures: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Each measure REPEATS times, A B A B ..., so that a busy minute of the machine hits all of them."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(REPEATS):
+        for name, measure in measures.items():
+            found[name].append(measure())
+            print(".", end="", flush=True)
+    print()
+    return found
+
+
+def section(title: str) -> None:
+    print(f"\n{title}", flush=True)
+
+
+def row(
+    what: str, values: list[float], unit: str, limit: float | None = None, at_least: bool = False
+) -> dict[str, Any]:
+    middle = statistics.median(values)
+    spread = f"({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    text = f"{what:<70} {middle:8.2f} {unit:<7} {spread:<20}"
+    if limit is not None:
+        mark = "" if middle == limit or (middle > limit) == at_least else "  <-- falls short"
+        text += f" to reach: {'>=' if at_least else '<='} {limit:g}{mark}"
+    print(text.rstrip(), flush=True)
+    return {"what": what, "unit": unit, "median": middle, "values": values, "to_reach": limit, "at_least": at_least}
+
+
+def keep(part: str, rows: list[dict[str, Any]]) -> None:
+    """Put the rows of a part into the file, beside those of the others."""
+    parts = json.loads(FILE.read_text()) if FILE.exists() else {}
+    processor = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    parts = parts if isinstance(parts, dict) else {}  # a list in older versions
+    parts[part] = {
+        "date": datetime.date.today().isoformat(),
+        "processor": processor,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "rows": rows,
+    }
+    FILE.write_text(json.dumps(parts, indent=2))
