@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from . import device
+
 Array = np.ndarray[Any, Any]
 Predict = Callable[[Array], Array]
 
@@ -30,7 +32,12 @@ def compile_predict(model: keras.Model, batch_size: int) -> Predict:
 
     @tf.function(input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)])  # type: ignore[untyped-decorator]
     def predict_batch(images: Any) -> Any:
-        return model(images, training=False)
+        if device.parts() == 1:
+            return model(images, training=False)
+        count = tf.shape(images)[0]
+        half = (count + 1) // 2
+        halves = images[:half], images[tf.minimum(half, count - 1) :]  # one image twice: oneDNN takes no empty batch
+        return tf.concat([model(images, training=False) for images in halves], axis=0)[:count]
 
     def predict(images: Array) -> Array:
         batches = [predict_batch(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]

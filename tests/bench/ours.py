@@ -43,19 +43,20 @@ def main() -> dict[str, float]:
         run_steps(batches, rates[:count], first, 0.0, 0)
         return time.perf_counter() - began
 
-    matrix = tf.random.stateless_normal([2048, 2048], [0, 0])
+    matrices = [tf.random.stateless_normal([2048, 2048], [0, part]) for part in range(device.parts())]
 
     @tf.function
-    def multiply() -> tf.Tensor:
-        product = matrix
-        for _ in tf.range(10):
-            product = tf.matmul(product, matrix) / 2048
-        return product
+    def multiply() -> list[tf.Tensor]:
+        products = matrices
+        for _ in range(10):
+            products = [tf.matmul(product, matrix) / 2048 for product, matrix in zip(products, matrices, strict=True)]
+        return products
 
     def multiplied() -> float:
+        """As many multiplications at once as there are parts of a batch: all threads work."""
         began = time.perf_counter()
-        multiply().numpy()
-        return 10 * 2 * 2048**3 / (time.perf_counter() - began)
+        [product.numpy() for product in multiply()]
+        return 10 * len(matrices) * 2 * 2048**3 / (time.perf_counter() - began)
 
     steps(0, 20)
     multiplied()
