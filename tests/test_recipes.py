@@ -30,7 +30,7 @@ def images(small_mnist_npz):
 
 @pytest.mark.parametrize("recipe", ["quick", "fast", "accurate"])
 def test_recipe_killed_and_resumed_equals_uninterrupted(bestrun, home, small_mnist_npz, recipe):
-    filters = "model.num_filters=[4,8,8]" if recipe == "accurate" else "model.num_filters=[4,8]"
+    filters = "model.num_filters=[4,8,8,8]" if recipe == "accurate" else "model.num_filters=[4,8]"
     steps = ["training.max_steps=90", "training.evaluate_every_steps=30", "training.patience_steps=90"]
     words = [f"recipe={recipe}", "data=npz", f"data.path={small_mnist_npz}", filters, "training.batch_size=16", *steps]
     assert bestrun("train", *words, "name=whole").code == 0

@@ -24,9 +24,7 @@ from .journal import Journal
 log = logging.getLogger("bestrun")
 
 FORMAT = 1
-MOST_BYTES = (
-    4 << 30
-)  # of a file, which is read whole: 350 million weights with Adam's state. Disks have sparse terabytes
+MOST_BYTES = 4 << 30  # of a file, which is read whole: 350 million weights with Adam's state
 Tensors = dict[str, np.ndarray[Any, Any]]
 
 
@@ -169,10 +167,15 @@ def _parse(path: Path, data: bytes, sha256: str) -> Checkpoint:
         digest = header.pop("digest")
         if digest != _digest(header, tensors):
             raise ValueError("digest differs")
-        names = {field.name for field in fields(LoopState)}
-        if set(header["state"]) != names:
+        if set(header["state"]) != {field.name for field in fields(LoopState)}:
             raise ValueError("unknown loop state")
         state = LoopState(**header["state"])
+        counts = (state.step, state.best_step, state.correct, state.images)
+        amounts = (state.best_value or 0.0, state.loss_sum, state.seconds)
+        names = (header["run"], header["config_digest"], header["data_digest"])
+        for values, kind in ((counts, int), (amounts, float), (names, str)):
+            if not all(type(value) is kind for value in values):
+                raise ValueError("a value of another type")
         return Checkpoint(tensors, state, header["run"], header["config_digest"], header["data_digest"], sha256, path)
     except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise VerificationError(f"{path}: damaged: its content is not what was written ({error})") from error

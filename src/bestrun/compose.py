@@ -152,6 +152,11 @@ def _check_files(recipe: str | None) -> None:
             raise SettingsError(f"{file}: a recipe changes settings anywhere; begin it with # @package _global_")
 
 
+def has_aliases(text: str) -> bool:
+    """Whether a part of YAML stands for another one: a line more doubles such a text's values."""
+    return any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+
+
 def read_file(name: str) -> str:
     """The text of a file of conf/, which is YAML without what settings do not need.
 
@@ -162,7 +167,7 @@ def read_file(name: str) -> str:
     try:
         text = file.read_text("utf-8")
         node = yaml.compose(text, yaml.SafeLoader)
-        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+        aliases = has_aliases(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise SettingsError(f"{file}: {_reason(error)}") from None
     if text.startswith("\ufeff"):
@@ -211,9 +216,10 @@ def read_config(path: Path) -> Config:
         VerificationError: they are not settings of this version.
     """
     try:
-        settings = yaml.safe_load(path.read_text())
-        if not isinstance(settings, dict):
-            raise ValueError("not a mapping")
+        text = path.read_text()
+        settings = yaml.safe_load(text)
+        if not isinstance(settings, dict) or has_aliases(text):
+            raise ValueError("not a mapping of plain values")
         _derive_again(settings)
         return validate(settings)[0]
     except Exception as error:

@@ -107,6 +107,8 @@ def build_restored(
     Raises:
         VerificationError: `source` does not fit this network.
     """
+    if name not in NETWORKS:
+        raise VerificationError(f"{source}: of a network {name[:80]!r}, for which {__file__} has no function")
     with keras.StatelessScope(initialize_variables=False):  # names and shapes alone
         sketch = NETWORKS[name](image_shape, num_classes, **settings)
     refuse_misfit(named_variables(sketch), tensors, source)
