@@ -68,7 +68,7 @@ def main(mode: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{Path(folder) / 'mlflow.db'}")
-        mlflow.tensorflow.autolog()
+        mlflow.tensorflow.autolog(log_datasets=False)  # it would read the repeated data set to an end that never comes
         callbacks = [
             keras.callbacks.EarlyStopping(monitor="val_accuracy", patience=10),
             keras.callbacks.ModelCheckpoint("best.keras", monitor="val_accuracy", save_best_only=True),
