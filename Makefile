@@ -49,7 +49,7 @@ lint: setup ## style, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup ## measure speed and overhead; ARGS=pruning: what pruning saves, about an hour
+bench: setup ## measure against peers, and what safety costs, forty minutes; ARGS=PART: see tests/bench/__main__.py
 	$(BIN)/python -m tests.bench $(ARGS)
 
 pictures: setup ## make the pictures of README and docs anew, from real runs (about ten minutes; needs Chromium)

@@ -12,6 +12,7 @@ from bestrun.compose import Composed, compose, conf_dir
 from bestrun.config import Config, digest, flatten, mask_uri, to_yaml
 from bestrun.errors import SettingsError
 from bestrun.messages import validate
+from bestrun.space import plan
 
 
 def refusal(*overrides: str) -> list[str]:
@@ -243,6 +244,24 @@ def test_a_bad_recipe_file_is_refused_and_nothing_in_it_runs(row: str, recipe, t
     recipe(text)
     assert words in refusal("recipe=mine")[0]
     assert [file.name for file in tmp_path.iterdir()] == ["conf"]
+
+
+# Rows of the table that are a value of a setting, not a fault of the command line's grammar or of YAML's
+VALUES = [row for row in REFUSED[: REFUSED.index("lerning_rate=1")] if row.isprintable() and row[-1] not in ":}"]
+
+
+@pytest.mark.parametrize("override", VALUES, ids=[row[:60] for row in VALUES])
+def test_a_bad_value_is_refused_in_a_recipe_file_and_in_a_sweep(override: str, recipe) -> None:
+    key, _, value = override.partition("=")
+    section, _, rest = key.rpartition(".")
+    value = value or "''"  # as YAML writes it
+    groups = ("optimizer", "schedule", "augmentation", "model", "data")
+    if key not in (*groups, "recipe"):  # options are chosen by a recipe's defaults, which is another table
+        recipe(f"{section}:\n  {rest}: {value}" if section else f"{key}: {value}")
+        assert key.split(".")[0] in refusal("recipe=mine")[0]
+    with pytest.raises(SettingsError) as caught:
+        plan([override, "seed=1,2"])
+    assert key.split(".")[0] in str(caught.value)
 
 
 def test_command_line_beats_recipe_beats_group_beats_config(recipe) -> None:

@@ -1,9 +1,12 @@
 """`bestrun ui`: a free port, a link to where a person wants to be, and no process left behind."""
 
+import contextlib
+import http.client
 import os
 import re
 import signal
 import socket
+import sqlite3
 import time
 import urllib.request
 from pathlib import Path
@@ -66,3 +69,33 @@ def test_an_empty_store_is_said_to_be_empty(ui, home):
     assert "there are no runs yet; the first is made by: bestrun train" in process.out
     process.kill(signal.SIGTERM)
     assert process.wait(30).code == 0
+
+
+def asked(port: str, host: str, method: str = "GET", path: str = "/", **headers: str) -> tuple[int, str | None]:
+    """The status of the server's answer to a request that says it is for `host`, and whether it may be framed."""
+    body = b'{"name": "from-a-page"}' if method == "POST" else None
+    said = {"Host": host} | {key.replace("_", "-"): value for key, value in headers.items()}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)) as connection:
+        connection.request(method, path, body, said)
+        with connection.getresponse() as answer:
+            return answer.status, answer.getheader("X-Frame-Options")
+
+
+def test_only_this_machine_and_no_foreign_page_can_ask(ui, bestrun, home, settings):
+    process = ui()
+    port = re.search(r"http://127.0.0.1:(\d+)", process.out)[1]
+    with socket.socket() as elsewhere, pytest.raises(ConnectionRefusedError):
+        elsewhere.connect(("127.0.0.2", int(port)))  # bound to one address, not to all
+    create = "/api/2.0/mlflow/experiments/create"
+    page = {"Origin": "http://evil.example", "Content_Type": "application/json"}
+    form = {"Origin": "http://evil.example", "Content_Type": "text/plain"}
+    answers = {
+        "own page": asked(port, f"127.0.0.1:{port}"),
+        "foreign host": asked(port, "evil.example")[0],
+        "foreign host with the port": asked(port, f"evil.example:{port}")[0],
+        "foreign origin": asked(port, f"127.0.0.1:{port}", "POST", create, **page)[0],
+        "form of a foreign page": asked(port, f"127.0.0.1:{port}", "POST", create, **form)[0],
+    }
+    assert answers == {"own page": (200, "SAMEORIGIN")} | {row: 403 for row in list(answers)[1:]}
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
+        assert ("from-a-page",) not in database.execute("SELECT name FROM experiments").fetchall()

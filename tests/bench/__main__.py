@@ -3,8 +3,8 @@
 One table, on screen and in mlruns/bench.json, with what is to be reached. Times are noisy where others compute too, so
 what is compared runs in turn (A B A B ...), and medians are shown with their range. Nothing here is asserted.
 
-`make bench` runs peers, fast, start and safety, about an hour; ARGS=PART runs one part: also accurate (five seeds of
-recipe=accurate, forty minutes), growth (longer and more, an hour) and pruning (studies pruned and unpruned, an hour).
+`make bench` runs peers, fast, start and safety: forty minutes; ARGS=PART runs one part: also sweeps (fifteen), accurate
+(five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each.
 """
 
 import json
@@ -93,13 +93,19 @@ def default_run(tracking: str) -> float:
 
 
 def safety() -> list[dict[str, Any]]:
-    section("what safety, tracking and sweeps cost")
+    section("what safety and tracking cost")
     seconds = in_turn({name: lambda name=name: default_run(name) for name in ("off", "on")})  # type: ignore[misc]
     cost = [100 * (on / off - 1) for on, off in zip(seconds["on"], seconds["off"], strict=True)]
-    rows = [
+    return [
         row("best + journal line + last, fsynced, an evaluation", saving(), "ms", 50),
         row("tracking, of a default run after start-up", cost, "%", 2),
         row("tracking, its thread's share of the run's processor time", shares, "%", 2),
+    ]
+
+
+def sweeps() -> list[dict[str, Any]]:
+    section("what sweeps and look-ups cost")
+    rows = [
         row("a grid of 500 points, composed and checked", planning(), "s", 30),
         row("a trial of local workers, beside training and MLflow", overhead(), "s", 0.5),
     ]
@@ -120,6 +126,7 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "fast": fast,
     "start": start,
     "safety": safety,
+    "sweeps": sweeps,
     "accurate": accurate,
     "growth": growth,
     "pruning": pruning,
