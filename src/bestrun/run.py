@@ -214,9 +214,11 @@ def carry_through(
     began = time.perf_counter()
     with signals.handled():
         try:
-            mirror.start()
-            from . import device, loop
-            from .gallery import Gallery
+            try:
+                from . import device, loop
+                from .gallery import Gallery
+            finally:
+                mirror.start()  # not before: importing MLflow would take turns with importing TensorFlow
 
             device.prepare(config.threads)
             with closing(Gallery(folder, journal, data, config)) as gallery:
