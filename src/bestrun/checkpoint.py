@@ -171,7 +171,7 @@ def _parse(path: Path, data: bytes, sha256: str) -> Checkpoint:
             raise ValueError("unknown loop state")
         state = LoopState(**header["state"])
         counts = (state.step, state.best_step, state.correct, state.images)
-        amounts = (state.best_value or 0.0, state.loss_sum, state.seconds)
+        amounts = (state.loss_sum, state.seconds, 0.0 if state.best_value is None else state.best_value)
         names = (header["run"], header["config_digest"], header["data_digest"])
         for values, kind in ((counts, int), (amounts, float), (names, str)):
             if not all(type(value) is kind for value in values):
