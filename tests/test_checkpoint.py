@@ -11,7 +11,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bestrun.checkpoint import LoopState, load, remove_older, save
+from bestrun.checkpoint import LoopState, encode, load, remove_older, save
 from bestrun.errors import VerificationError
 
 STAMP = dict(run_name="a-run", config_digest="c" * 64, data_digest="d" * 64)
@@ -31,7 +31,7 @@ def tensors():
 @pytest.fixture
 def saved(tmp_path, tensors):
     path = tmp_path / "best-300.safetensors"
-    return path, save(path, tensors, STATE, **STAMP)
+    return path, save(path, encode(tensors, STATE, **STAMP))
 
 
 def test_what_was_saved_is_what_is_loaded(saved, tensors):
@@ -53,7 +53,8 @@ def test_the_same_state_gives_the_same_bytes_in_another_process(tmp_path, saved)
         "     'model/layer_fc1/kernel': r.normal(size=(20, 8)).astype('float32')}\n"
         "s = LoopState(step=300, best_step=200, best_value=0.9876,\n"
         "              loss_sum=1.25e-5, correct=7, images=64, seconds=1.5)\n"
-        "print(save(Path(sys.argv[1]), t, s, run_name='a-run', config_digest='c' * 64, data_digest='d' * 64))"
+        "stamp = dict(run_name='a-run', config_digest='c' * 64, data_digest='d' * 64)\n"
+        "print(save(Path(sys.argv[1]), encode(t, s, **stamp)))"
     )
     other = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "other.safetensors")], capture_output=True, text=True, check=True
@@ -63,7 +64,7 @@ def test_the_same_state_gives_the_same_bytes_in_another_process(tmp_path, saved)
 
 def test_a_transposed_array_is_saved_rightly(tmp_path):
     transposed = np.arange(12, dtype="float32").reshape(3, 4).T
-    save(tmp_path / "t", {"model/a/kernel": transposed}, STATE, **STAMP)
+    save(tmp_path / "t", encode({"model/a/kernel": transposed}, STATE, **STAMP))
     np.testing.assert_array_equal(load(tmp_path / "t").tensors["model/a/kernel"], transposed)
 
 
@@ -133,7 +134,7 @@ def test_a_file_that_is_something_else_is_refused(saved, damage):
 def test_a_good_file_in_place_of_the_promised_one_is_refused(saved, tmp_path, tensors):
     _, sha256 = saved
     other = tmp_path / "other"
-    save(other, tensors, LoopState(step=400), **STAMP)
+    save(other, encode(tensors, LoopState(step=400), **STAMP))
     assert load(other).state.step == 400
     with pytest.raises(VerificationError, match=sha256[:16]):
         load(other, sha256=sha256)

@@ -344,11 +344,11 @@ def _fill_with_zeros(path):
 
 
 def _swap_with_another_run(path):
-    from bestrun.checkpoint import save
+    from bestrun.checkpoint import encode, save
 
     whole = load(path)
     stamp = dict(config_digest=whole.config_digest, data_digest=whole.data_digest)
-    save(path, whole.tensors, whole.state, run_name="another", **stamp)
+    save(path, encode(whole.tensors, whole.state, run_name="another", **stamp))
 
 
 DAMAGES = [_flip_a_bit, _cut_off, _fill_with_zeros, _swap_with_another_run]

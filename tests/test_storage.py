@@ -225,16 +225,15 @@ def journalled(home):
     """Makes a small run with a journal and one checkpoint in the folder given."""
 
     def make(path):
-        from bestrun.checkpoint import LoopState, save
+        from bestrun.checkpoint import LoopState, encode, save
 
         folder = RunFolder(path)
         folder.path.mkdir(parents=True)
         import numpy as np
 
         tensors = {"model/a/kernel": np.arange(1000.0)}
-        sha256 = save(
-            folder.best(10), tensors, LoopState(step=10), run_name=path.name, config_digest="c", data_digest="d"
-        )
+        stamp = dict(run_name=path.name, config_digest="c", data_digest="d")
+        sha256 = save(folder.best(10), encode(tensors, LoopState(step=10), **stamp))
         with Journal(folder.journal) as journal:
             journal.append("started", **STARTED, name=path.name)
             figures = {"val/accuracy": 0.5, "val/loss": 1.0, "train/loss": 1.0, "train/accuracy": 0.5}

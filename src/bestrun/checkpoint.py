@@ -62,11 +62,10 @@ class Checkpoint:
     path: Path
 
 
-def save(path: Path, tensors: Tensors, state: LoopState, *, run_name: str, config_digest: str, data_digest: str) -> str:
-    """Write a checkpoint and return the SHA-256 of the file.
+def encode(tensors: Tensors, state: LoopState, *, run_name: str, config_digest: str, data_digest: str) -> bytes:
+    """The bytes of a checkpoint file.
 
     Raises:
-        StorageError: the disk refused; an older file at `path` is untouched.
         SettingsError: the network is too large to be read again.
     """
     # safetensors writes the memory of a transposed array as if it were contiguous, without a word: make it so first.
@@ -80,11 +79,20 @@ def save(path: Path, tensors: Tensors, state: LoopState, *, run_name: str, confi
         "state": asdict(state),
     }
     header["digest"] = _digest(header, arrays)
-    data = safetensors.numpy.save(arrays, metadata={"bestrun": _dumps(header)})
+    data: bytes = safetensors.numpy.save(arrays, metadata={"bestrun": _dumps(header)})
     if len(data) > MOST_BYTES:
         raise SettingsError(f"model: a checkpoint of {len(data):,} bytes, at most {MOST_BYTES:,}; type smaller numbers")
-    write_atomically(path, data)
-    return hashlib.sha256(data).hexdigest()
+    return data
+
+
+def save(path: Path, encoded: bytes) -> str:
+    """Write an encoded checkpoint and return the SHA-256 of the file.
+
+    Raises:
+        StorageError: the disk refused; an older file at `path` is untouched.
+    """
+    write_atomically(path, encoded)
+    return hashlib.sha256(encoded).hexdigest()
 
 
 def load(path: Path, *, sha256: str | None = None) -> Checkpoint:

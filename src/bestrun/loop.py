@@ -14,11 +14,11 @@ import tensorflow as tf
 
 from . import device
 from .augment import AUGMENTATIONS
-from .checkpoint import Checkpoint, LoopState, Tensors, is_recorded, newest_checkpoint, remove_older, save
+from .checkpoint import Checkpoint, LoopState, Tensors, encode, is_recorded, newest_checkpoint, remove_older, save
 from .config import Config
 from .data import Dataset, Split, batch_indices
 from .evaluation import compile_predict, confusions, figures
-from .folder import RunFolder, fault
+from .folder import RunFolder, fault, write_atomically
 from .gallery import Gallery
 from .journal import Event, Journal
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
@@ -97,7 +97,7 @@ def train(
                 tensors = read_variables(variables)
                 if not is_finite(tensors):  # the last update overflowed; the loss of the next step would have told
                     return Outcome("diverged", state.step, state)
-                save(folder.last, tensors, state, **stamp)
+                save(folder.last, encode(tensors, state, **stamp))
                 return Outcome(reason, state.step, state)
             began = time.perf_counter()
             steps = min(chunk, due - state.step)
@@ -155,16 +155,16 @@ def train(
 
         # Test, then commit; the order is what survives a crash. First the new best, under a name of its own: a crash
         # here leaves a file that no journal line names, and the repeated evaluation writes it again.
-        best = folder.best(state.step)
+        encoded, best = encode(tensors, state, **stamp), folder.best(state.step)
         lost = known and known["improved"] and not is_recorded(best, known["sha256"])
         if entry["improved"] and (lost or not known):
-            entry = entry | {"checkpoint": best.name, "sha256": save(best, tensors, state, **stamp)}
+            entry = entry | {"checkpoint": best.name, "sha256": save(best, encoded)}
             entry["confusions"] = confusions(logits, data.validation.labels)
         if lost or not known:  # the line of a lost best stands twice, with one time: for MLflow it is the same row
             entry = journal.append(**{"event": "evaluation", **entry})
         # A crash here leaves an older `last`: the interval is repeated, and arrives at the line just written.
         fault("F9")
-        save(folder.last, tensors, state, **stamp)
+        write_atomically(folder.last, encoded)
         # Only now is the older best of no more use: a `last` that names it is gone.
         fault("F10")
         remove_older(folder.bests(), keep=folder.best(state.best_step))

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import logging
 import math
 import os
@@ -101,11 +102,15 @@ def connect(uri: str, *, create: bool = True) -> Store:
     path = sqlite_path(uri)
     if path and not create and not path.exists():
         raise SettingsError(f"{path}: there are no runs here yet; the first is made by: bestrun train")
-    mlflow = import_mlflow()
-    with _locked(path) if path else contextlib.nullcontext():
-        client = mlflow.MlflowClient(uri)
-        if path:
-            client.search_experiments(max_results=1)
+    gc.disable()  # an eighth of MLflow's import is the collector, looking through objects that all stay
+    try:
+        mlflow = import_mlflow()
+        with _locked(path) if path else contextlib.nullcontext():
+            client = mlflow.MlflowClient(uri)
+            if path:
+                client.search_experiments(max_results=1)
+    finally:
+        gc.enable()
     return Store(uri, client)
 
 

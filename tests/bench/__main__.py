@@ -22,15 +22,15 @@ from .growth import growth
 from .speed import accurate, fast, peers, start
 from .store import runs_growth
 from .sweeps import overhead, planning, pruning, workers
-from .table import in_turn, keep, row, section
+from .table import keep, row, section
 
 
-def saving() -> list[float]:
+def saving(improved: bool) -> list[float]:
     """Milliseconds an evaluation blocks training: best, journal line and last, each with fsync, at the default size."""
     import numpy as np
 
-    from bestrun.checkpoint import LoopState, save
-    from bestrun.folder import RunFolder
+    from bestrun.checkpoint import LoopState, encode, save
+    from bestrun.folder import RunFolder, write_atomically
     from bestrun.journal import Journal
 
     shapes = [(5, 5, 1, 16), (16,), (5, 5, 16, 36), (36,), (1764, 128), (128,), (128, 10), (10,)]
@@ -47,11 +47,12 @@ def saving() -> list[float]:
         with Journal(folder.journal) as journal:
             for step in range(60):
                 began = time.perf_counter()
-                sha256 = save(folder.best(step), tensors, LoopState(step=step), **stamp)
-                journal.append("evaluation", step=step, sha256=sha256, improved=True)
-                save(folder.last, tensors, LoopState(step=step), **stamp)
+                encoded = encode(tensors, LoopState(step=step), **stamp)
+                sha256 = save(folder.best(step), encoded) if improved else ""
+                journal.append("evaluation", step=step, sha256=sha256, improved=improved)
+                write_atomically(folder.last, encoded)
                 times.append(1000 * (time.perf_counter() - began))
-                folder.best(step).unlink()
+                folder.best(step).unlink(missing_ok=True)
     return times[10:]
 
 
@@ -59,9 +60,6 @@ TRAIN = """
 import sys, time
 from bestrun import mirror
 from bestrun.cli import main
-if sys.argv.pop(1) == "off":
-    mirror.Mirror.start = lambda self: None
-    mirror.Mirror.finish = lambda self, seconds: True
 catch_up = mirror.Sender.catch_up
 def timed(self):
     sent = catch_up(self)
@@ -71,40 +69,49 @@ def timed(self):
 mirror.Sender.catch_up = timed
 main()
 """
-shares: list[float] = []  # of the processor time of the run, that its mirror's thread took in those seconds
 
 
-def default_run(tracking: str) -> float:
-    """Seconds of 600 steps of the default run, from its evaluation at step 200 on: start-up is over by then."""
+def default_run() -> dict[str, float]:
+    """A default run from its evaluation at step 200 on (start-up is over by then): its seconds, its evaluations, those
+    that improved, and the share of the run's processor time, in %, that its mirror's thread took.
+    """
     with tempfile.TemporaryDirectory() as place:
         subprocess.run(
-            [sys.executable, "-c", TRAIN, tracking, "train", "training.max_steps=800", "name=bench"],
+            [sys.executable, "-c", TRAIN, "train", "name=bench"],
             env={**os.environ, "BESTRUN_MLRUNS": place},
             check=True,
             capture_output=True,
         )
+        print(".", end="", flush=True)
         lines = (Path(place) / "runs/bench/journal.jsonl").read_text().splitlines()
-        times = {event["step"]: event["time_ms"] for event in map(json.loads, lines) if event["event"] == "evaluation"}
-        if tracking == "on":
-            seen = (Path(place) / "runs/bench/processor.txt").read_text().splitlines()
-            rows = [tuple(map(float, line.split())) for line in seen]
-            rows = [row for row in rows if times[200] <= 1000 * row[0] <= times[800]]
-            shares.append(100 * (rows[-1][1] - rows[0][1]) / (rows[-1][2] - rows[0][2]))
-    return (times[800] - times[200]) / 1000
+        events = [event for event in map(json.loads, lines) if event["event"] == "evaluation" and event["step"] >= 200]
+        first, last = events[0]["time_ms"], events[-1]["time_ms"]
+        seen = (Path(place) / "runs/bench/processor.txt").read_text().splitlines()
+        rows = [tuple(map(float, line.split())) for line in seen]
+        rows = [row for row in rows if first <= 1000 * row[0] <= last]
+    return {
+        "seconds": (last - first) / 1000,
+        "evaluations": len(events) - 1,
+        "improved": sum(event["improved"] for event in events[1:]),
+        "share": 100 * (rows[-1][1] - rows[0][1]) / (rows[-1][2] - rows[0][2]),
+    }
 
 
 def safety() -> list[dict[str, Any]]:
     section("what safety and tracking cost")
-    seconds = in_turn({name: lambda name=name: default_run(name) for name in ("off", "on")})  # type: ignore[misc]
-    cost = [100 * (on / off - 1) for on, off in zip(seconds["on"], seconds["off"], strict=True)]
-    blocked = saving()
-    interval = statistics.median(seconds["on"]) / 6
-    together = [ms / 10 / interval + statistics.median(shares) for ms in blocked]
+    runs = [default_run() for _ in range(5)]
+    print()
+    better, other = saving(improved=True), saving(improved=False)
+    blocked = [
+        run["improved"] * statistics.median(better) + (run["evaluations"] - run["improved"]) * statistics.median(other)
+        for run in runs
+    ]
+    together = [ms / 10 / run["seconds"] + run["share"] for ms, run in zip(blocked, runs, strict=True)]
     return [
-        row("best + journal line + last, fsynced, an evaluation", blocked, "ms", 50),
-        row("the same and tracking's processor time, of a run that always improves", together, "%", 2),
-        row("tracking, of a default run after start-up", cost, "%", 2),
-        row("tracking, its thread's share of the run's processor time", shares, "%", 2),
+        row("best + journal line + last, fsynced, an evaluation that improves", better, "ms", 50),
+        row("journal line + last, of one that does not", other, "ms", 50),
+        row("tracking's thread, of a default run's processor time", [run["share"] for run in runs], "%"),
+        row("tracking, journal and checkpoints together, of a default run", together, "%", 2),
     ]
 
 
