@@ -670,16 +670,22 @@ def assert_record_agrees_once(uri, folder):
 # ---- dead runs, and sync ----
 
 
+def is_in_mlflow(home):
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
+        return database.execute("select count(*) from runs").fetchone()[0] > 0
+
+
+def test_a_live_run_shows_as_running(bestrun, home, data):
+    process = bestrun.start("train", *data, "training.max_steps=100000", "training.patience_steps=100000", "name=live")
+    assert wait_for(lambda: is_in_mlflow(home), process), process.err
+    assert runs_json(bestrun, "live")["state"] == "running"
+    process.kill()
+
+
 def test_a_dead_run_shows_as_interrupted_sync_says_so_to_mlflow_and_it_resumes(bestrun, home, data, uninterrupted):
     process = bestrun.start("train", *data, *STEPS, "name=dead")
     folder = run_folder(home, "dead")
-
-    def is_in_mlflow():
-        with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
-            return database.execute("select count(*) from metrics").fetchone()[0] > 0
-
-    assert wait_for(is_in_mlflow, process), process.err
-    assert runs_json(bestrun, "dead")["state"] in ("running", "finished")
+    assert wait_for(lambda: is_in_mlflow(home) and b'"evaluation"' in folder.journal.read_bytes(), process), process.err
     process.kill()
     assert process.wait().code == -signal.SIGKILL, "it ended before it was killed"
     assert mlflow_record(sqlite_uri(home), "dead")[0].info.status == "RUNNING"
