@@ -546,6 +546,27 @@ def test_from_run_takes_weights_and_starts_at_step_0(bestrun, home, data, parent
     assert all(not tensor.any() for tensor in rest.values())
 
 
+@pytest.mark.parametrize("other", ["network", "image size", "classes"])
+def test_from_run_of_another(other, bestrun, home, data, parent, small_mnist_npz, tmp_path):
+    arrays = dict(np.load(small_mnist_npz))
+    for name in arrays:
+        if other == "image size" and name.startswith("x"):
+            arrays[name] = arrays[name][:, :27]
+        if other == "classes" and name.startswith("y"):
+            arrays[name] //= 2
+    np.savez(tmp_path / "other.npz", **arrays)
+    change = "model.fc_size=8" if other == "network" else f"data.path={tmp_path / 'other.npz'}"
+    result = bestrun("train", *data, *SHORT, change, "from_run=parent", "name=child")
+    assert result.code == 2 and result.err.startswith("error: from_run=parent: it"), result.err
+    found = {
+        "network": "'fc_size': 16",
+        "image size": "of 28x28x1 pixels and 10 classes, here 27x28x1 pixels and 10 classes",
+        "classes": "of 28x28x1 pixels and 10 classes, here 28x28x1 pixels and 5 classes",
+    }
+    assert found[other] in result.err and "weights fit only the same" in result.err
+    assert not run_folder(home, "child").path.exists()
+
+
 def test_lineage_is_recorded_in_both_runs_and_survives_a_kill_before_anything_was_saved(bestrun, home, data, parent):
     words = (*data, *SHORT, "training.max_steps=20")
     result = bestrun("train", *words, "from_run=best", "name=child")

@@ -98,11 +98,11 @@ def fetch_anywhere(reference: str, home: Path, uri: str) -> Fetched:
         return fetch(reference, home=home, uri=uri, to=place)
 
 
-def source_checkpoint(config: Config, home: Path) -> Checkpoint:
-    """What `from_run` means: the best checkpoint of a run of the same network.
+def source_checkpoint(config: Config, data: Dataset, home: Path) -> Checkpoint:
+    """What `from_run` means: the best checkpoint of a run of the same network, for images and classes like these.
 
     Raises:
-        SettingsError: no such run, or its network is another one.
+        SettingsError: no such run, or its network, its images or its classes are others.
         VerificationError, TrackingError: see `fetch`.
     """
     fetched = fetch_anywhere(str(config.from_run), home, resolve_uri(config.tracking.uri, home))
@@ -110,6 +110,14 @@ def source_checkpoint(config: Config, home: Path) -> Checkpoint:
         raise SettingsError(
             f"from_run={config.from_run}: its network is another one: {dict(fetched.config.model)}, "
             f"here {dict(config.model)}; weights fit only the same"
+        )
+    theirs, ours = (
+        f"{'x'.join(map(str, shape))} pixels and {classes} classes"
+        for shape, classes in ((fetched.image_shape, fetched.num_classes), (data.image_shape, data.num_classes))
+    )
+    if theirs != ours:
+        raise SettingsError(
+            f"from_run={config.from_run}: it learned images of {theirs}, here {ours}; weights fit only the same"
         )
     return fetched.checkpoint
 

@@ -112,7 +112,7 @@ def start(
     config = composed.config
     began = time.perf_counter()
     data = data or load_data(config)
-    source = source_checkpoint(config, home) if config.from_run else None
+    source = source_checkpoint(config, data, home) if config.from_run else None
     folder = create_run_folder(home, config.name)
     with folder.owned():
         write_atomically(folder.config, to_yaml(config).encode())
