@@ -61,6 +61,7 @@ def test_mlflow_has_each_picture_once_under_its_step_also_when_sent_again(bestru
     assert mlflow_record(uri, "k")[2] == artifacts
 
 
+@pytest.mark.slow
 def test_pictures_are_off_where_asked_and_in_sweeps(bestrun, home, settings):
     assert bestrun("train", *settings, "name=none", "pictures=false").code == 0
     assert not run_folder(home, "none").pictures.exists()

@@ -142,6 +142,7 @@ def test_without_the_setting_no_model_is_made(bestrun, home, settings):
     assert "model" not in mlflow_record(sqlite_uri(home), "plain")[2]
 
 
+@pytest.mark.slow
 def test_a_model_made_while_the_server_is_away_is_sent_by_sync(bestrun, home, settings, mlflow_server):
     mlflow_server.stop()
     try:

@@ -267,6 +267,7 @@ def test_more_runs_than_can_be_told_apart_are_refused(home, runs):
         report.of_runs(many, [], home=home / "mlruns", uri=sqlite_uri(home))
 
 
+@pytest.mark.slow
 def test_a_hundred_classes_of_photographs_stay_under_the_limit(bestrun, home, tmp_path):
     """Noise is the largest picture there is."""
     random, arrays = np.random.default_rng(0), {}

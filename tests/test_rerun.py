@@ -144,6 +144,7 @@ def test_rerun_from_mlflow_alone(bestrun, first, elsewhere):
     assert [line["val/loss"] for line in old] == [line["val/loss"] for line in new]
 
 
+@pytest.mark.slow
 def test_rerun_of_a_changed_run_has_its_first_settings(bestrun, home, settings):
     assert bestrun("train", *settings, "name=changed").code == 0
     more = ["training.max_steps=80", "training.patience_steps=80", "optimizer.learning_rate=1e-5"]
@@ -176,6 +177,7 @@ def test_rerun_of_a_child_starts_from_the_same_parent_state(bestrun, home, setti
     assert result.code == 0 and "bit by bit" in result.out, result.out + result.err
 
 
+@pytest.mark.slow
 def test_rerun_with_an_edited_file_says_so_first(home, tmp_path, first, small_mnist_npz):
     """A clone of this repository: a run at its commit, then a file edited, then the rerun."""
     root, clone = Path(__file__).parents[1], tmp_path / "clone"

@@ -280,7 +280,15 @@ def _die_while_saving(name, argv):
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("moment", ["wait 0", "wait 1", "patience - 1", "on improvement", "saving best", "after stop"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "patience - 1",
+        "saving best",
+        "after stop",
+        *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("wait 0", "wait 1", "on improvement")),
+    ],
+)
 def test_patience_survives_resume(bestrun, start_process, home, data, patient, moment, seed):
     reference = patient(seed)
     lines = reference.evaluations
