@@ -270,15 +270,20 @@ def ready_made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def home(tmp_path: Path, ready_made_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an empty, marked `mlruns/`, which this process and those it starts take for theirs."""
-    folder = tmp_path / "home"
+def make_home(folder: Path, store: Path) -> Path:
+    """Make of `folder` a home: an empty, marked `mlruns/` with a copy of `store`."""
     mlruns = folder / "mlruns"
     mlruns.mkdir(parents=True)
     (mlruns / ".bestrun").touch()
-    shutil.copyfile(ready_made_store, mlruns / "mlflow.db")
-    monkeypatch.setenv("BESTRUN_MLRUNS", str(mlruns))
+    shutil.copyfile(store, mlruns / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, ready_made_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an empty, marked `mlruns/`, which this process and those it starts take for theirs."""
+    folder = make_home(tmp_path / "home", ready_made_store)
+    monkeypatch.setenv("BESTRUN_MLRUNS", str(folder / "mlruns"))
     for name in ("TRACKING_URI", "REGISTRY_URI", "RUN_ID", "EXPERIMENT_ID", "EXPERIMENT_NAME"):
         monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
     return folder
@@ -424,10 +429,7 @@ SMALL += ["training.evaluate_every_steps=20", "training.patience_steps=60", "tra
 def trained(
     _forkserver: None, tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path, small_mnist_npz: Path
 ) -> Trained:
-    home = tmp_path_factory.mktemp("trained")
-    (home / "mlruns").mkdir()
-    (home / "mlruns" / ".bestrun").touch()
-    shutil.copyfile(ready_made_store, home / "mlruns" / "mlflow.db")
+    home = make_home(tmp_path_factory.mktemp("trained"), ready_made_store)
     command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
     result = command("train", "data=npz", f"data.path={small_mnist_npz}", *SMALL, "name=trained", "--json")
     assert result.code == 0, result.err

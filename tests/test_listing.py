@@ -20,7 +20,7 @@ from bestrun.errors import SettingsError
 from bestrun.listing import as_json, check_columns, list_runs
 from bestrun.table import as_csv, lines, usual_columns
 from bestrun.tracking import connect, find_run
-from conftest import Command, Starter, _command
+from conftest import Command, Starter, _command, make_home
 from test_run import sqlite_uri
 
 ACCURATE = 'metrics."best/accuracy" > 0.5'
@@ -30,10 +30,7 @@ ODD = 'a "quoted", b\nsecond line \x1b[31m'
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, ready_made_store):
     """One home for all tests here, which only read it: 300 runs, as years leave them."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "mlruns").mkdir()
-    (folder / "mlruns" / ".bestrun").touch()
-    shutil.copyfile(ready_made_store, folder / "mlruns" / "mlflow.db")
+    folder = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
     make_store(folder / "mlruns" / "mlflow.db", 300, evaluations=2)
     return folder
 

@@ -15,7 +15,7 @@ from PIL import Image
 from bestrun import document, report
 from bestrun.folder import RunFolder
 from bestrun.record import from_folder
-from conftest import Command, Starter
+from conftest import Command, Starter, make_home
 from test_browser import CHROMIUM, QUIET, SHOTS
 from test_run import SHORT, SMALL_NETWORK, sqlite_uri
 
@@ -68,11 +68,7 @@ def assert_self_contained(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, ready_made_store):
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "mlruns").mkdir()
-    (folder / "mlruns" / ".bestrun").touch()
-    shutil.copyfile(ready_made_store, folder / "mlruns" / "mlflow.db")
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"), ready_made_store)
 
 
 @pytest.fixture(scope="module")

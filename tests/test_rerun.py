@@ -12,17 +12,13 @@ import pytest
 from bestrun.checkpoint import load
 from bestrun.folder import RunFolder
 from bestrun.journal import read_journal
-from conftest import Command, Starter
+from conftest import Command, Starter, make_home
 from test_run import SHORT, SMALL_NETWORK, mlflow_record, sqlite_uri
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, ready_made_store):
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "mlruns").mkdir()
-    (folder / "mlruns" / ".bestrun").touch()
-    shutil.copyfile(ready_made_store, folder / "mlruns" / "mlflow.db")
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"), ready_made_store)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Restoring: what was fetched is proved, and scores exactly what was logged. The tutorial's lessons as tests."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +8,14 @@ import pytest
 
 from bestrun.checkpoint import load
 from bestrun.folder import RunFolder
-from conftest import Command, Starter
+from conftest import Command, Starter, make_home
 from test_run import SHORT, SMALL_NETWORK, mlflow_record, sqlite_uri
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, ready_made_store):
     """One home for all tests here: they read what two runs left, and put back what they damage."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "mlruns").mkdir()
-    (folder / "mlruns" / ".bestrun").touch()
-    shutil.copyfile(ready_made_store, folder / "mlruns" / "mlflow.db")
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"), ready_made_store)
 
 
 @pytest.fixture(scope="module")

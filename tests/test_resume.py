@@ -20,7 +20,7 @@ import pytest
 from bestrun.checkpoint import load
 from bestrun.folder import RunFolder, read_json
 from bestrun.journal import read_journal
-from conftest import Command, Starter, _command
+from conftest import Command, Starter, _command, make_home
 from test_run import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
 
 NETWORK = ["model.num_filters=[4,8]", "model.fc_size=16", "training.batch_size=16", "training.evaluate_every_steps=20"]
@@ -63,10 +63,7 @@ class Reference:
 
 def make_reference(tmp_path_factory, store, words):
     """One run in a home of its own, for all tests of a session."""
-    home = tmp_path_factory.mktemp("reference")
-    (home / "mlruns").mkdir()
-    (home / "mlruns" / ".bestrun").touch()
-    shutil.copyfile(store, home / "mlruns" / "mlflow.db")
+    home = make_home(tmp_path_factory.mktemp("reference"), store)
     process = Command(Starter(tmp_path_factory.mktemp("processes")), home).start(
         "train", *words, "name=uninterrupted", env={"BESTRUN_MLRUNS": str(home / "mlruns")}
     )
