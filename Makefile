@@ -41,7 +41,7 @@ train: setup ## train with the tutorial's settings, or with others: make train A
 test: setup ## the quick tests, two files at a time (a dozen minutes)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
-test-slow: setup ## kills, outages and sweeps, many times over
+test-slow: setup ## kills, outages and sweeps, many times over (an hour, more on a busy machine)
 	$(BIN)/python -m pytest -m slow
 
 lint: setup ## style, formatting, types
