@@ -76,6 +76,14 @@ class Store:
             )
         return str(found.experiment_id)
 
+    def artifacts(self, run: Any) -> Any:
+        """The repository of a run's artifacts: `log_artifact(s)`, `list_artifacts`, `download_artifacts`,
+        `delete_artifacts`. The one way to them, as MLflow's client asks for the run anew at each call.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(run.info.artifact_uri, tracking_uri=self.uri)
+
     def experiments(self, name: str | None) -> dict[str, str]:
         """ID -> name of the active experiments, or of the named one.
 
