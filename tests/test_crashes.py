@@ -112,8 +112,8 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
     from bestrun.checkpoint import newest_checkpoint
     from bestrun.folder import write_atomically
     from bestrun.gallery import Gallery
-    from bestrun.journal import is_over
-    from bestrun.mirror import Sender
+    from bestrun.history import History
+    from bestrun.sender import Sender
 
     _replace_what_computes(loop)
     folder = RunFolder(path)
@@ -124,7 +124,9 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
             write_atomically(folder.config, b"seed: 0\n")
         journal = Journal(folder.journal)
         sender = Sender(folder, uri)
-        if is_over(journal.events):  # the process died while MLflow was told; `bestrun sync` does no more than this
+        if History(
+            journal.events
+        ).stopped:  # the process died while MLflow was told; `bestrun sync` does no more than this
             sender.catch_up()
             return END
         if journal.events:
@@ -169,10 +171,10 @@ STARTED = {
 
 def _rehearse(path, config, uri):
     """A whole run that counts how often it passes each point. Prints the counts."""
-    from bestrun import folder, loop, mirror
+    from bestrun import folder, loop, sender
 
     passes = Counter()
-    for module in (folder, loop, mirror):
+    for module in (folder, loop, sender):
         module.fault = lambda point: passes.update([point])
     _own_and_finish(path, config, uri)
     print(json.dumps(passes))
@@ -488,7 +490,7 @@ def test_metrics_stay_in_step_order_though_the_clock_was_set_back(home, ready_ma
     """The first half of a run is written, then the clock goes back by an hour, then the second half comes."""
     from mlflow import MlflowClient
 
-    from bestrun.mirror import Sender
+    from bestrun.sender import Sender
 
     folder = RunFolder(home / "mlruns" / "runs" / "clock")
     folder.path.mkdir(parents=True)

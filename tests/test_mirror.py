@@ -8,7 +8,7 @@ from bestrun.tracking import connect
 def _log_the_same_datasets(uri, start):
     from mlflow.entities import Dataset, DatasetInput
 
-    from bestrun import mirror
+    from bestrun import sender
 
     store = connect(uri)
     run_id = store.client.create_run(store.experiment_id("race")).info.run_id
@@ -16,7 +16,7 @@ def _log_the_same_datasets(uri, start):
         while time.time() < start + number / 4:
             pass
         dataset = Dataset(name="data", digest=str(number), source_type="local", source="{}")
-        mirror._log_dataset(store.client, run_id, DatasetInput(dataset, []))
+        sender._log_dataset(store.client, run_id, DatasetInput(dataset, []))
 
 
 def test_runs_that_log_the_same_data_at_once_are_not_refused(start_process, home):

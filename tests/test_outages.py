@@ -14,7 +14,9 @@ import pytest
 from bestrun.errors import SettingsError
 from bestrun.folder import RunFolder, StorageError, read_json
 from bestrun.journal import Journal, read_journal
-from bestrun.mirror import Mirror, Sender, is_permanent
+from bestrun.mirror import Mirror
+from bestrun.refusals import is_permanent
+from bestrun.sender import Sender
 from proxy import Proxy
 from test_run import SMALL_NETWORK, assert_record_agrees, run_folder, sqlite_uri
 

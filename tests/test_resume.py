@@ -638,7 +638,7 @@ def test_run_known_to_mlflow_alone_is_rebuilt_and_ends_as_the_uninterrupted_one(
 def _die_uploading(name, number, journal, known, argv):
     """The command; killed when it uploads the file of this name. MLflow gets an earlier best before: training waits
     for that ahead of its evaluation `number`."""
-    from bestrun import loop, mirror
+    from bestrun import loop, sender
 
     original, passed = loop.figures, 0
 
@@ -650,10 +650,10 @@ def _die_uploading(name, number, journal, known, argv):
         return original(*args)
 
     def fault(point):
-        if point == "F6" and sys._getframe(1).f_locals["event"]["checkpoint"] == name:
+        if point == "F6" and sys._getframe(1).f_locals["best"]["checkpoint"] == name:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    loop.figures, mirror.fault = figures, fault
+    loop.figures, sender.fault = figures, fault
     _command(argv)
 
 

@@ -21,8 +21,9 @@ import pytest
 from bestrun.checkpoint import load
 from bestrun.folder import RunFolder, StorageError
 from bestrun.journal import Journal, read_journal
-from bestrun.mirror import Sender, is_permanent
+from bestrun.refusals import is_permanent
 from bestrun.screen import Screen
+from bestrun.sender import Sender
 from conftest import _command
 from test_crashes import ELSEWHERE, STARTED, evaluations, same_tensors
 

@@ -17,8 +17,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from .errors import SettingsError, VerificationError
-from .folder import RunFolder, write_atomically
+from .errors import SettingsError, UnreadableError, VerificationError
+from .folder import RunFolder, unreadable, write_atomically
 from .journal import Journal
 
 log = logging.getLogger("bestrun")
@@ -111,7 +111,7 @@ def load(path: Path, *, sha256: str | None = None) -> Checkpoint:
             raise VerificationError(f"{path}: {size:,} bytes, more than any checkpoint; it was not read")
         data = path.read_bytes()
     except OSError as error:
-        raise VerificationError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise VerificationError(f"{path}: its SHA-256 is {found[:16]}..., but {sha256[:16]}... was recorded")
@@ -140,6 +140,8 @@ def newest_checkpoint(folder: RunFolder, journal: Journal) -> Checkpoint | None:
             if path != folder.last:
                 log.warning("goes on from %s, step %d", path.name, checkpoint.state.step)
             return checkpoint
+        except UnreadableError:
+            raise  # it may be the newest state, and good
         except VerificationError as error:
             log.warning("%s", error)
     if found and journal.find("evaluation", improved=True):
@@ -151,6 +153,8 @@ def is_recorded(path: Path, sha256: str) -> bool:
     """Whether a checkpoint is there as the journal says. Where the folder was rebuilt from MLflow it may not be."""
     try:
         load(path, sha256=sha256)
+    except UnreadableError:
+        raise
     except VerificationError:
         return False
     return True

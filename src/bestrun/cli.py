@@ -102,9 +102,14 @@ def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoRetu
 @cli.command(short_help="Go on with a run: same ID, same curve, same result.", epilog=RUN_HELP)
 @click.argument("run", required=False)
 @click.argument("overrides", nargs=-1)
+@click.option(
+    "--from-mlflow", is_flag=True, help="Go on from what MLflow has; the folder on this machine is set aside."
+)
 @tracking_option
 @json_option
-def resume(run: str | None, overrides: tuple[str, ...], tracking_uri: str | None, as_json: bool) -> None:
+def resume(
+    run: str | None, overrides: tuple[str, ...], from_mlflow: bool, tracking_uri: str | None, as_json: bool
+) -> None:
     """Go on with a run: the same run ID, the same curve, the very same result.
 
     Without RUN: the latest interrupted one. A finished run is trained further with a later end:
@@ -123,7 +128,7 @@ def resume(run: str | None, overrides: tuple[str, ...], tracking_uri: str | None
         run = None
     overrides = tuple(words[1:] if run else words)
     home = find_home()
-    folder = choose(home, resolve_uri(tracking_uri, home), run)
+    folder = choose(home, resolve_uri(tracking_uri, home), run, from_mlflow=from_mlflow)
     if tracking_uri:
         overrides = (*overrides, f"tracking.uri={tracking_uri}")
     screen = screen_for(read_config(folder.config), as_json)

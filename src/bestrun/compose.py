@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, Own, mask_uri
+from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, Own, flatten, mask_uri
 from .errors import SettingsError, VerificationError
+from .history import CHANGEABLE, History
 from .messages import not_among, shown, unknown, validate
 from .own import derive, refuse_without_function
 
@@ -224,6 +225,25 @@ def read_config(path: Path) -> Config:
         return validate(settings)[0]
     except Exception as error:
         raise VerificationError(f"{path}: not the settings of a run: {str(error).splitlines()[0]}") from error
+
+
+def config_now(path: Path, history: History) -> Config:
+    """A run's settings as its journal says they are now; config.yaml follows the journal, and a crash may come between.
+
+    Raises:
+        VerificationError: the file does not hold settings of this version.
+    """
+    config = read_config(path)
+    there, now = flatten(config), history.settings
+    differing = [name for name in CHANGEABLE if name in now and there.get(name) != now[name]]
+    if differing:
+        config, _ = override(config, [f"{name}={now[name]}" for name in differing])
+    for name, value in history.places.items():
+        section, _, setting = name.partition(".")
+        if "***" not in value:  # what it stands for is in no file
+            place = getattr(config, section).model_copy(update={setting: value})
+            config = config.model_copy(update={section: place})
+    return config
 
 
 def _derive_again(settings: Mapping[str, Any]) -> None:

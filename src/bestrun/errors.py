@@ -35,3 +35,7 @@ class VerificationError(BestrunError):
     """A checkpoint or artifact is not what was written."""
 
     exit_code = 5
+
+
+class UnreadableError(VerificationError):
+    """A file that is there could not be read: what stands in it is not known, and nothing may be taken for granted."""

@@ -14,7 +14,8 @@ import numpy as np
 
 from .errors import SettingsError, VerificationError
 from .folder import RunFolder
-from .journal import Journal, best_of
+from .history import History
+from .journal import Journal
 from .restore import Fetched, fetch_local, rebuild
 from .tracking import import_mlflow
 
@@ -107,7 +108,7 @@ def log_model(folder: RunFolder, journal: Journal) -> None:
 
     What goes wrong here is a warning: the run is complete without it, and `bestrun register` makes one.
     """
-    best = best_of(journal)
+    best = History(journal.events).best
     if not best or journal.find("model", best_sha256=best["sha256"]):
         return
     path, draft = model_path(best["sha256"]), folder.path / "model" / "draft"

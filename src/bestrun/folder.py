@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BestrunError, SettingsError
+from .errors import BestrunError, SettingsError, UnreadableError
 
 MARKER = ".bestrun"  # a folder named mlruns that is ours holds this file
 
@@ -75,11 +76,19 @@ def write_atomically(path: Path, data: bytes) -> None:
 def storage_error(path: Path, doing: str, error: OSError) -> StorageError:
     """One line that says what could not be done to which file of a run, why, and what to type once that is mended."""
     run = RunFolder(path.parent)
-    again = f"bestrun {'sync' if path == run.mirror else 'resume'} {run.name}" if run.exists() else "the same again"
+    verb = "sync" if path in (run.mirror, run.result) else "resume"
+    again = f"bestrun {verb} {run.name}" if _is_known_run(run) else "the same again"
     mend = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "raise the limit, see ulimit -f"}
     return StorageError(
         f"{path}: cannot {doing}: {error.strerror or error}; {mend.get(error.errno or 0, 'mend that')}, then: {again}"
     )
+
+
+def _is_known_run(run: "RunFolder") -> bool:
+    try:
+        return run.exists()
+    except UnreadableError:
+        return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -96,12 +105,56 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small file of ours, or {} where it is missing or not readable as one."""
+    """The object in a small file of ours, or {} where it is missing or no JSON object.
+
+    Raises:
+        UnreadableError: it is there, and the system could not read it.
+    """
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
+    except OSError as error:
+        raise unreadable(path, error) from error
     return value if isinstance(value, dict) else {}
+
+
+def unreadable(path: Path, error: OSError) -> UnreadableError:
+    """One line for a file that may hold work and could not be read."""
+    return UnreadableError(
+        f"{path}: cannot be read: {error.strerror or error}; nothing was changed; mend that, and try again"
+    )
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where there is no such folder.
+
+    `Path.glob` takes a folder that it may not read for an empty one.
+
+    Raises:
+        UnreadableError: it is there, and the system could not list it.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it is not there, so that its name survives a power cut, too.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        folder.mkdir()
+        sync_folder(folder.parent)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise storage_error(folder, "make this folder", error) from error
 
 
 def find_home() -> Path:
@@ -210,16 +263,22 @@ class RunFolder:
 
     def bests(self) -> list[Path]:
         """The best checkpoints that exist, newest step first."""
-        found = [path for path in self.path.glob("best-*.safetensors") if path.stem[5:].isdecimal()]
-        return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+        found = [name for name in names_in(self.path) if re.fullmatch(r"best-[0-9]+\.safetensors", name)]
+        return [self.best(step) for step in sorted((int(name[5:-12]) for name in found), reverse=True)]
 
     def exists(self) -> bool:
-        """Whether it is a run: its journal has a first line. A crash before that leaves nothing that counts."""
+        """Whether it is a run: its journal has a first line. A crash before that leaves nothing that counts.
+
+        Raises:
+            UnreadableError: there is a journal, and it could not be read: it may hold work.
+        """
         try:
             with open(self.journal, "rb") as file:
                 return file.readline().endswith(b"\n")
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            raise unreadable(self.journal, error) from error
 
     def is_owned(self) -> bool:
         """Whether a living process holds the lock; a dead one's is free by itself."""
@@ -241,19 +300,25 @@ class RunFolder:
 
     def _discard_unless_it_is_a_run(self) -> None:
         """A full disk may end a run before its first journal line: then nothing is left of it, its name is free."""
-        if not self.exists():
-            with contextlib.suppress(OSError):  # any other file in it is not ours to delete
+        with contextlib.suppress(OSError, UnreadableError):  # what cannot be read may hold work, any other file, too
+            if not self.exists():
                 for path in (self.config, self.overrides, self.diff, self.journal, self.log, self.lock):
                     path.unlink(missing_ok=True)
                 self.path.rmdir()
 
 
 def is_locked(lock: Path) -> bool:
-    """Whether a living process holds this lock."""
+    """Whether a living process holds this lock.
+
+    Raises:
+        UnreadableError: there is a lock, and it could not be asked.
+    """
     try:
         descriptor = os.open(lock, os.O_RDONLY)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise unreadable(lock, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -291,7 +356,9 @@ def _acquire(descriptor: int, lock: Path, what: str) -> None:
             break
         except BlockingIOError:
             if attempt == 4:
-                owner = read_json(lock)
+                owner: dict[str, Any] = {}
+                with contextlib.suppress(UnreadableError):  # it is for the message alone
+                    owner = read_json(lock)
                 minutes = max(0.0, time.time() - owner.get("started", time.time())) / 60  # clocks are set back
                 raise SettingsError(
                     f"{what} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}, "
@@ -314,6 +381,7 @@ def create_run_folder(home: Path, name: str | None) -> RunFolder:
     folder = RunFolder(home / "runs" / (name or new_name()))
     try:
         folder.path.mkdir(parents=True)
+        sync_folder(folder.path.parent)
     except FileExistsError:
         if not folder.exists() and folder.path.is_dir() and not folder.is_owned():
             return folder  # a crash before the first journal line: nothing in it counts

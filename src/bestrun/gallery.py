@@ -21,6 +21,7 @@ from .data import Dataset
 from .errors import VerificationError
 from .evaluation import Array, Predict, confusion_matrix
 from .folder import RunFolder, StorageError, write_atomically
+from .history import History
 from .journal import Journal
 from .model import assign_variables
 
@@ -106,8 +107,8 @@ class Gallery:
     def _draw_curves(self, best_step: int) -> None:
         from . import plots
 
-        lines = {event["step"]: event for event in self._journal.events if event["event"] == "evaluation"}
-        resumed = [event["from_step"] for event in self._journal.events if event["event"] == "resumed"]
+        history = History(self._journal.events)
+        resumed = [event["from_step"] for event in history.resumed]
         title = f"{self._folder.name}: train and validation split"
-        plots.curves_picture(list(lines.values()), best_step, title, self._folder.pictures / "curves.png", resumed)
-        self._done.put({"path": "pictures/curves.png", "step": max(lines)})
+        plots.curves_picture(history.evaluations, best_step, title, self._folder.pictures / "curves.png", resumed)
+        self._done.put({"path": "pictures/curves.png", "step": history.last_evaluation_step})

@@ -1,24 +1,35 @@
 """The journal: an append-only record of a run, one JSON object a line. It is the truth; MLflow repeats it."""
 
+import contextlib
+import errno
 import json
 import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from .errors import VerificationError
-from .folder import storage_error
+from .folder import storage_error, sync_folder, unreadable
 
 Event = dict[str, Any]
 
 
-def read_journal(path: Path, start: int = 0) -> tuple[list[Event], int]:
-    """The events from byte `start` on, and the byte after the last complete line.
+class Line(NamedTuple):
+    """A complete line of a journal: its event, its bytes, and the byte after it."""
+
+    event: Event
+    text: bytes
+    end: int
+
+
+def read_lines(path: Path, start: int = 0) -> list[Line]:
+    """The complete lines from byte `start` on.
 
     A last line without its newline is a write that a crash cut off: it does not count, and is not an error.
 
     Raises:
+        UnreadableError: the system could not read the file.
         VerificationError: a complete line is not an event; names the line.
     """
     try:
@@ -26,33 +37,46 @@ def read_journal(path: Path, start: int = 0) -> tuple[list[Event], int]:
             file.seek(start)
             data = file.read()
     except FileNotFoundError:
-        return [], start
+        return []
     except OSError as error:
-        raise VerificationError(f"{path}: cannot be read: {error.strerror}") from error
-    complete = data[: data.rfind(b"\n") + 1]
-    events: list[Event] = []
-    for number, line in enumerate(complete.splitlines(), 1):
+        raise unreadable(path, error) from error
+    lines: list[Line] = []
+    end = start
+    for number, text in enumerate(data[: data.rfind(b"\n") + 1].splitlines(keepends=True), 1):
         try:
-            event = json.loads(line)
+            event = json.loads(text)
             if not (isinstance(event["event"], str) and isinstance(event["time_ms"], int)):
                 raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             where = f"line {number}" if start == 0 else f"line {number} after byte {start}"
-            raise VerificationError(f"{path}: {where} is damaged: not a journal event: {line[:60]!r}") from error
-        events.append(event)
-    return events, start + len(complete)
+            raise VerificationError(f"{path}: {where} is damaged: not a journal event: {text[:60]!r}") from error
+        end += len(text)
+        lines.append(Line(event, text, end))
+    return lines
+
+
+def read_journal(path: Path, start: int = 0) -> tuple[list[Event], int]:
+    """The events from byte `start` on, and the byte after the last complete line. Raises as `read_lines` does."""
+    lines = read_lines(path, start)
+    return [line.event for line in lines], lines[-1].end if lines else start
 
 
 class Journal:
-    """Appends events; each is on disk before `append` returns. Only the folder's owner may hold one."""
+    """Appends events; each is on disk before `append` returns. Only the folder's owner may hold one.
+
+    Attributes:
+        events: those that are durable.
+        end: the byte after the last durable line. Nobody is told of what stands behind it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.events, end = read_journal(path)
+        self.events, self.end = read_journal(path)
         try:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (it lives as long as the run)
-            if self._file.tell() > end:  # a torn last line: cut it off, or the next event would be glued to it
-                os.truncate(path, end)
+            self._cut_off_rest()  # a torn last line: the next event would be glued to it
+            os.fsync(self._file.fileno())  # the process that wrote the last line may have died before it could
+            sync_folder(path.parent)
         except OSError as error:
             raise storage_error(path, "append to it", error) from error
 
@@ -68,16 +92,23 @@ class Journal:
         now = max(time.time_ns() // 1_000_000, self.events[-1]["time_ms"] if self.events else 0)
         entry: Event = {"event": event, "time_ms": now, **_finite(fields)}
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
-        end = os.fstat(self._file.fileno()).st_size
         try:
+            self._cut_off_rest()
             if self._file.write(line) != len(line):
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
-            os.truncate(self.path, end)  # half a line must not stand before a later, whole one
+            with contextlib.suppress(OSError):  # then the next append does it
+                self._cut_off_rest()
             raise storage_error(self.path, f"append {len(line):,} bytes", error) from error
         self.events.append(entry)
+        self.end += len(line)
         return entry
+
+    def _cut_off_rest(self) -> None:
+        """Remove what stands behind the last durable line: half a line, or one whose fsync failed."""
+        if os.fstat(self._file.fileno()).st_size > self.end:
+            os.ftruncate(self._file.fileno(), self.end)
 
     def find(self, event: str, **fields: Any) -> Event | None:
         """The last event of this kind with these fields."""
@@ -94,23 +125,6 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def best_of(journal: Journal) -> dict[str, Any] | None:
-    """The best evaluation of a journal: step, metric, value, checkpoint, sha256."""
-    line = journal.find("evaluation", improved=True)
-    if not line:
-        return None
-    metric = journal.events[0]["settings"]["objective.metric"]
-    return {"step": line["step"], "metric": metric, "value": line[metric]} | {
-        key: line[key] for key in ("checkpoint", "sha256")
-    }
-
-
-def is_over(events: list[Event]) -> bool:
-    """Whether the last word of a journal on its run is that it stopped."""
-    words = [event["event"] for event in events if event["event"] in ("started", "resumed", "stopped")]
-    return bool(words) and words[-1] == "stopped"
 
 
 def _finite(value: Any) -> Any:

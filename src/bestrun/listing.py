@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError
+from .errors import SettingsError, UnreadableError
 from .folder import RunFolder
-from .journal import is_over, read_journal
+from .history import History
 from .messages import nearest, shown
+from .reasons import STATES
 from .tracking import LARGEST, OURS, Store, of_sweep, ranked, search
 
 log = logging.getLogger("bestrun")
@@ -211,12 +212,16 @@ def _changed(tag: str | None) -> dict[str, Any] | None:
 def state(status: str, folder_path: str | None) -> str:
     """MLflow's status in our words; a run that MLflow believes running is looked at where its folder is here."""
     if status != "RUNNING":
-        return {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}.get(status, status.lower())
+        return STATES.get(status, status.lower())
     folder = RunFolder(Path(folder_path or "/nowhere"))
-    if not folder.exists() or folder.is_owned():
+    try:
+        if not folder.exists() or folder.is_owned():
+            return "running"
+        history = History.read(folder.journal)
+    except UnreadableError:  # another user's: what MLflow says is all that is known
         return "running"
-    events, _ = read_journal(folder.journal)
-    return "finished, behind" if is_over(events) else "interrupted"
+    now = history.state(owned=False)
+    return f"{now}, behind" if history.stopped else now
 
 
 def value(row: Row, column: str) -> Any:

@@ -22,6 +22,7 @@ from .folder import RunFolder, fault, write_atomically
 from .gallery import Gallery
 from .journal import Event, Journal
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
+from .reasons import stop_reason as stop_rule
 from .schedule import learning_rates
 from .screen import Screen
 
@@ -182,11 +183,13 @@ def stop_reason(state: LoopState, config: Config) -> str | None:
     """Why to stop at this evaluation, if so. In the middle of an interval there is no reason."""
     if state.images:
         return None
-    if state.step >= config.training.max_steps:
-        return "max_steps"
-    if state.step - state.best_step >= config.training.patience_steps:
-        return "patience"
-    return None
+    training = config.training
+    return stop_rule(
+        step=state.step,
+        best_step=state.best_step,
+        max_steps=training.max_steps,
+        patience_steps=training.patience_steps,
+    )
 
 
 def next_evaluation(step: int, config: Config) -> int:

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError, VerificationError
+from .errors import SettingsError, UnreadableError, VerificationError
 from .folder import RunFolder, create_home, is_locked, locked, read_json, write_json
-from .journal import is_over, read_journal
+from .history import History
 
 FORMAT = 1
 STATES = {  # stop reason -> state of a run in a sweep
@@ -114,37 +114,38 @@ class Manifest:
     def look(self, run: Run) -> list[tuple[int, float]]:
         """Bring a run up to its journal; returns (step, objective) of its evaluations, those after step 0.
 
-        A damaged journal fails its run, not the sweep.
+        A damaged journal fails its run, not the sweep; one that cannot be read now says nothing of it.
         """
         folder = self.folder(run)
         try:
-            events, _ = read_journal(folder.journal)
+            if not folder.exists():
+                return []
+            history = History.read(folder.journal)
+            run.run_id = read_json(folder.mirror).get("run_id")
+            owned = folder.is_owned()
+        except UnreadableError as error:
+            run.error = str(error)
+            return []
         except VerificationError as error:
             run.state, run.error = "failed", str(error)
             return []
-        if not events:
-            return []
-        metric = self.objective["metric"]
-        lines = [event for event in events if event["event"] == "evaluation" and event["step"] > 0]
-        stopped = next((event for event in reversed(events) if event["event"] == "stopped"), None)
-        best = next((line for line in reversed(lines) if line["improved"]), None)
-        run.run_id = read_json(folder.mirror).get("run_id")
+        metric, best, stopped = self.objective["metric"], history.best, history.stopped
         run.best, run.best_step = (best[metric], best["step"]) if best else (None, None)
-        run.max_steps = int(events[0]["settings"]["training.max_steps"])
-        run.seconds = _seconds(events)
-        run.step = lines[-1]["step"] if lines else 0
-        if stopped and is_over(events):
-            run.step, run.stop_reason = stopped["step"], stopped["reason"]
+        run.max_steps = int(history.settings["training.max_steps"])
+        run.seconds, run.step = history.seconds, history.step
+        if stopped:
+            run.stop_reason = stopped["reason"]
             state = STATES.get(stopped["reason"], "failed")
             if run.state != "failed" or state in OVER:  # what was given up stays so until it is tried again
                 run.state, run.error = state, stopped.get("message")
             if run.stop_reason == "diverged":
                 run.error = f"the loss is not finite at step {run.step}"
-        elif folder.is_owned():
+        elif owned:
             run.state, run.stop_reason, run.error = "running", None, None
         elif run.state != "failed":
             run.state, run.stop_reason, run.error = "interrupted", None, None
-        return [(line["step"], line[metric]) for line in lines if line[metric] is not None]
+        lines = [line for line in history.evaluations if line["step"] > 0 and line[metric] is not None]
+        return [(line["step"], line[metric]) for line in lines]
 
     def count(self) -> Counter[str]:
         """Trials by state; those not yet thought of are waiting."""
@@ -176,16 +177,6 @@ class Manifest:
                 most = max(run.max_steps for run in trial.runs)
                 saved += sum(most - run.step for run in trial.runs)
         return run, saved
-
-
-def _seconds(events: list[dict[str, Any]]) -> float:
-    """How long a run's processes lived, from their first event to their last."""
-    total, began = 0.0, float(events[0]["time_ms"])
-    for before, event in zip(events, events[1:], strict=False):
-        if event["event"] == "resumed":
-            total += before["time_ms"] - began
-            began = event["time_ms"]
-    return (total + float(events[-1]["time_ms"]) - began) / 1000
 
 
 def sweep_path(home: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .manifest import Manifest
-from .mirror import reason
+from .refusals import reason
 from .tracking import Store
 
 log = logging.getLogger("bestrun")
@@ -73,7 +73,7 @@ class Parent:
     def __init__(self, store: Store, run_id: str) -> None:
         self._store, self._run_id = store, run_id
         self._news: dict[str, Any] = {}
-        self._changed, self._ending = threading.Event(), False
+        self._changed, self._ending, self._complete = threading.Event(), False, False
         self._thread = threading.Thread(target=self._run, name="parent", daemon=True)
         self._thread.start()
 
@@ -89,7 +89,7 @@ class Parent:
         deadline = time.monotonic() + seconds
         while self._thread.is_alive() and time.monotonic() < deadline:
             self._thread.join(0.1)
-        return not self._thread.is_alive()
+        return self._complete
 
     def _run(self) -> None:
         while True:
@@ -103,6 +103,7 @@ class Parent:
                     for path in self._pictures:
                         self._store.client.log_artifact(self._run_id, str(path), "pictures")
                     self._store.client.set_terminated(self._run_id, self._status)
+                    self._complete = True
                     return
             except Exception as error:
                 log.debug("the sweep's parent run is behind: %s", reason(error))
@@ -115,4 +116,4 @@ class Parent:
         now = time.time_ns() // 1_000_000
         metrics = [Metric(key, value, now, news["step"]) for key, value in news["metrics"].items()]
         tags = [RunTag(key, value) for key, value in news["tags"].items()]
-        self._store.client.log_batch(self._run_id, metrics=metrics, tags=tags)
+        self._store.client.log_batch(self._run_id, metrics=metrics, tags=tags, synchronous=True)

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .compose import override, read_config
+from .compose import config_now, override, read_config
 from .config import Config, flatten
 from .errors import SettingsError, VerificationError
 from .folder import RunFolder, read_json
-from .journal import Event, is_over, read_journal
+from .history import History
+from .journal import Event, read_journal
 from .listing import state
-from .mirror import METRICS, STATUS
 from .page import RULE
 from .restore import Workplace, download
+from .sender import METRICS
 from .tracking import Store, check_reference, connect, find_run, local_folder, reaching
 
 MOST_BYTES = 1 << 24  # of a file that only describes a run
-STATES = {"FINISHED": "finished", "KILLED": "stopped", "FAILED": "failed"}
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Record:
     Attributes:
         now_config: its settings now, after all resumes; `config` are those it began with.
         overrides: what was typed.
-        started: the journal's first event: data, versions, threads, git, parent, sweep, note, tags.
-        evaluations: the journal's, one a step, step 0 first.
-        stopped: the last `stopped` event, None while it runs or after a crash.
+        history: its journal: how it began, every evaluation, how it ended.
         state: running, interrupted, finished, stopped or failed: what is true now.
         diff: what of its code was not committed.
         artifacts: where MLflow keeps its artifacts; None where only the folder was asked.
@@ -46,11 +44,7 @@ class Record:
     now_config: Config
     overrides: list[str]
     choices: dict[str, str | None]
-    started: Event
-    evaluations: list[Event]
-    resumed: list[Event]
-    stopped: Event | None
-    tested: Event | None
+    history: History
     diff: str
     folder: RunFolder | None
     artifacts: str | None = None
@@ -65,28 +59,42 @@ class Record:
         return self.now_config.objective.metric
 
     @property
+    def started(self) -> Event:
+        """The journal's first event: data, versions, threads, git, parent, sweep, note, tags."""
+        return self.history.started
+
+    @property
+    def evaluations(self) -> list[Event]:
+        """The journal's, one a step, step 0 first."""
+        return self.history.evaluations
+
+    @property
     def best(self) -> Event | None:
         """The best evaluation."""
-        return next((line for line in reversed(self.evaluations) if line["improved"]), None)
+        return self.history.best
+
+    @property
+    def resumed(self) -> list[Event]:
+        return self.history.resumed
+
+    @property
+    def stopped(self) -> Event | None:
+        """How it ended; None while it runs or after a crash."""
+        return self.history.stopped
+
+    @property
+    def tested(self) -> Event | None:
+        return self.history.tested
 
     @property
     def changed(self) -> dict[str, list[str]]:
         """Setting -> [value at the start, value now], over all resumes."""
-        changed: dict[str, list[str]] = {}
-        for event in self.resumed:
-            for name, (old, new) in (event.get("changed") or {}).items():
-                changed[name] = [changed.get(name, [old])[0], new]
-        return changed
+        return self.history.changed
 
     @property
     def seconds(self) -> float:
         """From each start to the end that followed it, without the time in between."""
-        total, began = 0, self.started["time_ms"]
-        for event in sorted([*self.resumed, *self.evaluations, *([self.stopped] if self.stopped else [])], key=_time):
-            if event["event"] != "resumed":
-                total += event["time_ms"] - began
-            began = event["time_ms"]
-        return total / 1000
+        return self.history.seconds
 
     @property
     def confusion_matrix(self) -> np.ndarray[Any, Any] | None:
@@ -97,10 +105,6 @@ class Record:
         matrix = np.zeros((self.started["data"]["num_classes"],) * 2, np.int64)
         matrix[cells[:, 0], cells[:, 1]] = cells[:, 2]
         return matrix
-
-
-def _time(event: Event) -> int:
-    return int(event["time_ms"])
 
 
 def find_record(
@@ -134,28 +138,15 @@ def find_record(
 
 def from_folder(folder: RunFolder) -> Record:
     """Raises VerificationError: its journal or its settings are damaged."""
-    events, _ = read_journal(folder.journal)
-    if events[0]["event"] != "started":
-        raise VerificationError(f"{folder.journal}: has no beginning")
-    stopped = _last(events, "stopped") if is_over(events) else None
-    if stopped:
-        reason = stopped["reason"]
-        now = "interrupted" if reason == "interrupted" else STATES[STATUS.get(reason, "FAILED")]
-    else:
-        now = "running" if folder.is_owned() else "interrupted"
+    history = History.read(folder.journal)
     return Record(
         run_id=read_json(folder.mirror).get("run_id"),
         name=folder.name,
-        experiment=events[0]["experiment"],
-        state=now,
-        now_config=read_config(folder.config),
+        experiment=history.started["experiment"],
+        state=history.state(owned=folder.is_owned()),
+        now_config=config_now(folder.config, history),
         **_typed(folder.overrides),
-        started=events[0],
-        # A best that was lost and saved anew stands twice
-        evaluations=list({event["step"]: event for event in events if event["event"] == "evaluation"}.values()),
-        resumed=[event for event in events if event["event"] == "resumed"],
-        stopped=stopped,
-        tested=_last(events, "tested"),
+        history=history,
         diff=folder.diff.read_text(errors="replace") if folder.diff.is_file() else "",
         folder=folder,
     )
@@ -193,6 +184,9 @@ def from_mlflow(store: Store, run: Any) -> Record:
     resumed = {"event": "resumed", "time_ms": last["time_ms"], "from_step": last["step"], "changed": changed}
     reason = tags.get("bestrun.stop_reason")
     stopped = {"event": "stopped", "time_ms": run.info.end_time, "reason": reason, "step": last["step"]}
+    later = [resumed] * bool(changed) + [stopped] * bool(run.info.end_time and reason)
+    if tested := _tested(client, run_id):
+        later.append(tested)
     now = state(run.info.status, tags.get("bestrun.folder"))
     experiment = client.get_experiment(run.info.experiment_id).name
     return Record(
@@ -202,11 +196,7 @@ def from_mlflow(store: Store, run: Any) -> Record:
         state="interrupted" if reason == "interrupted" and now == "stopped" else now,
         now_config=override(config, [f"{name}={values[1]}" for name, values in changed.items()])[0],
         **typed,
-        started=_started(run, config, experiment),
-        evaluations=evaluations,
-        resumed=[resumed] if changed else [],
-        stopped=stopped if run.info.end_time and reason else None,
-        tested=_tested(client, run_id),
+        history=History([_started(run, config, experiment), *evaluations, *later]),
         diff=text,
         folder=None,
         artifacts=run.info.artifact_uri,
@@ -225,10 +215,6 @@ def _optional(client: Any, run: Any, artifact: str, place: Path) -> Path | None:
     with contextlib.suppress(VerificationError):
         return download(client, run, artifact, place, MOST_BYTES)
     return None
-
-
-def _last(events: list[Event], kind: str) -> Event | None:
-    return next((event for event in reversed(events) if event["event"] == kind), None)
 
 
 def _tested(client: Any, run_id: str) -> Event | None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from .errors import SettingsError
 from .export import folder_digest, model_path, write_mlflow_model
-from .mirror import send_model
 from .restore import Fetched, identity
+from .sender import send_model
 from .tracking import ALIAS, REFERENCE, Store
 
 
@@ -41,7 +41,7 @@ def register(fetched: Fetched, store: Store, *, name: str, alias: str) -> dict[s
         if not _is_logged(client, run, path, place):
             folder = Path(place) / "new"
             write_mlflow_model(fetched, folder)
-            send_model(client, run.info.run_id, folder, path, folder_digest(folder))
+            send_model(store, run, folder, path, folder_digest(folder))
     version = _version(client, name, run, path) or _create(client, name, run, path, fetched)
     client.set_registered_model_alias(name, alias, version.version)
     registered = {"name": name, "alias": alias, "version": int(version.version), "uri": f"models:/{name}@{alias}"}

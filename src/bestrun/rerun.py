@@ -8,7 +8,7 @@ from .compose import Composed, override
 from .config import Config, digest, mask_uri
 from .data import Dataset
 from .errors import DataError
-from .journal import Event, read_journal
+from .history import History
 from .provenance import available_threads, code, code_differences, environment_differences
 from .record import Record
 from .restore import what_differs
@@ -54,7 +54,7 @@ def rerun(
     result = start(composed, home=home, screen=screen, extra={"rerun_of": record.name})
     if digest(config) == digest(same) and result.stop_reason == (record.stopped or {}).get("reason"):
         with screen.shown():
-            log.info("%s", verdict(record, read_journal(Path(result.folder) / "journal.jsonl")[0]))
+            log.info("%s", verdict(record, History.read(Path(result.folder) / "journal.jsonl")))
     return result
 
 
@@ -71,11 +71,11 @@ def differences(record: Record, config: Config, data: Dataset) -> dict[str, list
     }
 
 
-def verdict(record: Record, events: list[Event]) -> str:
+def verdict(record: Record, again: History) -> str:
     """Whether every evaluation of the new run is what it was."""
     keys = ("step", "train/loss", "val/loss", "val/accuracy", "improved")
     then = [[line.get(key) for key in keys] for line in record.evaluations]
-    now = [[event.get(key) for key in keys] for event in events if event["event"] == "evaluation"]
+    now = [[event.get(key) for key in keys] for event in again.evaluations]
     if then == now:
         return f"the same   all {len(now)} evaluations are equal to those of {record.name}, bit by bit"
     step = next((new[0] for old, new in zip(then, now, strict=False) if old != new), "where one of them ends")

@@ -15,13 +15,15 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from .checkpoint import MOST_BYTES, Checkpoint, load
-from .compose import override, read_config
+from .compose import config_now, override, read_config
 from .config import Config, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .folder import RunFolder, read_json
-from .journal import Journal, read_journal
-from .mirror import Sender, is_permanent, reason, send_tested
+from .history import History
+from .journal import Journal
+from .refusals import is_permanent, reason
+from .sender import Sender, send_tested
 from .sync import own_uri
 from .tracking import Store, TrackingError, check_reference, connect, find_run, local_folder, reaching, resolve_uri
 
@@ -124,18 +126,17 @@ def source_checkpoint(config: Config, data: Dataset, home: Path) -> Checkpoint:
 
 def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
     """A run folder's best or newest checkpoint, proved. Raises VerificationError as `fetch` does."""
-    events, _ = read_journal(folder.journal)
-    lines = [event for event in events if event["event"] == "evaluation"]
-    best = next((line for line in reversed(lines) if line["improved"]), None)
+    history = History.read(folder.journal)
+    best = history.best
     if last:
         path, checkpoint = folder.last, load(folder.last)
-        line = next((line for line in lines if line["step"] == checkpoint.state.step), {})
+        line = next((line for line in history.evaluations if line["step"] == checkpoint.state.step), {})
     elif best:
         path, line = folder.path / best["checkpoint"], best
         checkpoint = load(path, sha256=best["sha256"])
     else:
         raise VerificationError(f"run {folder.name}: it has no best checkpoint yet; --checkpoint last takes its newest")
-    config = read_config(folder.config)
+    config = config_now(folder.config, history)
     logged = {key: line.get(key) for key in ("val/accuracy", "val/loss")}
     return Fetched(
         read_json(folder.mirror).get("run_id"),
@@ -145,7 +146,7 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
         str(path),
         logged,
         folder,
-        *_sizes(events[0].get("data"), folder.name),
+        *_sizes(history.started.get("data"), folder.name),
         best=not last,
     )
 

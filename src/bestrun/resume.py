@@ -2,65 +2,61 @@
 
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, newest_checkpoint
-from .compose import override, read_config
+from .compose import config_now, override
 from .config import Config, flatten, mask_uri, to_yaml
 from .errors import DataError, SettingsError, VerificationError
-from .folder import RunFolder, create_run_folder, sync_folder, write_atomically
-from .journal import Journal, is_over, read_journal
-from .mirror import Sender
+from .folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
+from .history import CHANGEABLE, PLACES, History
+from .journal import Journal, read_lines
 from .provenance import available_threads, environment_differences, versions
 from .record import from_mlflow
+from .refusals import reason
 from .restore import Workplace, fetch, fetch_anywhere
 from .run import Result, carry_through, load_data
 from .screen import Screen
+from .sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
 from .sync import own_uri
-from .tracking import (
-    connect,
-    find_run,
-    local_folder,
-    reaching,
-    run_folders,
-)
+from .tracking import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
 
 log = logging.getLogger("bestrun")
 
-# What may change at a resume. Everything else decides shapes, data or the sequence of random numbers, and would make
-# one run of two experiments.
-CHANGEABLE = (
-    "training.max_steps",
-    "training.patience_steps",
-    "training.evaluation_batch_size",
-    "optimizer.learning_rate",
-    "tracking.uri",
-    "tracking.log_model",
-    "data.dir",  # where the data is; that it is the same data is checked by its digest
-    "data.path",
-    "threads",
-)
-PLACES = ("tracking.uri", "data.dir", "data.path")  # where things are, not what the run is: not recorded as a change
+MLFLOW_SECONDS = 5.0  # so long a resume waits for MLflow's answer to whose the run is now
 
 
-def choose(home: Path, uri: str, reference: str | None) -> RunFolder:
+def choose(home: Path, uri: str, reference: str | None, *, from_mlflow: bool = False) -> RunFolder:
     """The folder to go on in: of the run meant, or of the latest interrupted one.
 
     Where only MLflow has the run, a folder is rebuilt from it.
+
+    Args:
+        from_mlflow: rebuild it also where there is a folder, which is set aside.
 
     Raises:
         SettingsError: there is none.
     """
     if reference is None:
+        if from_mlflow:
+            raise SettingsError("--from-mlflow: say which run, as in: bestrun resume RUN --from-mlflow")
         for folder in reversed(run_folders(home)):
             if not folder.is_owned() and is_unfinished(folder):
                 return folder
         raise SettingsError(f"no interrupted run in {home / 'runs'}; name one, see: bestrun runs")
     try:
-        return local_folder(home, reference)
+        folder = local_folder(home, reference)
+        if not from_mlflow:
+            return folder
+        uri = own_uri(folder, None if uri == resolve_uri(None, home) else uri, home)
+        return exchange_folder(folder, home, uri)
     except SettingsError as missing:
+        if isinstance(missing, NotExchangedError):
+            raise
         try:
             with reaching(uri):
                 run = find_run(connect(uri, create=False), reference)
@@ -73,14 +69,13 @@ def choose(home: Path, uri: str, reference: str | None) -> RunFolder:
 def is_unfinished(folder: RunFolder) -> bool:
     """Whether a run was interrupted, also by a crash in its very end: result.json is written last."""
     try:
-        events, _ = read_journal(folder.journal)
+        history = History.read(folder.journal)
     except VerificationError as error:
         log.warning("%s", error)
         return False
-    stopped = next((event for event in reversed(events) if event["event"] == "stopped"), None)
-    if not stopped or not is_over(events):
+    if not history.stopped:
         return True
-    return stopped["reason"] in ("interrupted", "error") or not folder.result.exists()
+    return history.stopped["reason"] in ("interrupted", "error") or not folder.result.exists()
 
 
 def resume(
@@ -94,18 +89,21 @@ def resume(
     """Train a run further from its newest state. `asked` is that of `carry_through`.
 
     Raises:
-        SettingsError: a setting that may not change was given, the run is in use, or there is nothing left to do.
+        SettingsError: a setting that may not change was given, the run is in use, somebody else has gone on with it,
+            or there is nothing left to do.
         DataError: the data is not the run's.
     """
     with folder.owned(), Journal(folder.journal) as journal:
         if not journal.events or journal.events[0]["event"] != "started":
             raise SettingsError(f"run {folder.name}: its journal has no beginning; train it anew")
-        started = journal.events[0]
-        before = read_config(folder.config)
+        history = History(journal.events)
+        started = history.started
+        before = config_now(folder.config, history)
         config, warnings = override(before, overrides)
         changed = differences(before, config, folder.name)
         given = None if "***" in (config.tracking.uri or "") else config.tracking.uri
         uri = own_uri(folder, given, home)
+        others = Others(folder, history, uri)
         data = load_data(config)
         if data.digest != started["data_digest"]:
             raise DataError(
@@ -113,14 +111,14 @@ def resume(
                 f"{started['data_digest'][:12]}); say where that is, as in data.dir=FOLDER or data.path=FILE"
             )
         if folder.result.exists():  # else it was killed in its end, and goes through that again
-            refuse_if_over(journal, config, folder.name)
+            refuse_if_over(history, config, folder.name)
+        others.refuse()
         with screen.shown(folder.log):
             for warning in warnings:
                 log.warning("%s", warning)
             other = environment_differences(started["versions"], started["threads"], available_threads(config.threads))
             if other:  # what keeps a resumed run from being bit-identical
                 log.warning("the run began with %s: results may differ in the last digits", "; ".join(other))
-            line = journal.find("evaluation")
             # Looked at before anything is written, so that a run without a good checkpoint is left as it was found
             newest = newest_checkpoint(folder, journal)
             if newest and newest.path != folder.last:
@@ -129,12 +127,56 @@ def resume(
             if started.get("parent") and newest is None:  # the parent's weights stand in no good file of this run yet
                 initial = parent_checkpoint(started, home, uri)
             folder.result.unlink(missing_ok=True)  # what it says is true no longer
+            last = history.last_evaluation_step
+            log.info(
+                "run %s goes on; its last evaluation was at step %s", folder.name, last if history.evaluations else "-"
+            )
+            # The journal first: what it says are the settings, config.yaml follows it
+            told = {name: values for name, values in changed.items() if name not in PLACES}
+            places = {"places": {name: changed[name][1] for name in PLACES if name in changed}}
+            journal.append(
+                "resumed", from_step=last, changed=told, versions=versions(), **(places if places["places"] else {})
+            )
             if changed:
                 write_atomically(folder.config, to_yaml(config).encode())
-            log.info("run %s goes on; its last evaluation was at step %s", folder.name, line["step"] if line else "-")
-            told = {name: values for name, values in changed.items() if name not in PLACES}
-            journal.append("resumed", from_step=line["step"] if line else 0, changed=told, versions=versions())
             return carry_through(config, data, folder, journal, screen, uri, initial, asked)
+
+
+class Others:
+    """Asks MLflow, while data loads, whether another machine has gone further with this run."""
+
+    def __init__(self, folder: RunFolder, history: History, uri: str) -> None:
+        self._folder, self._history, self._uri = folder, history, uri
+        self._ready = threading.Event()  # MLflow is imported: what takes time from here on is its answer
+        self._refusal: OvertakenError | None = None
+        self._thread = threading.Thread(target=self._ask, name="others", daemon=True)
+        self._thread.start()
+
+    def refuse(self) -> None:
+        """Raise OvertakenError if so. MLflow's silence is no answer: training goes on, and the mirror asks again before
+        it sends anything.
+        """
+        self._ready.wait()
+        self._thread.join(MLFLOW_SECONDS)
+        if self._refusal:
+            raise self._refusal
+
+    def _ask(self) -> None:
+        try:
+            run_id = read_json(self._folder.mirror).get("run_id")
+            if run_id:
+                import_mlflow()
+            self._ready.set()
+            if run_id:
+                client = connect(self._uri, create=False).client
+                run, there = client.get_run(run_id), latest_evaluation(client, run_id)
+                refuse_overtaken(self._folder, self._history, run, there)
+        except OvertakenError as error:
+            self._refusal = error
+        except Exception as error:
+            log.info("MLflow was not asked whose run this is: %s", reason(error), extra={"file_only": True})
+        finally:
+            self._ready.set()
 
 
 def parent_checkpoint(started: dict[str, Any], home: Path, uri: str) -> Checkpoint:
@@ -165,18 +207,17 @@ def differences(before: Config, after: Config, name: str) -> dict[str, list[str]
         f"{key}: run {name} has {values[0]}, given {values[1]}; a resume may change only {', '.join(CHANGEABLE[:4])}. "
         f"Another experiment is another run: bestrun train {key}={values[1]}"
         for key, values in changed.items()
-        if key not in CHANGEABLE
+        if key not in (*CHANGEABLE, *PLACES)
     ]
     if refused:
         raise SettingsError(*refused)
     return changed
 
 
-def refuse_if_over(journal: Journal, config: Config, name: str) -> None:
+def refuse_if_over(history: History, config: Config, name: str) -> None:
     """A run that has reached its end needs a later one before it can go on."""
-    stopped, training = journal.find("stopped"), config.training
-    best = journal.find("evaluation", improved=True)
-    if not stopped or not is_over(journal.events):
+    stopped, training, best = history.stopped, config.training, history.best
+    if not stopped:
         return
     if stopped["reason"] == "max_steps" and stopped["step"] >= training.max_steps:
         raise SettingsError(
@@ -188,6 +229,33 @@ def refuse_if_over(journal: Journal, config: Config, name: str) -> None:
             f"run {name} is complete: nothing improved within training.patience_steps={training.patience_steps}; to "
             f"train it further: bestrun resume {name} training.patience_steps={2 * training.patience_steps}"
         )
+
+
+class NotExchangedError(SettingsError):
+    """What MLflow has of a run cannot take the place of its folder."""
+
+
+def exchange_folder(folder: RunFolder, home: Path, uri: str) -> RunFolder:
+    """Set a run's folder aside, whole, and rebuild it from MLflow.
+
+    Raises:
+        NotExchangedError: the folder knows of no run in MLflow; it stays where it is.
+    """
+    run_id = read_json(folder.mirror).get("run_id")
+    if not run_id:
+        raise NotExchangedError(
+            f"--from-mlflow: {folder.mirror} names no run in MLflow; bestrun sync {folder.name} first"
+        )
+    with reaching(uri):
+        run = connect(uri, create=False).client.get_run(run_id)
+    aside = home / "aside" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with folder.owned():
+        make_folder(aside.parent)
+        os.rename(folder.path, aside)
+        sync_folder(aside.parent)
+        sync_folder(folder.path.parent)
+    log.warning("%s is set aside as %s", folder.path, aside)
+    return rebuild_folder(home, uri, run)
 
 
 def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
@@ -216,8 +284,8 @@ def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
                 for event in (*record.evaluations, *record.resumed):
                     journal.append(**event)
             sender = Sender(folder, uri)
-            sender.run_id = run_id
-            sender.acknowledged = draft.stat().st_size
+            sender.run_id, sender.best_there = run_id, fetched.checkpoint.sha256
+            sender.acknowledge(read_lines(draft)[-1])
             sender.save()
             os.replace(draft, folder.journal)
             sync_folder(folder.path)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,17 +22,19 @@ from .config import Config, digest, flatten, mask_uri, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DivergedError, SettingsError
 from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
-from .journal import Journal, best_of
-from .mirror import STATUS, Mirror
+from .history import History
+from .journal import Journal
+from .mirror import Mirror
 from .provenance import available_threads, code, versions
+from .reasons import STATUS
 from .restore import source_checkpoint
 from .screen import Screen, duration, shown_value
 from .tracking import resolve_uri
 
 log = logging.getLogger("bestrun")
 
-MIRROR_SECONDS = 15.0  # so long a finished run waits for MLflow,
-MIRROR_SECONDS_INTERRUPTED = 5.0  # and so long after a signal
+MIRROR_SECONDS = 15.0  # so long a finished run waits for MLflow without an advance,
+MIRROR_SECONDS_INTERRUPTED = 5.0  # and so long in all after a signal
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Result:
     seconds: float
     mirrored: bool = field(default=True)
     exit_code: int = field(default=0)
+
+
+class UnwrittenError(BestrunError):
+    """The end of a run could not be written down."""
 
 
 class Interrupted(BaseException):
@@ -208,7 +214,7 @@ def carry_through(
     Args:
         asked: called between chunks of steps; the stop reason it gives ends the run, as a signal does.
     """
-    mirror = Mirror(folder, uri)
+    mirror = Mirror(folder, uri, lambda: journal.end)
     signals = Signals()
     error: BaseException | None = None
     began = time.perf_counter()
@@ -239,18 +245,21 @@ def carry_through(
 
                 log_model(folder, journal)
         except Interrupted:
-            reason, step = "interrupted", _last_step(journal)
+            reason, step = "interrupted", History(journal.events).last_evaluation_step
         except Exception as problem:
-            error, reason, step = problem, "error", _last_step(journal)
+            error, reason, step = problem, "error", History(journal.events).last_evaluation_step
             log.error("%s", problem, exc_info=True, extra={"file_only": True})
         signals.graceful, signals.answer = True, "leaving as soon as MLflow has everything"
         screen.end_progress()
         message = str(error).splitlines()[0] if error and str(error) else None
-        with suppress(StorageError):  # on a full disk there is no room for this line either; its absence says as much
-            journal.append("stopped", reason=reason, step=step, best=best_of(journal), message=message)
+        best = History(journal.events).best_checkpoint
+        unwritten: StorageError | None = None
+        try:
+            journal.append("stopped", reason=reason, step=step, best=best, message=message)
+        except StorageError as problem:
+            unwritten = problem
         mirrored = wait_for_mirror(mirror, signals)
         journal.close()
-    best = best_of(journal)
     code = exit_code(reason, mirrored, signals.received, error)
     result = Result(
         mirror.sender.run_id,
@@ -263,10 +272,14 @@ def carry_through(
         mirrored,
         code,
     )
-    with suppress(StorageError):
-        write_json(
-            folder.result, {key: value for key, value in vars(result).items() if key not in ("mirrored", "exit_code")}
-        )
+    if unwritten is None:  # it is written last: with it, all else is there
+        try:
+            told = {key: value for key, value in vars(result).items() if key not in ("mirrored", "exit_code")}
+            write_json(folder.result, told)
+        except StorageError as problem:
+            unwritten = problem
+    if unwritten:
+        result = replace(result, mirrored=False, exit_code=code or 1)
     say_end(result, config, mirror, signals.received)
     if isinstance(error, BestrunError):
         raise error
@@ -274,6 +287,10 @@ def carry_through(
         raise BestrunError(
             f"{type(error).__name__}: {message or 'no message'}; the traceback is in {folder.log}"
         ) from error
+    if unwritten and not code:
+        raise UnwrittenError(f"the run is over, but {unwritten}") from unwritten
+    if unwritten:
+        log.warning("the run is over, but %s", unwritten)
     if reason == "diverged":
         kept = f"; the best so far, step {best['step']}, is kept" if best else ""
         raise DivergedError(
@@ -283,20 +300,22 @@ def carry_through(
 
 
 def wait_for_mirror(mirror: Mirror, signals: Signals) -> bool:
-    """Whether MLflow has everything, after a while that a signal makes shorter.
+    """Whether MLflow has everything: waited for as long as that advances, after a signal only for a moment.
 
     It must not do so by an exception: one that is raised out of `Thread.join` makes Python take the thread for ended.
     """
-    began = time.monotonic()
+    began, told = time.monotonic(), False
     while not (mirrored := mirror.finish(0.2)) and not mirror.refused:
-        if time.monotonic() - began > (MIRROR_SECONDS_INTERRUPTED if signals.received else MIRROR_SECONDS):
+        now = time.monotonic()
+        left = began + MIRROR_SECONDS_INTERRUPTED - now
+        if not signals.received:
+            left = max(began, mirror.advanced()) + MIRROR_SECONDS - now
+        if left < 0:
             break
+        if not told and now > began + 3:
+            told = True
+            log.info("waiting for MLflow, as long as it takes more; Ctrl-C leaves, and bestrun sync sends the rest")
     return mirrored
-
-
-def _last_step(journal: Journal) -> int:
-    line = journal.find("evaluation")
-    return int(line["step"]) if line else 0
 
 
 def exit_code(reason: str, mirrored: bool, received: int | None, error: BaseException | None) -> int:

@@ -15,13 +15,13 @@ from typing import Any
 from . import page
 from .board import Board, report_lines
 from .config import mask_uri
-from .errors import SettingsError
+from .errors import SettingsError, VerificationError
 from .folder import new_name
-from .journal import is_over, read_journal
+from .history import History
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
-from .mirror import Sender
 from .parent import Parent, find_or_create, outline
 from .run import Signals
+from .sender import Sender
 from .space import Plan, plan
 from .study import Study
 from .summary import summary, write_plots
@@ -212,7 +212,7 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
                 home=home,
                 setting=uri,
             )
-    behind = any(Sender(manifest.folder(run), uri).behind() for run in manifest.runs())
+    behind = any(is_untold(manifest, run, uri) for run in manifest.runs() if run.state in OVER)
     report = summary(manifest)
     for text in report_lines(report):
         board.line(text)
@@ -233,7 +233,10 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
 def is_untold(manifest: Manifest, run: Run, uri: str) -> bool:
     """Whether MLflow lacks something of a run, or takes it for running when its process has died."""
     folder = manifest.folder(run)
-    return folder.exists() and (not is_over(read_journal(folder.journal)[0]) or Sender(folder, uri).behind())
+    try:
+        return folder.exists() and (not History.read(folder.journal).stopped or Sender(folder, uri).behind())
+    except VerificationError:
+        return True  # `sync` says what is wrong with it
 
 
 def _status(scheduler: Scheduler, complete: int) -> str:

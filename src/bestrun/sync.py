@@ -4,63 +4,113 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .compose import read_config
+from .compose import config_now, read_config
 from .config import mask_uri
-from .errors import BestrunError, SettingsError
-from .folder import RunFolder, read_json
-from .journal import Journal, best_of, is_over
-from .mirror import Sender, is_permanent, reason
+from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
+from .folder import RunFolder, read_json, write_json
+from .history import DIED, History
+from .journal import Journal
+from .reasons import STATUS, stop_reason
+from .refusals import is_permanent, reason, remedy
+from .sender import DeletedError, Sender
 from .tracking import TrackingError, resolve_uri, sqlite_path
 
 
 def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[dict[str, Any]]:
-    """Send to MLflow what it has not got; a run whose process died is marked as interrupted. One report a run."""
-    reports = []
-    silent: dict[str, str] = {}  # a store that does not answer is asked once, not once a run
-    for folder in folders:
-        sender = None
-        report: dict[str, Any] = {"run_name": folder.name, "sent": 0, "state": "complete", "error": None}
-        try:
-            if folder.is_owned():
-                reports.append(report | {"state": "running: its own process sends"})
-                continue
-            with folder.owned():
-                journal = Journal(folder.journal)
-                if journal.events and not is_over(journal.events):
-                    line = journal.find("evaluation")
-                    journal.append(
-                        "stopped",
-                        reason="interrupted",
-                        step=line["step"] if line else 0,
-                        best=best_of(journal),
-                        message="the process died",
-                    )
-                    report["state"] = "was dead: marked as interrupted"
-                journal.close()
-                recorded = read_json(folder.mirror).get("uri", "")
-                if not setting and recorded and not Sender(folder, recorded).behind():
-                    reports.append(report | {"run_id": Sender(folder, recorded).run_id})
-                    continue
-                uri = own_uri(folder, setting, home)
-                if uri in silent and Sender(folder, uri).behind():
-                    raise TrackingError(silent[uri])
-                sender = Sender(folder, uri)
-                report["sent"] = sender.catch_up()
-                report["run_id"] = sender.run_id
-        except Exception as error:
-            report["error"] = str(error) if isinstance(error, BestrunError) else reason(error)
-            report["state"] = "behind"
-            if sender and is_permanent(error):
-                report["state"] = "refused"
-                if sender.run_id:
-                    report["error"] += (
-                        f"; if it was deleted there: mlflow runs restore --run-id {sender.run_id} brings it back, or "
-                        f"rm {folder.mirror} lets sync send it as a new run"
-                    )
-            elif sender:
-                silent[sender.uri] = report["error"]
-        reports.append(report)
-    return reports
+    """Send to MLflow what it has not got; a run whose process died is marked as what it was. One report a run."""
+    silent: dict[str, TrackingError] = {}  # a store that does not answer is asked once, not once a run
+    return [_sync(folder, home, setting, silent) for folder in folders]
+
+
+def _sync(folder: RunFolder, home: Path, setting: str | None, silent: dict[str, TrackingError]) -> dict[str, Any]:
+    report: dict[str, Any] = {"run_name": folder.name, "sent": 0, "state": "complete", "error": None}
+    sender = None
+    try:
+        if folder.is_owned():
+            return report | {"state": "running: its own process sends"}
+        with folder.owned():
+            if ended := end_for_dead_process(folder):
+                report["state"] = ended
+            uri = own_uri(folder, setting, home)
+            if uri in silent:
+                raise silent[uri]
+            sender = Sender(folder, uri)
+            report["run_id"] = sender.run_id
+            report["sent"] = sender.catch_up(check=True)
+            report["run_id"] = sender.run_id
+            if sender.missing:
+                report["state"], report["error"] = "behind", _lacks(sender, folder)
+    except Exception as error:
+        told = str(error) if isinstance(error, BestrunError) else reason(error)
+        report["state"], report["error"] = "behind", told
+        if sender and is_permanent(error) and not isinstance(error, UnreadableError):
+            report["state"], report["error"] = "refused", told + _advice(error, sender, folder)
+        elif sender and not isinstance(error, VerificationError):
+            silent[sender.uri] = TrackingError(told)
+    return report
+
+
+def end_for_dead_process(folder: RunFolder) -> str | None:
+    """Write the end of an owned run whose process died before it could; returns what there is to say of it.
+
+    The stop rule knows whether the run was over at its last evaluation. Then it is complete, and nothing is left to
+    train: the process died between its last line and its end, or could not write it.
+
+    Raises:
+        VerificationError: the journal or the settings are damaged.
+        StorageError: the end cannot be written.
+    """
+    with Journal(folder.journal) as journal:
+        history = History.read(folder.journal)
+        if history.stopped:
+            if STATUS.get(history.stopped["reason"]) == "FINISHED" and not folder.result.exists():
+                write_json(folder.result, _result(folder, history))
+            return None
+        training = config_now(folder.config, history).training
+        rule = stop_reason(
+            step=history.last_evaluation_step,
+            best_step=history.best["step"] if history.best else 0,
+            max_steps=training.max_steps,
+            patience_steps=training.patience_steps,
+        )
+        why, message = (rule, "its process could not write this line") if rule else ("interrupted", DIED)
+        step, best = history.last_evaluation_step, history.best_checkpoint
+        journal.append("stopped", reason=why, step=step, best=best, message=message, by="sync")
+        if rule:
+            write_json(folder.result, _result(folder, History(journal.events)))
+    return "was dead: complete" if rule else "was dead: marked as interrupted"
+
+
+def _result(folder: RunFolder, history: History) -> dict[str, Any]:
+    return {
+        "run_id": read_json(folder.mirror).get("run_id"),
+        "run_name": folder.name,
+        "folder": str(folder.path),
+        "best": history.best_checkpoint,
+        "stop_reason": history.stopped["reason"] if history.stopped else None,
+        "steps": history.step,
+        "seconds": history.seconds,
+    }
+
+
+def _lacks(sender: Sender, folder: RunFolder) -> str:
+    """What MLflow lacks of a run, why, and what to type once that is mended."""
+    each = "; ".join(f"{name}: {why}" for name, why in sender.missing.items())
+    return f"MLflow lacks {each}; once that is mended: bestrun sync {folder.name}"
+
+
+def _advice(error: Exception, sender: Sender, folder: RunFolder) -> str:
+    """What to do about a refusal, by its cause."""
+    if isinstance(error, DeletedError):
+        return f", or rm {folder.mirror} lets sync send it as a new run"
+    if mend := remedy(error):
+        return f"; {mend}, then: bestrun sync {folder.name}"
+    if sender.run_id and not isinstance(error, BestrunError):
+        return (
+            f"; if it was deleted there: mlflow runs restore --run-id {sender.run_id} brings it back, or "
+            f"rm {folder.mirror} lets sync send it as a new run"
+        )
+    return ""
 
 
 def own_uri(folder: RunFolder, setting: str | None, home: Path) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import mask_uri
-from .errors import BestrunError, SettingsError, VerificationError
-from .folder import RunFolder, read_json
+from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
+from .folder import RunFolder, names_in, read_json
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
 # answer was lost would make a second run. Read by MLflow at each call; what the user's environment says wins.
@@ -23,7 +23,6 @@ CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
@@ -349,7 +348,7 @@ def local_folder(home: Path, reference: str) -> RunFolder:
         return folders[-1]
     if named := next((folder for folder in folders if folder.name == reference), None):
         return named
-    ids = {folder: str(read_json(folder.mirror).get("run_id")) for folder in folders if len(reference) >= 8}
+    ids = {folder: _run_id(folder) for folder in folders if len(reference) >= 8}
     found = [folder for folder, run_id in ids.items() if run_id.startswith(reference)]
     if len(found) > 1:
         raise SettingsError(_several(reference, [f"{ids[folder]} ({folder.name})" for folder in found]))
@@ -358,10 +357,29 @@ def local_folder(home: Path, reference: str) -> RunFolder:
     raise SettingsError(f"run {reference!r}: there is no folder of it in {home / 'runs'}")
 
 
+def _run_id(folder: RunFolder) -> str:
+    try:
+        return str(read_json(folder.mirror).get("run_id"))
+    except UnreadableError:
+        return ""
+
+
 def run_folders(home: Path) -> list[RunFolder]:
     """All runs of this home, the oldest first."""
-    found = [RunFolder(path.parent) for path in (home / "runs").glob("*/journal.jsonl")]
-    found = [folder for folder in found if folder.exists()]
-    return sorted(
-        found, key=lambda folder: (folder.config.stat().st_mtime if folder.config.exists() else 0, folder.name)
-    )
+    folders = [RunFolder(home / "runs" / name) for name in names_in(home / "runs")]
+    return sorted(filter(_may_be_a_run, folders), key=lambda folder: (_begun(folder), folder.name))
+
+
+def _may_be_a_run(folder: RunFolder) -> bool:
+    """A journal that cannot be read now is a run's: whoever asks for that run will hear why, all others go on."""
+    try:
+        return folder.exists()
+    except UnreadableError:
+        return True
+
+
+def _begun(folder: RunFolder) -> float:
+    try:
+        return folder.config.stat().st_mtime
+    except OSError:
+        return 0

@@ -58,15 +58,15 @@ def saving(improved: bool) -> list[float]:
 
 TRAIN = """
 import sys, time
-from bestrun import mirror
+from bestrun import sender
 from bestrun.cli import main
-catch_up = mirror.Sender.catch_up
+catch_up = sender.Sender.catch_up
 def timed(self):
     sent = catch_up(self)
     with open(self.folder.path / "processor.txt", "a") as file:
         print(time.time(), time.thread_time(), time.process_time(), file=file)
     return sent
-mirror.Sender.catch_up = timed
+sender.Sender.catch_up = timed
 main()
 """
 

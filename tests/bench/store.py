@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bestrun.mirror import METRICS
+from bestrun.sender import METRICS
 from bestrun.tracking import connect
 
 REPEATS = 5

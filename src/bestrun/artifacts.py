@@ -1,0 +1,90 @@
+"""A run's artifacts in MLflow: sent so that they stay, with time for their size; and whether one is there."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from .folder import sync_folder
+from .tracking import Store, sqlite_path
+
+BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+def local_root(uri: str) -> Path | None:
+    """The folder of an artifact address on this machine; None for a server, S3 and the like."""
+    parts = urlsplit(uri)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def seconds_for(size: int) -> int:
+    """So long an upload of `size` bytes may take, in whole seconds."""
+    return 5 + size // BYTES_A_SECOND
+
+
+@contextlib.contextmanager
+def time_for(size: int) -> Iterator[None]:
+    """Give MLflow's client time for an upload; it reads its time-out at each request from this variable alone."""
+    before = os.environ.get(TIMEOUT, "5")
+    os.environ[TIMEOUT] = str(max(seconds_for(size), int(before) if before.isdecimal() else 0))
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT] = before
+
+
+def upload(
+    store: Store, run: Any, path: Path, to: str | None, *, began: Callable[[int], None] = lambda size: None
+) -> None:
+    """Send a file, or all files in a folder, to the artifact folder `to`; a local one has them on disk afterwards.
+
+    Args:
+        began: told the size of the largest file, in bytes, before it is sent.
+    """
+    files = [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
+    repository = store.artifacts(run)
+    largest = max((file.stat().st_size for file in files), default=0)
+    began(largest)
+    with time_for(largest):
+        if path.is_dir():
+            repository.log_artifacts(str(path), to)
+        else:
+            repository.log_artifact(str(path), to)
+    if root := local_root(repository.artifact_uri):
+        place, top = root / (to or ""), path if path.is_dir() else path.parent
+        _make_durable(root, [place / file.relative_to(top) for file in files], sqlite_path(store.uri))
+
+
+def _make_durable(root: Path, files: list[Path], database: Path | None) -> None:
+    """MLflow leaves it to the system when a copy reaches the disk; the tag that names it would be sooner."""
+    folders = set()
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        folders |= {folder for folder in file.parents if folder == root or root in folder.parents}
+    above = [folder for folder in root.parents if database and database.parent in (folder, *folder.parents)]
+    for folder in [*sorted(folders, reverse=True), *above]:
+        sync_folder(folder)
+
+
+def is_there(store: Store, run: Any, artifact: str, path: Path, sha256: str) -> bool:
+    """Whether MLflow's store has this file: by size and hash where it is local, else by size alone, not downloaded.
+
+    Args:
+        path: the file as it is here.
+    """
+    repository = store.artifacts(run)
+    if root := local_root(repository.artifact_uri):
+        try:
+            return hashlib.sha256((root / artifact).read_bytes()).hexdigest() == sha256
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    sizes = {item.path: item.file_size for item in repository.list_artifacts(artifact.rpartition("/")[0])}
+    return artifact in sizes and sizes[artifact] in (None, path.stat().st_size)

@@ -1,0 +1,161 @@
+"""What a journal says of its run, read in one way by everybody who asks."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from .errors import VerificationError
+from .journal import Event, read_journal
+from .reasons import state_word
+
+# What may change at a resume. Everything else decides shapes, data or the sequence of random numbers, and would make
+# one run of two experiments.
+CHANGEABLE = (
+    "training.max_steps",
+    "training.patience_steps",
+    "training.evaluation_batch_size",
+    "optimizer.learning_rate",
+    "tracking.log_model",
+    "threads",
+)
+PLACES = (  # where things are, not what the run is: no change of the run
+    "tracking.uri",
+    "data.dir",  # that it is the same data is checked by its digest
+    "data.path",
+)
+
+DIED = "the process died"  # message of a `stopped` event that `sync` wrote for a process that could not
+WORK = ("evaluation", "diverges", "model", "stopped")  # events that only a training process writes
+
+
+class History:
+    """The events of one run as answers: what it began with, how it went, how it ended."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = list(events)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The history in a journal file.
+
+        Raises:
+            VerificationError: a line is damaged, or the first is not `started`.
+        """
+        history = cls(read_journal(path)[0])
+        if not history.events or history.events[0]["event"] != "started":
+            raise VerificationError(f"{path}: has no beginning")
+        return history
+
+    @property
+    def started(self) -> Event:
+        """The first event: settings, data, versions, parent, sweep as they were when the run began."""
+        return self.events[0]
+
+    @cached_property
+    def evaluations(self) -> list[Event]:
+        """One a step, in their order. The line of a best that was lost and saved anew stands twice: the last counts."""
+        return list({event["step"]: event for event in self._all("evaluation")}.values())
+
+    @cached_property
+    def best(self) -> Event | None:
+        """The best evaluation."""
+        return next((line for line in reversed(self.evaluations) if line["improved"]), None)
+
+    @property
+    def resumed(self) -> list[Event]:
+        return self._all("resumed")
+
+    @property
+    def tested(self) -> Event | None:
+        return self._last("tested")
+
+    @cached_property
+    def stopped(self) -> Event | None:
+        """How it ended; None while it runs, and after a crash."""
+        words = [event for event in self.events if event["event"] in ("started", "resumed", "stopped")]
+        return words[-1] if words and words[-1]["event"] == "stopped" else None
+
+    @cached_property
+    def changed(self) -> dict[str, list[str]]:
+        """Setting -> [value at the start, value now], over all resumes."""
+        changed: dict[str, list[str]] = {}
+        for event in self.resumed:
+            for name, (old, new) in (event.get("changed") or {}).items():
+                changed[name] = [changed.get(name, [old])[0], new]
+        return changed
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every setting as one types it, as it is now."""
+        return {**self.started["settings"], **{name: new for name, (_, new) in self.changed.items()}}
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where resumes said that data and MLflow are now."""
+        return {name: value for event in self.resumed for name, value in (event.get("places") or {}).items()}
+
+    @property
+    def metric(self) -> str:
+        """The objective's."""
+        return str(self.started["settings"]["objective.metric"])
+
+    @property
+    def step(self) -> int:
+        """Steps trained, as far as is known: to its end, else to its last evaluation."""
+        if self.stopped:
+            return int(self.stopped["step"])
+        return self.last_evaluation_step
+
+    @property
+    def last_evaluation_step(self) -> int:
+        return int(self.evaluations[-1]["step"]) if self.evaluations else 0
+
+    @property
+    def best_checkpoint(self) -> dict[str, Any] | None:
+        """The best as `stopped`, result.json and `--json` say it: step, metric, value, checkpoint, sha256."""
+        if not self.best:
+            return None
+        value = {"step": self.best["step"], "metric": self.metric, "value": self.best[self.metric]}
+        return value | {key: self.best[key] for key in ("checkpoint", "sha256")}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in which a process worked on it, from each start to the end that followed."""
+        return sum(ended - began for began, ended in self._sessions) / 1000
+
+    @property
+    def ended_ms(self) -> int:
+        """When the last process that worked on it wrote its last line."""
+        return self._sessions[-1][1]
+
+    @cached_property
+    def _sessions(self) -> list[tuple[int, int]]:
+        """Each process' first and last moment. What a later verb writes (a test, its pictures) is not the run's time,
+        nor is an end that `sync` wrote for a dead process.
+        """
+        found = [[self.started["time_ms"]] * 2]
+        for event in self.events[1:]:
+            drawn = event["event"] == "picture" and "key" in event
+            found_dead = event.get("message") == DIED or event.get("by") == "sync"
+            if event["event"] == "resumed":
+                found.append([event["time_ms"]] * 2)
+            elif (event["event"] in WORK or drawn) and not found_dead:
+                found[-1][1] = event["time_ms"]
+        return [(began, ended) for began, ended in found]
+
+    def state(self, *, owned: bool) -> str:
+        """running, interrupted, finished, stopped or failed.
+
+        Args:
+            owned: whether a living process holds the run's lock.
+        """
+        if self.stopped:
+            return state_word(self.stopped["reason"])
+        return "running" if owned else "interrupted"
+
+    def _all(self, kind: str) -> list[Event]:
+        return [event for event in self.events if event["event"] == kind]
+
+    def _last(self, kind: str) -> Event | None:
+        return next((event for event in reversed(self.events) if event["event"] == kind), None)

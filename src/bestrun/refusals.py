@@ -1,0 +1,68 @@
+"""What an error of MLflow, of its server or of an artifact store means: wait, or mend something, and what."""
+
+import re
+from collections.abc import Iterator
+
+from .config import mask_uri
+from .errors import BestrunError
+from .folder import StorageError
+
+CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error carries, wherever its library keeps it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    elif response is not None:  # requests
+        status = getattr(response, "status_code", None)
+    elif hasattr(error, "get_http_status_code"):  # MLflow
+        status = error.get_http_status_code()
+    else:
+        status = None
+    return status if isinstance(status, int) else None
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether asking again is pointless: the store understood and refused, or something here must be mended first."""
+    if isinstance(error, BestrunError):
+        return not isinstance(error, StorageError)  # a full disk may have room again
+    if isinstance(error, ImportError | PermissionError) or type(error).__name__ in CREDENTIALS:
+        return True
+    status = status_of(error)
+    if status is not None and 400 <= status < 500:
+        return status not in (408, 429)
+    return any(is_permanent(cause) for cause in _causes(error) if not isinstance(cause, BestrunError))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    if cause := error.__cause__ or error.__context__:
+        yield cause
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line without credentials."""
+    cause = re.sub(r".*\(Caused by (.*)\)$", r"\1", str(error), flags=re.DOTALL)  # of a chain, the end tells why
+    lines = mask_uri(cause).splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def remedy(error: BaseException) -> str | None:
+    """What to mend before it is sent again; None where waiting is all there is to do."""
+    chain: list[BaseException] = [error]
+    while causes := list(_causes(chain[-1])):
+        chain += causes
+    for each in chain:
+        status = status_of(each)
+        if isinstance(each, ImportError):
+            return f"pip install {each.name or 'what it names'}"
+        if type(each).__name__ in CREDENTIALS:
+            return "give the artifact store's credentials, as its own tools take them"
+        if isinstance(each, PermissionError):
+            return "get the right to write there"
+        if status == 413:
+            return "raise the server's or its proxy's limit for a file (nginx: client_max_body_size)"
+        if status in (401, 403):
+            return "give user and password, or get the right to write there"
+    return None

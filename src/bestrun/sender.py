@@ -1,0 +1,736 @@
+"""Repeats a run's journal to MLflow, from where it was left, as often as it takes.
+
+MLflow ignores a metric row it already has, so metrics replay freely. Creating a run it does not: ours is looked for.
+"""
+
+import contextlib
+import getpass
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import page
+from .artifacts import is_there, seconds_for, upload
+from .config import mask_uri
+from .errors import BestrunError, SettingsError, VerificationError
+from .folder import MARKER, RunFolder, fault, read_json, write_json
+from .history import History
+from .journal import Event, Line, read_lines
+from .reasons import STATUS
+from .refusals import is_permanent, reason, remedy
+from .tracking import Store, connect, find_run
+
+log = logging.getLogger("bestrun")
+
+# Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a run's description
+METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second")
+BESTS = ("best/accuracy", "best/loss", "best/step")
+IN_ONE_REQUEST = 100  # evaluations: MLflow takes 1,000 rows
+CHECKPOINTS = "checkpoints/"
+
+
+class OvertakenError(SettingsError):
+    """Somebody else has gone on with this run from elsewhere, further than this folder."""
+
+
+class Sender:
+    """Sends one run's journal to one store, and remembers in mirror.json what the store has acknowledged.
+
+    Metrics, tags and the run's end go in the journal's order. Artifacts go beside them: one that is refused is noted as
+    missing, and holds nothing up.
+
+    Attributes:
+        missing: artifacts that MLflow lacks -> why.
+        advanced: when the store last took something, by `time.monotonic`.
+        busy_until: until when an upload that is under way may take.
+        save_every: so many seconds pass at least between two writes of mirror.json; `save` writes the last one.
+    """
+
+    def __init__(self, folder: RunFolder, uri: str, durable: Callable[[], int] | None = None) -> None:
+        """
+        Args:
+            durable: the byte up to which the journal is on disk, where a process is still writing it. Nobody is told
+                of a line before it is.
+        """
+        self.folder = folder
+        self.uri = uri
+        self.missing: dict[str, str] = {}
+        self.advanced, self.busy_until, self.save_every = time.monotonic(), 0.0, 0.0
+        self._durable = durable
+        known = read_json(folder.mirror)
+        if known.get("uri") != mask_uri(uri):  # another store has acknowledged nothing yet
+            known = {}
+        self.run_id: str | None = known.get("run_id")
+        self.experiment_id: str | None = known.get("experiment_id")
+        self.acknowledged: int = known.get("acknowledged", 0)
+        self._acknowledged_sha256: str | None = known.get("acknowledged_sha256")
+        self.best_there: str | None = known.get("best_sha256")
+        self.missing |= known.get("missing", {})
+        self._store: Store | None = None
+        self._run: Any = None
+        self._rows_there: dict[tuple[str, int], list[float]] | None = None  # None: replaying rows does no harm
+        self._refused: set[str] = set()  # not tried again by this process
+        self._failure: Exception | None = None  # of an artifact, a moment ago
+        self._dirty, self._saved = False, 0.0
+        self._not_removed: set[str] = set()
+
+    # ---- what the store has acknowledged ----
+
+    def _lines(self) -> list[Line]:
+        lines = read_lines(self.folder.journal)
+        durable = self._durable() if self._durable else None
+        return lines if durable is None else [line for line in lines if line.end <= durable]
+
+    def _pending(self, lines: Sequence[Line]) -> list[Line]:
+        """The lines that are not acknowledged. All, where what was acknowledged is not this journal's line: power may
+        have been lost, or a backup put back, and an offset alone can fit by chance.
+        """
+        if not self.acknowledged:
+            return list(lines)
+        last = next((line for line in lines if line.end == self.acknowledged), None)
+        if last is None or self._acknowledged_sha256 not in (None, hashlib.sha256(last.text).hexdigest()):
+            return list(lines)
+        return [line for line in lines if line.end > self.acknowledged]
+
+    def behind(self) -> bool:
+        """Whether the store lacks something, as far as can be told without asking it."""
+        lines = self._lines()
+        best = History([line.event for line in lines]).best
+        best_is_there = best is None or self.best_there in (None, best["sha256"])
+        return bool(self.missing or self._pending(lines)) or not best_is_there
+
+    def remember(self) -> None:
+        """Write down which store this run belongs to, before it has ever answered: `sync` asks the same one."""
+        if read_json(self.folder.mirror).get("uri") != mask_uri(self.uri):
+            self.save()
+
+    def save(self) -> None:
+        known = {
+            "uri": mask_uri(self.uri),
+            "run_id": self.run_id,
+            "experiment_id": self.experiment_id,
+            "acknowledged": self.acknowledged,
+            "acknowledged_sha256": self._acknowledged_sha256,
+            "best_sha256": self.best_there,
+        }
+        write_json(self.folder.mirror, known | ({"missing": self.missing} if self.missing else {}))
+        self._dirty, self._saved = False, time.monotonic()
+
+    def acknowledge(self, line: Line) -> None:
+        """Remember that the store has all up to this line."""
+        self.acknowledged, self._acknowledged_sha256 = line.end, hashlib.sha256(line.text).hexdigest()
+        self._note_progress()
+
+    def _note_progress(self) -> None:
+        self.advanced, self._dirty = time.monotonic(), True
+        self._save_if_due()
+
+    def _save_if_due(self) -> None:
+        if self._dirty and self.save_every and time.monotonic() - self._saved > self.save_every:
+            self.save()
+
+    # ---- sending ----
+
+    def catch_up(self, *, check: bool = False) -> int:
+        """Send what is missing; returns the number of events sent.
+
+        Args:
+            check: compare what MLflow has, its best checkpoint too, also where everything was acknowledged.
+
+        Raises:
+            OvertakenError: another writer has gone further with this run.
+            Exception: whatever MLflow raises; what was acknowledged stays so, the rest can be sent again.
+        """
+        self._save_if_due()
+        lines = self._lines()
+        if not lines:
+            return 0
+        pending, history = self._pending(lines), History([line.event for line in lines])
+        if not (pending or check or set(self.missing) - self._refused or self._best_is_due(history)):
+            return 0
+        self._failure = None
+        try:
+            if self._run is None:
+                self._meet(history, compare=len(pending) == len(lines) and self.acknowledged > 0)
+            if check:
+                self._check(history)
+            self._send_missing(history)
+            for request in _requests(pending):
+                self._send(history, [line.event for line in request])
+                self.acknowledge(request[-1])
+            self._send_best(history)
+            if check and history.stopped and not pending:
+                self._send_lost_rows(history)
+        finally:
+            if self._dirty and not self.save_every:
+                self.save()
+        if self._failure:
+            raise self._failure
+        return len(pending)
+
+    @property
+    def store(self) -> Store:
+        if self._store is None:
+            self._store = connect(self.uri)
+        return self._store
+
+    def _meet(self, history: History, *, compare: bool) -> None:
+        """Find or make MLflow's run, see whose it is now, and what it has that this journal does not know of."""
+        run_id = self.run_id or self._find(history.started)
+        if run_id is None:
+            self._run = self._create(history.started)
+            self.run_id = str(self._run.info.run_id)
+            self.save()
+            return
+        client = self.store.client
+        run = client.get_run(run_id)
+        if run.info.lifecycle_stage != "active":
+            raise DeletedError(f"the run was deleted there; mlflow runs restore --run-id {run_id} brings it back")
+        there = latest_evaluation(client, run_id)
+        refuse_overtaken(self.folder, history, run, there)
+        if compare or self.run_id is None or there[0] > history.last_evaluation_step:
+            self._rows_there = _rows_of(client, run_id)
+        if self.run_id is None:
+            self.run_id, self._dirty = run_id, True
+            self.save()
+        if writer_of(run) != writer(self.folder):
+            client.set_tag(run_id, "bestrun.writer", json.dumps(writer(self.folder)), synchronous=True)
+        self.best_there = run.data.tags.get("bestrun.best_sha256")
+        self._run, self._dirty = run, True
+
+    def _create(self, started: Event) -> Any:
+        return self.store.client.create_run(
+            self.experiment_id,
+            start_time=started["time_ms"],
+            run_name=started["name"],
+            tags=_tags(self.folder, started),
+        )
+
+    def _find(self, started: Event) -> str | None:
+        return next(iter(self._created(started)), None)
+
+    def _created(self, started: Event) -> list[str]:
+        """The run IDs MLflow has of this journal. Two machines may give runs the same name: their start differs."""
+        self.experiment_id = self.store.experiment_id(started["experiment"])
+        ours = f"tags.\"bestrun.run\" = '{started['name']}' and attributes.start_time = {started['time_ms']}"
+        found = self.store.client.search_runs([self.experiment_id], ours)
+        return [str(run.info.run_id) for run in found]
+
+    def _send(self, history: History, events: list[Event]) -> None:
+        """What one line says, or several lines of one kind."""
+        kind, event = events[0]["event"], events[0]
+        client, run_id = self.store.client, str(self.run_id)
+        if kind == "evaluation":
+            self._send_rows(events)
+            if history.best and history.best["step"] in [each["step"] for each in events]:
+                self._send_best(history)
+        elif kind == "started":
+            self._send_start(event)
+            self._send_artifacts(history, events)
+            _tell_parent(self.store, event)
+        elif kind == "resumed":
+            client.update_run(run_id, status="RUNNING")
+            if history.changed:
+                client.set_tag(run_id, "bestrun.changed", json.dumps(history.changed)[:5000], synchronous=True)
+        elif kind == "diverges":
+            client.set_tag(run_id, "bestrun.diverges", str(event["step"]), synchronous=True)
+        elif kind == "tested":
+            send_tested(client, run_id, event)
+        elif kind == "stopped":
+            self._send_end(history, event)
+        else:
+            self._send_artifacts(history, events)
+
+    def _send_start(self, started: Event) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        client, run_id = self.store.client, str(self.run_id)
+        params = [Param(name, value[:6000]) for name, value in started["settings"].items()]
+        for first in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[first : first + 100], synchronous=True)
+        data = started["data"]
+        dataset = Dataset(
+            name=data["name"],
+            digest=started["data_digest"][:32],  # MLflow takes 36 characters; the whole digest is a tag
+            source_type="local",
+            source=json.dumps({"uri": data["source"]}),
+            profile=json.dumps(
+                {key: data[key] for key in ("train", "validation", "test", "image_shape", "num_classes")}
+            ),
+        )
+        _log_dataset(client, run_id, DatasetInput(dataset, [InputTag("mlflow.data.context", "training")]))
+        experiment = client.get_experiment_by_name(started["experiment"])
+        page.save_view(client, experiment, started["settings"]["objective.metric"])
+
+    def _send_end(self, history: History, stopped: Event) -> None:
+        fault("F11")
+        client, run_id = self.store.client, str(self.run_id)
+        self._send_lost_rows(history)
+        if history.best and self.best_there == history.best["sha256"]:
+            self._remove_others(history.best["checkpoint"])  # an upload may have come late
+        # A `create_run` that timed out here may have been carried out there after we looked, and made another
+        for twin in self._created(history.started):
+            if twin != run_id:
+                client.delete_run(twin)
+        self._send_artifacts(history, [stopped])
+        current = client.get_run(run_id).data.tags.get(DESCRIPTION, "")
+        described = page.with_result(current, page.description(history.started, history.best, stopped))
+        self._set_tags({DESCRIPTION: described, "bestrun.stop_reason": stopped["reason"]})
+        ended = history.ended_ms if stopped.get("by") == "sync" else stopped["time_ms"]
+        client.set_terminated(run_id, STATUS.get(stopped["reason"], "FAILED"), end_time=ended)
+
+    def _set_tags(self, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.store.client.log_batch(
+            self.run_id, tags=[RunTag(key, value[:8000]) for key, value in tags.items()], synchronous=True
+        )
+
+    # ---- evaluations ----
+
+    def _send_rows(self, evaluations: Sequence[Event]) -> None:
+        """All figures of these evaluations, in one request; those that MLflow has from another journal stay single."""
+        from mlflow.entities import Metric
+
+        rows = [
+            Metric(key, value, event["time_ms"], event["step"])
+            for event in evaluations
+            for key, value in _figures(event).items()
+            if not self._has_row(key, event["step"], value)
+        ]
+        if rows:
+            self.store.client.log_batch(self.run_id, metrics=rows, synchronous=True)
+
+    def _has_row(self, key: str, step: int, value: float) -> bool:
+        there = (self._rows_there or {}).get((key, step), [])
+        return value in there or (bool(there) and key == "images_per_second")  # a speed is never the same twice
+
+    def _send_lost_rows(self, history: History) -> None:
+        """Compare the steps MLflow has with the journal's, and send what it acknowledged and lost.
+
+        Raises:
+            BestrunError: it loses them again.
+        """
+        client = self.store.client
+        for attempt in range(2):
+            there = {
+                key: {row.step for row in client.get_metric_history(self.run_id, key)}
+                for key in ("val/accuracy", "best/step")
+            }
+            lost = [
+                event
+                for event in history.evaluations
+                if any(key in there and event["step"] not in there[key] for key in _figures(event))
+            ]
+            if not lost:
+                return
+            if attempt:
+                raise LostRowsError(f"MLflow took {len(lost)} evaluations and does not have them")
+            log.warning("MLflow had lost %d evaluations, which are sent again", len(lost))
+            self._rows_there = _rows_of(client, str(self.run_id))
+            for first in range(0, len(lost), IN_ONE_REQUEST):
+                self._send_rows(lost[first : first + IN_ONE_REQUEST])
+
+    # ---- the best checkpoint ----
+
+    def _best_is_due(self, history: History) -> bool:
+        best = history.best
+        if not best or best["sha256"] == self.best_there:
+            return False
+        return CHECKPOINTS + best["checkpoint"] not in self._refused
+
+    def _send_best(self, history: History) -> None:
+        best = history.best
+        for key in [key for key in self.missing if key.startswith(CHECKPOINTS)]:  # superseded, or tried now
+            del self.missing[key]
+        if best and best["sha256"] != self.best_there:
+            self._offer([CHECKPOINTS + best["checkpoint"]], lambda: self._bring_best(history, best))
+
+    def _bring_best(self, history: History, best: Event) -> None:
+        """Upload the checkpoint, then name it in tags, then remove the older one: no tag ever names half a file."""
+        source, uploads = self.folder.path / best["checkpoint"], self.folder.path / "upload"
+        run = self.store.client.get_run(self.run_id)
+        who = writer_of(run)
+        if who and not is_same_writer(who, writer(self.folder)):
+            raise OvertakenError(_overtaken(self.folder, who, "is going on with it"))
+        refuse_worse(history, best, run)
+        shutil.rmtree(uploads, ignore_errors=True)  # what a process killed in an upload left
+        uploads.mkdir()
+        try:
+            held = _second_name(source, uploads)
+            if held is None:
+                self._refuse_lost(best)
+                return  # superseded; the better one has a later line
+            fault("F6")
+            upload(self.store, run, held, "checkpoints", began=self._began_upload)
+            fault("F7")
+        finally:
+            shutil.rmtree(uploads, ignore_errors=True)
+        fault("F8")
+        artifact = CHECKPOINTS + best["checkpoint"]
+        older = run.data.tags.get("bestrun.best_checkpoint")
+        value = json.dumps(best[history.metric])
+        tags = {"best_sha256": best["sha256"], "best_checkpoint": artifact, "best_value": value}
+        self._set_tags({f"bestrun.{key}": text for key, text in tags.items()})
+        self.best_there, self._dirty = best["sha256"], True
+        if older and older != artifact:
+            self._remove(Path(older).name)
+
+    def _refuse_lost(self, best: Event) -> None:
+        """Raises VerificationError: the best checkpoint is gone, and no better one has taken its place."""
+        newest = History([line.event for line in self._lines()]).best
+        if newest and newest["sha256"] == best["sha256"]:
+            raise VerificationError(f"{self.folder.path / best['checkpoint']}: is gone")
+
+    def _remove_others(self, keep: str) -> None:
+        names = {Path(item.path).name for item in self.store.artifacts(self._run).list_artifacts("checkpoints")}
+        for name in names - {keep} if keep in names else ():
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """Best effort: a leftover costs space, nothing else. Asked for twice, lest an outage in between leave one."""
+        try:
+            self.store.artifacts(self._run).delete_artifacts(f"checkpoints/{name}")
+        except Exception as error:
+            if name not in self._not_removed and not is_permanent(error):
+                self._not_removed.add(name)
+                raise
+            log.info("MLflow keeps %s: %s", name, reason(error), extra={"file_only": True})
+
+    def _check(self, history: History) -> None:
+        """Send the best again where MLflow does not have what it names: power may have been lost after an upload."""
+        best = history.best
+        if not best or self.best_there != best["sha256"]:
+            return
+        path = self.folder.path / best["checkpoint"]
+        artifact = CHECKPOINTS + best["checkpoint"]
+        if path.is_file() and not is_there(self.store, self._run, artifact, path, best["sha256"]):
+            self.best_there = None
+            self._send_best(history)
+
+    # ---- other artifacts ----
+
+    def _send_missing(self, history: History) -> None:
+        """Try once more what was refused or failed before."""
+        if not self.missing:
+            return
+        for events in _in_groups(history.events):
+            if any(key in self.missing for event in events for key in _artifacts_of(event)):
+                self._send_artifacts(history, events)
+
+    def _send_artifacts(self, history: History, events: Sequence[Event]) -> None:
+        """The files that these events of one kind speak of."""
+        kind = events[0]["event"]
+        if kind == "picture":
+            self._offer([event["path"] for event in events], lambda: self._send_pictures(events))
+        for event in events:
+            if kind == "started":
+                self._offer(["config"], lambda: self._send_files([self.folder.config, self.folder.overrides], "config"))
+                self._offer(["code"], lambda: self._send_files([self.folder.diff], "code"))
+            elif kind == "model" and (self.folder.path / event["path"]).is_dir():
+                path, sha256 = event["path"], event["sha256"]
+                source = self.folder.path / path
+                self._offer([path], partial(send_model, self.store, self._run, source, path, sha256))
+            elif kind == "stopped":
+                self._offer(["validation.json"], lambda: self._send_validation(history))
+                if STATUS.get(event["reason"], "FAILED") == "FAILED":
+                    self._offer(["run.log"], lambda: self._send_files([self.folder.log], None))
+
+    def _offer(self, keys: Sequence[str], send: Callable[[], None]) -> None:
+        """Send artifacts. What is refused is noted as missing; what fails, is tried again with the next pass."""
+        if self._failure:  # the store of artifacts does not answer now; each question would cost a time-out
+            self.missing |= {key: reason(self._failure) for key in keys if key not in self._refused}
+            return
+        wanted = [key for key in keys if key not in self._refused]
+        if not wanted:
+            return
+        try:
+            send()
+        except OvertakenError:
+            raise
+        except Exception as error:
+            mend = remedy(error)
+            self.missing |= dict.fromkeys(wanted, reason(error) + (f"; {mend}" if mend else ""))
+            self._dirty = True
+            if is_permanent(error):
+                self._refused |= set(wanted)
+                log.warning("MLflow lacks %s, training goes on: %s", ", ".join(wanted), self.missing[wanted[0]])
+            else:
+                self._failure = error
+        else:
+            for key in wanted:
+                self.missing.pop(key, None)
+            self._note_progress()
+        finally:
+            self.busy_until = 0.0
+
+    def _began_upload(self, size: int) -> None:
+        self.busy_until = time.monotonic() + seconds_for(size)
+
+    def _send_files(self, paths: Sequence[Path], to: str | None) -> None:
+        for path in paths:
+            if path.is_file():
+                upload(self.store, self._run, path, to, began=self._began_upload)
+
+    def _send_pictures(self, events: Sequence[Event]) -> None:
+        """All pictures in one call: those of a series for the slider of MLflow's page, the others as files."""
+        with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
+            for event in events:
+                path = self.folder.path / event["path"]
+                if path.is_file():
+                    _stage_picture(path, event, Path(place))
+            if any(Path(place).iterdir()):
+                upload(self.store, self._run, Path(place), None, began=self._began_upload)
+        if any(event.get("key") for event in events):
+            self.store.client.set_tag(self.run_id, "mlflow.loggedImages", "True", synchronous=True)
+
+    def _send_validation(self, history: History) -> None:
+        """What the best checkpoint took for what."""
+        best = history.best
+        if best and "confusions" in best:
+            with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
+                path = Path(place) / "validation.json"
+                path.write_text(json.dumps({key: best[key] for key in ("step", "confusions")}, indent=2))
+                upload(self.store, self._run, path, None, began=self._began_upload)
+
+
+class DeletedError(BestrunError):
+    """MLflow's run was deleted."""
+
+
+class LostRowsError(BestrunError):
+    """MLflow says that it took evaluations, and does not have them."""
+
+
+def _requests(lines: Sequence[Line]) -> Iterator[list[Line]]:
+    """Lines that go together: evaluations that follow each other in one request, pictures in one call."""
+    group: list[Line] = []
+    for line in lines:
+        kind = line.event["event"]
+        together = kind in ("evaluation", "picture") and group and group[-1].event["event"] == kind
+        if group and not (together and len(group) < IN_ONE_REQUEST):
+            yield group
+            group = []
+        group.append(line)
+    if group:
+        yield group
+
+
+def _in_groups(events: Sequence[Event]) -> Iterator[list[Event]]:
+    return ([line.event for line in group] for group in _requests([Line(event, b"", 0) for event in events]))
+
+
+def _artifacts_of(event: Event) -> list[str]:
+    """What the artifacts that an event speaks of are called in `missing`."""
+    kind = event["event"]
+    if kind in ("picture", "model"):
+        return [event["path"]]
+    return {"started": ["config", "code"], "stopped": ["validation.json", "run.log"]}.get(kind, [])
+
+
+def _figures(event: Event) -> dict[str, float]:
+    """The rows of an evaluation. What is not a number never becomes one: a search for the best would find it."""
+    values = {key: event.get(key) for key in METRICS}
+    if event["improved"]:
+        values |= dict(zip(BESTS, (event["val/accuracy"], event["val/loss"], event["step"]), strict=True))
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _rows_of(client: Any, run_id: str) -> dict[tuple[str, int], list[float]]:
+    rows: dict[tuple[str, int], list[float]] = {}
+    for key in (*METRICS, *BESTS):
+        for row in client.get_metric_history(run_id, key):
+            rows.setdefault((key, row.step), []).append(row.value)
+    return rows
+
+
+def latest_evaluation(client: Any, run_id: str) -> tuple[int, int]:
+    """Step and time (milliseconds) of the last evaluation that MLflow has of a run; (0, 0) before the first."""
+    rows = client.get_metric_history(run_id, "val/accuracy")
+    return max(((int(row.step), int(row.timestamp)) for row in rows), default=(0, 0))
+
+
+# ---- who writes a run ----
+
+
+def writer(folder: RunFolder) -> dict[str, str]:
+    """Who goes on with this folder's run: host, user, and the identity of its home, which a copy does not share."""
+    user = ""
+    with contextlib.suppress(KeyError, OSError):
+        user = getpass.getuser()
+    home = str(read_json(folder.path.parents[1] / MARKER).get("identity", ""))
+    return {"host": socket.gethostname(), "user": user, "home": home}
+
+
+def writer_of(run: Any) -> dict[str, str]:
+    """Who wrote MLflow's run last; {} of a run of before."""
+    with contextlib.suppress(ValueError):
+        who = json.loads(run.data.tags.get("bestrun.writer", "{}"))
+        return who if isinstance(who, dict) else {}
+    return {}
+
+
+def is_same_writer(one: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether two writers write the same folder: a home has one, whatever its host or user."""
+    if one.get("home") and other.get("home"):
+        return one["home"] == other["home"]
+    return (one.get("host"), one.get("user")) == (other.get("host"), other.get("user"))
+
+
+def refuse_overtaken(folder: RunFolder, history: History, run: Any, there: tuple[int, int]) -> None:
+    """Refuse to write over what another writer has added to MLflow's run.
+
+    Args:
+        there: what `latest_evaluation` says.
+
+    Raises:
+        OvertakenError: naming who and when.
+    """
+    step, time_ms = there
+    who = writer_of(run)
+    if who and step > history.last_evaluation_step and not is_same_writer(who, writer(folder)):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(time_ms / 1000))
+        did = f"has gone on with it to step {step:,} ({when}); here it is at step {history.last_evaluation_step:,}"
+        raise OvertakenError(_overtaken(folder, who, did))
+
+
+def _overtaken(folder: RunFolder, who: dict[str, str], did: str) -> str:
+    return (
+        f"run {folder.name}: {who.get('user') or 'somebody'} on {who.get('host') or 'another machine'} {did}; "
+        f"to go on from there: bestrun resume {folder.name} --from-mlflow (this folder is set aside, not deleted)"
+    )
+
+
+def refuse_worse(history: History, best: Event, run: Any) -> None:
+    """A better best in MLflow, which this journal does not know of, is never replaced by a worse one.
+
+    Raises:
+        OvertakenError: it would be.
+    """
+    tags = run.data.tags
+    known = {line.get("sha256") for line in history.evaluations}
+    there = tags.get("bestrun.best_sha256")
+    if there is None or there in known:
+        return
+    kind = history.metric.removeprefix("val/")
+    value = float(tags["bestrun.best_value"]) if "bestrun.best_value" in tags else run.data.metrics.get(f"best/{kind}")
+    ours = best[history.metric]
+    if value is not None and (value < ours if kind == "loss" else value > ours):
+        raise WorseError(
+            f"MLflow has a better best of this run ({history.metric} {value:.4f}, here {ours:.4f} at step "
+            f"{best['step']:,}), which is not replaced"
+        )
+
+
+class WorseError(BestrunError):
+    """MLflow's best is better than the one that would replace it."""
+
+
+def _second_name(source: Path, folder: Path) -> Path | None:
+    """A checkpoint under a name of our own, as the loop may delete its own meanwhile. None if it already has."""
+    held = folder / source.name
+    try:
+        os.link(source, held)
+    except OSError:
+        if source.exists():  # a file system without hard links
+            shutil.copyfile(source, held)
+    return held if held.exists() else None
+
+
+def _stage_picture(path: Path, event: Event, place: Path) -> None:
+    """Put a picture where it belongs among the artifacts; one of a series in `log_image`'s names, but not under a new
+    name each time, so that one sent twice is there once.
+    """
+    from PIL import Image
+
+    if not event.get("key"):
+        (place / "pictures").mkdir(exist_ok=True)
+        shutil.copyfile(path, place / "pictures" / path.name)
+        return
+    (place / "images").mkdir(exist_ok=True)
+    digest = hashlib.sha256(f"{event['key']} {event['step']}".encode()).hexdigest()[:32]
+    name = f"{event['key']}+step+{event['step']}+timestamp+{event['time_ms']}+{digest}"
+    shutil.copyfile(path, place / "images" / f"{name}.png")
+    with Image.open(path) as picture:
+        picture.thumbnail((256, 256))
+        picture.save(place / "images" / f"{name}+compressed.webp")
+
+
+def _log_dataset(client: Any, run_id: str, dataset: Any) -> None:
+    """MLflow looks for the data set's row and then inserts it: of runs that do so at once, all but one fail with a
+    400 answer, and find the row when they try again.
+    """
+    for attempt in range(5):
+        try:
+            return client.log_inputs(run_id, [dataset])  # type: ignore[no-any-return]
+        except Exception as error:
+            if attempt == 4 or "UNIQUE" not in str(error).upper():
+                raise
+
+
+def _tell_parent(store: Store, started: Event) -> None:
+    """Name this run in the tag bestrun.children of the run it started from. Best effort: that one may be elsewhere."""
+    if not started.get("parent"):
+        return
+    try:
+        parent = find_run(store, started["parent"])
+        children = [name for name in parent.data.tags.get("bestrun.children", "").split(",") if name]
+        if started["name"] not in children:
+            children.append(started["name"])
+            store.client.set_tag(parent.info.run_id, "bestrun.children", ",".join(children), synchronous=True)
+    except Exception as error:
+        if not is_permanent(error):
+            raise
+        log.info("run %s is not told of this child: %s", started["parent"], reason(error), extra={"file_only": True})
+
+
+def send_tested(client: Any, run_id: str, event: Event) -> None:
+    """The figures of a test, once however often it is repeated."""
+    known = {m.step for m in client.get_metric_history(run_id, "test/accuracy")}
+    if event["step"] not in known:
+        for key in ("test/loss", "test/accuracy"):  # the one looked for goes last
+            client.log_metric(run_id, key, event[key], timestamp=event["time_ms"], step=event["step"], synchronous=True)
+
+
+def send_model(store: Store, run: Any, folder: Path, path: str, sha256: str) -> None:
+    """Upload an MLflow model, then name it in the run's tags: they never name half of one."""
+    upload(store, run, folder, path)
+    for key, value in (("bestrun.model_sha256", sha256), ("bestrun.model", path)):
+        store.client.set_tag(run.info.run_id, key, value, synchronous=True)
+
+
+def _tags(folder: RunFolder, started: Event) -> dict[str, str]:
+    tags = {
+        "bestrun.run": started["name"],
+        "bestrun.folder": str(folder.path),
+        "bestrun.writer": json.dumps(writer(folder)),
+        "bestrun.data_digest": started["data_digest"],
+        "bestrun.config_digest": started["config_digest"],
+        "bestrun.versions": json.dumps(started["versions"]),
+        "bestrun.threads": str(started["threads"]),
+        "mlflow.source.name": "bestrun",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": started.get("user", ""),
+        DESCRIPTION: page.description(started, None, None),
+        "mlflow.source.git.commit": started["git"].get("commit", ""),
+        "bestrun.git_dirty": str(started["git"].get("dirty", "")).lower(),
+        "bestrun.diff_sha256": started["git"].get("diff_sha256", ""),
+        "bestrun.parent_run": started.get("parent") or "",
+        "bestrun.rerun_of": started.get("rerun_of") or "",
+        "bestrun.sweep": started.get("sweep") or "",
+        "bestrun.trial": "" if started.get("trial") is None else str(started["trial"]),
+        "mlflow.parentRunId": started.get("parent_run_id") or "",
+    }
+    return {key: str(value)[:8000] for key, value in {**tags, **started.get("tags", {})}.items() if value}
