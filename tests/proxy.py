@@ -16,6 +16,7 @@ MODES = {
     "504": "",
     "429": "with Retry-After: 20",
     "404": "an HTML page, as from a server that is no MLflow",
+    "413": "a proxy that takes no file of this size",
     "hang": "the request is read, an answer never comes",
     "truncated": "a complete HTTP answer with half its JSON",
     "late": "the request is carried out after the client has given up",
@@ -32,6 +33,8 @@ class Proxy:
 
     Attributes:
         seen: "METHOD path" of every request that arrived, with its Authorization header.
+        bytes_a_second: how fast requests are read, where the link is slow.
+        delay: seconds before each answer.
         faults: how many requests met a fault; a refused connection is not seen, so `refuse` counts one.
     """
 
@@ -39,6 +42,8 @@ class Proxy:
     port: int = 0
     seen: list[tuple[str, str | None]] = field(default_factory=list)
     faults: int = 0
+    bytes_a_second: int | None = None
+    delay: float = 0.0
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -130,7 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         self.close_connection = True
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(self.proxy.delay)
         text = f"{self.command} {self.path} {body[:100_000].decode('latin-1')}"
         proxy = self.proxy
         proxy.seen.append((f"{self.command} {self.path}", self.headers.get("Authorization")))
@@ -157,6 +163,17 @@ class _Handler(BaseHTTPRequestHandler):
             page = f"<html>\n<body>{mode}</body></html>".encode()
             headers = [("Content-Type", "text/html")] + ([("Retry-After", "20")] if mode == "429" else [])
             self._answer(int(mode), headers, page)
+
+    def _read(self, size: int) -> bytes:
+        speed = self.proxy.bytes_a_second
+        if speed is None:
+            return self.rfile.read(size)
+        parts = []
+        while size > 0:
+            parts.append(self.rfile.read(min(size, speed // 20)))
+            size -= len(parts[-1])
+            time.sleep(0.05)
+        return b"".join(parts)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
 

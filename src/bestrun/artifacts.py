@@ -12,6 +12,7 @@ from .folder import sync_folder
 from .tracking import Store, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
+WRITTEN = ("checkpoints", "config", "code", "images", "pictures")  # artifact folders of a run's own process
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
@@ -88,3 +89,14 @@ def is_there(store: Store, run: Any, artifact: str, path: Path, sha256: str) -> 
             return False
     sizes = {item.path: item.file_size for item in repository.list_artifacts(artifact.rpartition("/")[0])}
     return artifact in sizes and sizes[artifact] in (None, path.stat().st_size)
+
+
+def clear_torn_uploads(store: Store, run: Any) -> None:
+    """Remove what a process killed in an upload left among a run's artifacts on this machine, under MLflow's own name
+    for what is not whole. Only its writer may call this; `register` uploads to model/ at its own time.
+    """
+    root = local_root(store.artifacts(run).artifact_uri)
+    for folder in (root, *(root / name for name in WRITTEN)) if root else ():
+        for torn in folder.glob(".artifact.uploading.*"):
+            with contextlib.suppress(OSError):
+                torn.unlink()

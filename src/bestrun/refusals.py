@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from .config import mask_uri
-from .errors import BestrunError
+from .errors import BestrunError, UnreadableError
 from .folder import StorageError
 
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
@@ -27,7 +27,7 @@ def status_of(error: BaseException) -> int | None:
 def is_permanent(error: BaseException) -> bool:
     """Whether asking again is pointless: the store understood and refused, or something here must be mended first."""
     if isinstance(error, BestrunError):
-        return not isinstance(error, StorageError)  # a full disk may have room again
+        return not isinstance(error, StorageError | UnreadableError)  # a full disk may have room again
     if isinstance(error, ImportError | PermissionError) or type(error).__name__ in CREDENTIALS:
         return True
     status = status_of(error)

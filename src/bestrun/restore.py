@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from .artifacts import upload
 from .checkpoint import MOST_BYTES, Checkpoint, load
 from .compose import config_now, override, read_config
 from .config import Config, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
-from .folder import RunFolder, read_json
+from .folder import RunFolder, make_folder, read_json, write_atomically
 from .history import History
 from .journal import Journal
 from .refusals import is_permanent, reason
@@ -247,6 +248,14 @@ def restore(
 
     predict = evaluation.compile_predict(rebuild(fetched), config.training.evaluation_batch_size)
     validation = evaluation.figures(predict(data.validation.images), data.validation.labels)
+    is_own_data = data.digest == fetched.checkpoint.data_digest
+    agrees = agreement(validation, fetched) if is_own_data else None
+    if agrees is False:
+        raise VerificationError(
+            f"run {fetched.run_name}: its checkpoint scores {figures_text(validation.accuracy, validation.loss)} on "
+            f"the validation split, but {figures_text(*logged_figures(fetched))} was logged: the network's code is "
+            "another one now, or the record is not this checkpoint's; the test split was not looked at"
+        )
     logits = predict(data.test.images)
     test = evaluation.figures(logits, data.test.labels)
     matrix = evaluation.confusion_matrix(logits, data.test.labels, fetched.num_classes)
@@ -259,7 +268,7 @@ def restore(
     plots.example_errors_picture(
         data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
     )
-    if fetched.best and data.digest == fetched.checkpoint.data_digest:
+    if fetched.best and is_own_data:
         record(
             fetched,
             tracking_uri,
@@ -267,12 +276,7 @@ def restore(
             pictures,
             {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss},
         )
-    logged = fetched.logged["val/accuracy"], fetched.logged["val/loss"]
-    agrees = (
-        None
-        if logged[0] is None or logged[1] is None
-        else validation.accuracy == logged[0] and math.isclose(validation.loss, logged[1], rel_tol=1e-5)
-    )
+    logged = logged_figures(fetched)
     return {
         "run_id": fetched.run_id,
         "run_name": fetched.run_name,
@@ -287,6 +291,31 @@ def restore(
         "test": {"accuracy": test.accuracy, "correct": test.correct, "total": test.total, "loss": test.loss},
         "confusion_matrix": matrix.tolist(),
     }
+
+
+LOSS_TOLERANCE = 1e-3  # relative: other processors and versions add up in another order
+ACCURACY_TOLERANCE = 1e-3  # of the images
+
+
+def logged_figures(fetched: Fetched) -> tuple[float | None, float | None]:
+    return fetched.logged["val/accuracy"], fetched.logged["val/loss"]
+
+
+def agreement(validation: Any, fetched: Fetched) -> bool | None:
+    """Whether a checkpoint scores what was logged, but for what another machine may make of it; None: nothing was.
+
+    Args:
+        validation: evaluation.Figures of the run's own validation split.
+    """
+    accuracy, loss = logged_figures(fetched)
+    if accuracy is None or loss is None:
+        return None
+    is_near = abs(validation.accuracy - accuracy) <= ACCURACY_TOLERANCE
+    return is_near and math.isclose(validation.loss, loss, rel_tol=LOSS_TOLERANCE, abs_tol=1e-6)
+
+
+def figures_text(accuracy: float | None, loss: float | None) -> str:
+    return f"{100 * (accuracy or 0.0):.2f} %, loss {loss or 0.0:.4f}"
 
 
 def what_differs(then: Mapping[str, Any], before: Config, config: Config, data: Dataset) -> str:
@@ -342,35 +371,50 @@ def rebuild(fetched: Fetched) -> Any:
 
 def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> None:
     """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow."""
+    hint = "; the same restore again does it"
     try:
         if fetched.folder and not fetched.folder.is_owned():
             with fetched.folder.owned():
-                journal = Journal(fetched.folder.journal)
-                if not journal.find("tested", step=tested["step"], split=tested["split"]):
-                    fetched.folder.pictures.mkdir(exist_ok=True)
-                    for picture in sorted(pictures.glob("*.png")):
-                        (fetched.folder.pictures / picture.name).write_bytes(picture.read_bytes())
-                        journal.append("picture", path=f"pictures/{picture.name}", step=tested["step"])
-                    journal.append("tested", **tested)
-                journal.close()
+                keep_test(fetched.folder, pictures, tested)
+                hint = f"; send it later: bestrun sync {fetched.run_name}"
                 Sender(fetched.folder, own_uri(fetched.folder, setting, home)).catch_up()
         elif fetched.run_id:
-            client = connect(resolve_uri(setting, home), create=False).client
-            send_tested(client, fetched.run_id, {**tested, "time_ms": time.time_ns() // 1_000_000})
+            store = connect(resolve_uri(setting, home), create=False)
+            send_tested(store.client, fetched.run_id, {**tested, "time_ms": time.time_ns() // 1_000_000})
+            run = store.client.get_run(fetched.run_id)
             for picture in sorted(pictures.glob("*.png")):
-                client.log_artifact(fetched.run_id, str(picture), "pictures")
+                upload(store, run, picture, "pictures")
     except Exception as error:
-        hint = "" if is_permanent(error) else f"; send it later: bestrun sync {fetched.run_name}"
         told = str(error) if isinstance(error, BestrunError) else reason(error)
-        log.warning("MLflow has not got the test figures: %s%s", told, hint)
+        log.warning("MLflow has not got the test figures: %s%s", told, "" if is_permanent(error) else hint)
+
+
+def keep_test(folder: RunFolder, pictures: Path, tested: Mapping[str, Any]) -> None:
+    """Write a test into the record of an owned run, once.
+
+    Raises:
+        StorageError: it cannot be written; no figure stands there without its pictures.
+    """
+    with Journal(folder.journal) as journal:
+        if journal.find("tested", step=tested["step"], split=tested["split"]):
+            return
+        make_folder(folder.pictures)
+        for picture in sorted(pictures.glob("*.png")):
+            write_atomically(folder.pictures / picture.name, picture.read_bytes())
+            journal.append("picture", path=f"pictures/{picture.name}", step=tested["step"])
+        journal.append("tested", **tested)
 
 
 def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
     """What a person reads of a restored run."""
     test, validation, checkpoint = report["test"], report["validation"], report["checkpoint"]
-    agreement = {True: "as logged", False: "NOT as logged", None: "nothing was logged at this step"}[
-        validation["agrees"]
-    ]
+    is_equal = validation["accuracy"] == validation["logged_accuracy"] and math.isclose(
+        validation["loss"], validation["logged_loss"] or 0.0, rel_tol=1e-5
+    )
+    if validation["agrees"] is None:
+        agreement = "nothing to compare with was logged"
+    else:
+        agreement = "as logged" if is_equal else "as logged, but for the last digits"
     lines = [
         f"run         {report['run_name']}  {report['run_id'] or ''}".rstrip(),
         f"checkpoint  step {checkpoint['step']:,}, SHA-256 {checkpoint['sha256'][:16]}..., verified",

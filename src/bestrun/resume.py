@@ -103,7 +103,7 @@ def resume(
         changed = differences(before, config, folder.name)
         given = None if "***" in (config.tracking.uri or "") else config.tracking.uri
         uri = own_uri(folder, given, home)
-        others = Others(folder, history, uri)
+        others = Others(folder, uri)
         data = load_data(config)
         if data.digest != started["data_digest"]:
             raise DataError(
@@ -137,16 +137,15 @@ def resume(
             journal.append(
                 "resumed", from_step=last, changed=told, versions=versions(), **(places if places["places"] else {})
             )
-            if changed:
-                write_atomically(folder.config, to_yaml(config).encode())
+            write_atomically(folder.config, to_yaml(config).encode())
             return carry_through(config, data, folder, journal, screen, uri, initial, asked)
 
 
 class Others:
     """Asks MLflow, while data loads, whether another machine has gone further with this run."""
 
-    def __init__(self, folder: RunFolder, history: History, uri: str) -> None:
-        self._folder, self._history, self._uri = folder, history, uri
+    def __init__(self, folder: RunFolder, uri: str) -> None:
+        self._folder, self._known, self._uri = folder, Sender(folder, uri).known(), uri
         self._ready = threading.Event()  # MLflow is imported: what takes time from here on is its answer
         self._refusal: OvertakenError | None = None
         self._thread = threading.Thread(target=self._ask, name="others", daemon=True)
@@ -170,7 +169,7 @@ class Others:
             if run_id:
                 client = connect(self._uri, create=False).client
                 run, there = client.get_run(run_id), latest_evaluation(client, run_id)
-                refuse_overtaken(self._folder, self._history, run, there)
+                refuse_overtaken(self._folder, self._known, run, there)
         except OvertakenError as error:
             self._refusal = error
         except Exception as error:

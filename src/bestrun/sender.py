@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import page
-from .artifacts import is_there, seconds_for, upload
+from .artifacts import clear_torn_uploads, is_there, seconds_for, upload
 from .config import mask_uri
 from .errors import BestrunError, SettingsError, VerificationError
 from .folder import MARKER, RunFolder, fault, read_json, write_json
@@ -104,6 +104,11 @@ class Sender:
             return list(lines)
         return [line for line in lines if line.end > self.acknowledged]
 
+    def known(self, lines: Sequence[Line] | None = None) -> History:
+        """What the store has acknowledged of the journal."""
+        lines = self._lines() if lines is None else lines
+        return History([line.event for line in lines[: len(lines) - len(self._pending(lines))]])
+
     def behind(self) -> bool:
         """Whether the store lacks something, as far as can be told without asking it."""
         lines = self._lines()
@@ -163,7 +168,8 @@ class Sender:
         self._failure = None
         try:
             if self._run is None:
-                self._meet(history, compare=len(pending) == len(lines) and self.acknowledged > 0)
+                known = self.known(lines)
+                self._meet(history.started, known, compare=not known.events and self.acknowledged > 0)
             if check:
                 self._check(history)
             self._send_missing(history)
@@ -186,11 +192,15 @@ class Sender:
             self._store = connect(self.uri)
         return self._store
 
-    def _meet(self, history: History, *, compare: bool) -> None:
-        """Find or make MLflow's run, see whose it is now, and what it has that this journal does not know of."""
-        run_id = self.run_id or self._find(history.started)
+    def _meet(self, started: Event, known: History, *, compare: bool) -> None:
+        """Find or make MLflow's run, see whose it is now, and what it has that was not acknowledged.
+
+        Args:
+            known: what MLflow has acknowledged.
+        """
+        run_id = self.run_id or self._find(started)
         if run_id is None:
-            self._run = self._create(history.started)
+            self._run = self._create(started)
             self.run_id = str(self._run.info.run_id)
             self.save()
             return
@@ -199,8 +209,8 @@ class Sender:
         if run.info.lifecycle_stage != "active":
             raise DeletedError(f"the run was deleted there; mlflow runs restore --run-id {run_id} brings it back")
         there = latest_evaluation(client, run_id)
-        refuse_overtaken(self.folder, history, run, there)
-        if compare or self.run_id is None or there[0] > history.last_evaluation_step:
+        refuse_overtaken(self.folder, known, run, there)
+        if compare or self.run_id is None or there[0] > known.last_evaluation_step:
             self._rows_there = _rows_of(client, run_id)
         if self.run_id is None:
             self.run_id, self._dirty = run_id, True
@@ -209,6 +219,7 @@ class Sender:
             client.set_tag(run_id, "bestrun.writer", json.dumps(writer(self.folder)), synchronous=True)
         self.best_there = run.data.tags.get("bestrun.best_sha256")
         self._run, self._dirty = run, True
+        clear_torn_uploads(self.store, run)
 
     def _create(self, started: Event) -> Any:
         return self.store.client.create_run(
@@ -353,10 +364,11 @@ class Sender:
 
     def _send_best(self, history: History) -> None:
         best = history.best
-        for key in [key for key in self.missing if key.startswith(CHECKPOINTS)]:  # superseded, or tried now
+        wanted = CHECKPOINTS + best["checkpoint"] if best and best["sha256"] != self.best_there else None
+        for key in [key for key in self.missing if key.startswith(CHECKPOINTS) and key != wanted]:  # superseded
             del self.missing[key]
-        if best and best["sha256"] != self.best_there:
-            self._offer([CHECKPOINTS + best["checkpoint"]], lambda: self._bring_best(history, best))
+        if best and wanted:
+            self._offer([wanted], lambda: self._bring_best(history, best))
 
     def _bring_best(self, history: History, best: Event) -> None:
         """Upload the checkpoint, then name it in tags, then remove the older one: no tag ever names half a file."""
@@ -386,7 +398,7 @@ class Sender:
         self._set_tags({f"bestrun.{key}": text for key, text in tags.items()})
         self.best_there, self._dirty = best["sha256"], True
         if older and older != artifact:
-            self._remove(Path(older).name)
+            self._remove(Path(older).name, insist=False)
 
     def _refuse_lost(self, best: Event) -> None:
         """Raises VerificationError: the best checkpoint is gone, and no better one has taken its place."""
@@ -397,14 +409,14 @@ class Sender:
     def _remove_others(self, keep: str) -> None:
         names = {Path(item.path).name for item in self.store.artifacts(self._run).list_artifacts("checkpoints")}
         for name in names - {keep} if keep in names else ():
-            self._remove(name)
+            self._remove(name, insist=True)
 
-    def _remove(self, name: str) -> None:
-        """Best effort: a leftover costs space, nothing else. Asked for twice, lest an outage in between leave one."""
+    def _remove(self, name: str, *, insist: bool) -> None:
+        """Best effort: a leftover costs space, nothing else. With `insist`, what only failed is tried once more."""
         try:
             self.store.artifacts(self._run).delete_artifacts(f"checkpoints/{name}")
         except Exception as error:
-            if name not in self._not_removed and not is_permanent(error):
+            if insist and name not in self._not_removed and not is_permanent(error):
                 self._not_removed.add(name)
                 raise
             log.info("MLflow keeps %s: %s", name, reason(error), extra={"file_only": True})
@@ -589,10 +601,11 @@ def is_same_writer(one: dict[str, str], other: dict[str, str]) -> bool:
     return (one.get("host"), one.get("user")) == (other.get("host"), other.get("user"))
 
 
-def refuse_overtaken(folder: RunFolder, history: History, run: Any, there: tuple[int, int]) -> None:
+def refuse_overtaken(folder: RunFolder, known: History, run: Any, there: tuple[int, int]) -> None:
     """Refuse to write over what another writer has added to MLflow's run.
 
     Args:
+        known: what MLflow has acknowledged of this folder's journal.
         there: what `latest_evaluation` says.
 
     Raises:
@@ -600,9 +613,9 @@ def refuse_overtaken(folder: RunFolder, history: History, run: Any, there: tuple
     """
     step, time_ms = there
     who = writer_of(run)
-    if who and step > history.last_evaluation_step and not is_same_writer(who, writer(folder)):
+    if who and step > known.last_evaluation_step and not is_same_writer(who, writer(folder)):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(time_ms / 1000))
-        did = f"has gone on with it to step {step:,} ({when}); here it is at step {history.last_evaluation_step:,}"
+        did = f"has gone on with it to step {step:,} ({when}); from here it has step {known.last_evaluation_step:,}"
         raise OvertakenError(_overtaken(folder, who, did))
 
 
