@@ -887,6 +887,9 @@ def fake_mirror():
         def advanced(self):
             return self.last
 
+        def give_up(self):
+            pass
+
     return Slow
 
 

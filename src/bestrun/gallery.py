@@ -20,7 +20,7 @@ from .config import Config
 from .data import Dataset
 from .errors import VerificationError
 from .evaluation import Array, Predict, confusion_matrix
-from .folder import RunFolder, StorageError, write_atomically
+from .folder import RunFolder, StorageError, make_folder, write_atomically
 from .history import History
 from .journal import Journal
 from .model import assign_variables
@@ -96,7 +96,7 @@ class Gallery:
         for key, tensor in tensors.items():
             if tensor.ndim == 4 and (found := re.fullmatch(r"model/([^/]+)/kernel", key)):
                 drawn[f"filters {found[1]}"] = tiles.filters(tensor, f"{name}: {found[1]}")
-        self._folder.pictures.mkdir(exist_ok=True)
+        make_folder(self._folder.pictures)
         for key, picture in drawn.items():
             path = f"pictures/{key.replace(' ', '_')}-{step}.png"
             packed = io.BytesIO()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from .config import mask_uri
+from .errors import UnreadableError
 from .folder import RunFolder, StorageError
 from .refusals import is_permanent, reason
 from .sender import Sender
@@ -45,9 +46,14 @@ class Mirror:
             self._thread.join(0.1)
         return self._complete
 
+    def give_up(self) -> None:
+        """Begin nothing more: the process ends, and MLflow's own work at its end must not meet a thread that goes on."""
+        self.sender.given_up = True
+        self._thread.join(0.5)
+
     def _run(self) -> None:
         try:
-            with contextlib.suppress(StorageError):
+            with contextlib.suppress(StorageError, UnreadableError):
                 self.sender.remember()
             self._repeat()
             self.sender.save()
@@ -65,6 +71,9 @@ class Mirror:
         """Send what there is, rest, and so on, until the run is over and all is sent or refused."""
         wait, told = 0.5, False
         while True:
+            if self.sender.given_up:
+                self.refused = "it was not waited for any longer"
+                return
             finishing = self._finishing.is_set()  # read before sending: what is appended later finds us again
             began = time.thread_time()
             try:

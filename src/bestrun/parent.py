@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .artifacts import upload
 from .manifest import Manifest
-from .refusals import reason
+from .refusals import is_permanent, reason
 from .tracking import Store
 
 log = logging.getLogger("bestrun")
@@ -74,6 +75,7 @@ class Parent:
         self._store, self._run_id = store, run_id
         self._news: dict[str, Any] = {}
         self._changed, self._ending, self._complete = threading.Event(), False, False
+        self._advanced = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="parent", daemon=True)
         self._thread.start()
 
@@ -83,11 +85,15 @@ class Parent:
             self._changed.set()
 
     def end(self, status: str, pictures: list[Path], seconds: float) -> bool:
-        """Close the parent with this status. Returns whether MLflow has everything."""
+        """Close the parent with this status, waiting so long for MLflow without an advance.
+
+        Returns:
+            Whether MLflow has everything.
+        """
         self._status, self._pictures, self._ending = status, pictures, True
         self._changed.set()
-        deadline = time.monotonic() + seconds
-        while self._thread.is_alive() and time.monotonic() < deadline:
+        self._advanced = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() < self._advanced + seconds:
             self._thread.join(0.1)
         return self._complete
 
@@ -100,15 +106,29 @@ class Parent:
                 if self._news:
                     self._send(self._news)
                 if ending:
-                    for path in self._pictures:
-                        self._store.client.log_artifact(self._run_id, str(path), "pictures")
+                    has_pictures = self._send_pictures()
                     self._store.client.set_terminated(self._run_id, self._status)
-                    self._complete = True
+                    self._complete = has_pictures
                     return
             except Exception as error:
                 log.debug("the sweep's parent run is behind: %s", reason(error))
                 self._changed.set()
                 time.sleep(1.0)
+
+    def _send_pictures(self) -> bool:
+        """Whether all arrived; one that is refused holds up neither the others nor the end."""
+        refused = []
+        run = self._store.client.get_run(self._run_id)
+        for path in self._pictures:
+            try:
+                upload(self._store, run, path, "pictures")
+                self._advanced = time.monotonic()
+            except Exception as error:
+                if not is_permanent(error):
+                    raise
+                refused.append(path.name)
+                log.warning("MLflow lacks %s of the sweep: %s", path.name, reason(error))
+        return not refused
 
     def _send(self, news: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric, RunTag

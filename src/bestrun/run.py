@@ -311,6 +311,7 @@ def wait_for_mirror(mirror: Mirror, signals: Signals) -> bool:
         if not signals.received:
             left = max(began, mirror.advanced()) + MIRROR_SECONDS - now
         if left < 0:
+            mirror.give_up()
             break
         if not told and now > began + 3:
             told = True
@@ -346,7 +347,7 @@ def say_end(result: Result, config: Config, mirror: Mirror, received: int | None
     log.info("run       %s  %s", result.run_name, result.run_id or "(no MLflow run ID yet)")
     log.info("folder    %s", result.folder)
     if not result.mirrored:
-        why = f"MLflow refused it ({mirror.refused})" if mirror.refused else "MLflow does not have everything yet"
+        why = "MLflow does not have everything" + (f": {mirror.refused}" if mirror.refused else " yet")
         log.warning("%s; everything is in the folder. Send it with: bestrun sync %s", why, result.run_name)
     if STATUS[result.stop_reason] != "FINISHED":
         log.info("resume    bestrun resume %s", result.run_name)

@@ -55,6 +55,7 @@ class Sender:
         missing: artifacts that MLflow lacks -> why.
         advanced: when the store last took something, by `time.monotonic`.
         busy_until: until when an upload that is under way may take.
+        given_up: nothing more is begun.
         save_every: so many seconds pass at least between two writes of mirror.json; `save` writes the last one.
     """
 
@@ -67,6 +68,7 @@ class Sender:
         self.folder = folder
         self.uri = uri
         self.missing: dict[str, str] = {}
+        self.given_up = False
         self.advanced, self.busy_until, self.save_every = time.monotonic(), 0.0, 0.0
         self._durable = durable
         known = read_json(folder.mirror)
@@ -174,6 +176,8 @@ class Sender:
                 self._check(history)
             self._send_missing(history)
             for request in _requests(pending):
+                if self.given_up:
+                    return 0
                 self._send(history, [line.event for line in request])
                 self.acknowledge(request[-1])
             self._send_best(history)
@@ -462,6 +466,8 @@ class Sender:
 
     def _offer(self, keys: Sequence[str], send: Callable[[], None]) -> None:
         """Send artifacts. What is refused is noted as missing; what fails, is tried again with the next pass."""
+        if self.given_up:
+            return
         if self._failure:  # the store of artifacts does not answer now; each question would cost a time-out
             self.missing |= {key: reason(self._failure) for key in keys if key not in self._refused}
             return
