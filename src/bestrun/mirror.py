@@ -47,7 +47,7 @@ class Mirror:
         return self._complete
 
     def give_up(self) -> None:
-        """Begin nothing more: the process ends, and MLflow's own work at its end must not meet a thread that goes on."""
+        """Begin nothing more: the process ends, and MLflow's work at exit must not meet a thread that goes on."""
         self.sender.given_up = True
         self._thread.join(0.5)
 
@@ -61,7 +61,7 @@ class Mirror:
                 name, why = next(iter(self.sender.missing.items()))
                 more = f", and {len(self.sender.missing) - 1} more" if len(self.sender.missing) > 1 else ""
                 self.refused = f"it lacks {name}{more}: {why}"
-            self._complete = self.refused is None
+            self._complete = self.refused is None and not self.sender.given_up
         except BaseException as error:  # a thread that dies of what nobody thought of has not succeeded
             self.refused = f"{mask_uri(self.sender.uri)}: {reason(error)}"
             log.warning("MLflow does not have everything: %s", self.refused)
@@ -72,7 +72,6 @@ class Mirror:
         wait, told = 0.5, False
         while True:
             if self.sender.given_up:
-                self.refused = "it was not waited for any longer"
                 return
             finishing = self._finishing.is_set()  # read before sending: what is appended later finds us again
             began = time.thread_time()
