@@ -21,6 +21,8 @@ from .errors import BestrunError, SettingsError
 
 MARKER = ".bestrun"  # a folder named mlruns that is ours holds this file
 TEMPORARY = re.compile(r"\..*\.tmp")  # in folders of ours: what a crash in `replacing` leaves behind
+NEW_NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]{4}")  # of `new_name`
+BEFORE_THE_TRUTH = {"lock", "config.yaml", "overrides.yaml", "uncommitted.diff", "run.log"}
 
 
 class StorageError(BestrunError):
@@ -378,6 +380,30 @@ def sign(descriptor: int) -> None:
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 
 
+def remove_never_begun(folders: Path, truth: str) -> None:
+    """Remove the folders of processes that died at once, under names that nobody will ever type again; best effort.
+
+    Nothing goes on a guess: it is an hour old, not held, has no byte of `truth`, the file that makes it a run or a
+    sweep, and holds nothing but what is written before that.
+    """
+    with contextlib.suppress(OSError), os.scandir(folders) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError, BestrunError):
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if NEW_NAME.fullmatch(entry.name) and age > 3600 and _has_not_begun(Path(entry.path), truth):
+                    with locked(Path(entry.path, "lock"), entry.name):
+                        if _has_not_begun(Path(entry.path), truth):
+                            for name in os.listdir(entry.path):
+                                os.unlink(os.path.join(entry.path, name))
+                            os.rmdir(entry.path)
+
+
+def _has_not_begun(folder: Path, truth: str) -> bool:
+    path = folder / truth
+    names = {name for name in os.listdir(folder) if not TEMPORARY.fullmatch(name)}
+    return not (path.exists() and path.stat().st_size) and names <= BEFORE_THE_TRUTH | {truth}
+
+
 def create_run_folder(home: Path, name: str | None) -> RunFolder:
     """A new, empty run folder below `home`.
 
@@ -385,6 +411,8 @@ def create_run_folder(home: Path, name: str | None) -> RunFolder:
         SettingsError: the name is taken, or the folder cannot be made.
     """
     create_home(home)
+    if not name:
+        remove_never_begun(home / "runs", "journal.jsonl")
     folder = RunFolder(home / "runs" / (name or new_name()))
     try:
         folder.path.mkdir(parents=True)
