@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(folder, tmp_path, monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(BestrunError, match="a.npz: cannot write it: No space left on device; make room"):
         pack(folder, tmp_path / "a.npz")
     assert (tmp_path / "a.npz").read_bytes() == b"old"

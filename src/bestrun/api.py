@@ -90,14 +90,15 @@ class Run:
             VerificationError: the checkpoint is not the one that was recorded.
             DataError: the data is not the run's.
         """
-        from .restore import Workplace, restore
+        from .restore import restore
+        from .workplace import Workplace
 
-        with Workplace(None if out is None else str(out)) as place:
+        with Workplace() as place:
             return restore(
                 self._fetched,
                 home=find_home(),
                 tracking_uri=self._tracking_uri,
-                out=place,
+                out=place if out is None else Path(out),
                 data_overrides=overrides,
                 allow_other_data=allow_other_data,
             )

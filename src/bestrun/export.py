@@ -1,23 +1,24 @@
 """A run's best checkpoint for people without this project: a .keras file, and an MLflow model around it."""
 
+import filecmp
 import hashlib
 import logging
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from .errors import SettingsError, VerificationError
-from .folder import RunFolder
+from .errors import VerificationError
+from .folder import RunFolder, sync_folder, sync_tree
 from .history import History
 from .journal import Journal
 from .restore import Fetched, fetch_local, rebuild
 from .tracking import import_mlflow
+from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
 
@@ -48,6 +49,29 @@ def write_keras(fetched: Fetched, path: Path) -> None:
         raise VerificationError(f"run {fetched.run_name}: its network gives other probabilities when read again")
 
 
+FETCHED = re.compile(r"best-[0-9]{1,12}\.safetensors|config\.yaml|model\.keras")  # the files of `bestrun fetch`
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two files say the same: byte for byte, or as Keras files, whose settings hold times and addresses."""
+    if not other.is_file() or other.is_symlink():
+        return False
+    if filecmp.cmp(one, other, shallow=False):
+        return True
+    try:
+        return one.suffix == ".keras" and _keras_content(one, one) == _keras_content(other, one)
+    except (KeyError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def _keras_content(path: Path, like: Path) -> list[bytes]:
+    """What matters in a Keras file, of at most the bytes that another one has."""
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(like) as others:
+        names = ("config.json", "model.weights.h5")
+        found = [archive.open(name).read(others.getinfo(name).file_size + 1) for name in names]
+    return [re.sub(rb'"shared_object_id": [0-9]+', b"", found[0]), *found[1:]]
+
+
 def keras_lines(fetched: Fetched, path: Path) -> list[str]:
     """The Python that uses the file."""
     height, width, channels = fetched.image_shape
@@ -68,8 +92,8 @@ def write_mlflow_model(fetched: Fetched, folder: Path) -> None:
 
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, *fetched.image_shape))])
     answer = Schema([ColSpec(DataType.long, "class"), ColSpec(Array(DataType.double), "probabilities")])
-    with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
-        network = Path(place) / "model.keras"
+    with Workplace() as place:
+        network = place / "model.keras"
         write_keras(fetched, network)
         mlflow.pyfunc.save_model(
             str(folder),
@@ -116,33 +140,13 @@ def log_model(folder: RunFolder, journal: Journal) -> None:
         shutil.rmtree(draft, ignore_errors=True)  # what a process killed here left
         write_mlflow_model(fetch_local(folder), draft)
         sha256 = folder_digest(draft)
+        sync_tree(draft)
         shutil.rmtree(folder.path / path, ignore_errors=True)  # whole, but killed before its line
         os.replace(draft, folder.path / path)
+        for parent in (draft.parent, folder.path):
+            sync_folder(parent)
         journal.append("model", path=path, sha256=sha256, step=best["step"], best_sha256=best["sha256"])
     except Exception as error:
         again = f"bestrun register {folder.name} --name NAME --alias ALIAS"
         log.warning("the run is complete, but has no MLflow model: %s; to make one: %s", error, again)
         log.debug("no MLflow model", exc_info=True)
-
-
-@contextmanager
-def delivered(out: Path) -> Iterator[Path]:
-    """A place for files that come to stand in the folder `out` together, or not at all; all of it within `out`.
-
-    Raises:
-        SettingsError: `out` has files already.
-    """
-    if out.is_dir() and any(out.iterdir()):
-        raise SettingsError(f"--out {out}: has files in it; name a new folder, or empty it")
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as place:
-            yield Path(place)
-            for path in Path(place).iterdir():
-                os.replace(path, out / path.name)
-    except BaseException:
-        with suppress(OSError):  # something else may be there by now
-            for folder in made:
-                folder.rmdir()
-        raise

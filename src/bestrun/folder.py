@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
@@ -14,11 +15,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import BestrunError, SettingsError, UnreadableError
 
 MARKER = ".bestrun"  # a folder named mlruns that is ours holds this file
+TEMPORARY = re.compile(r"\..*\.tmp")  # in folders of ours: what a crash in `replacing` leaves behind
+NEW_NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]{4}")  # of `new_name`
+BEFORE_THE_TRUTH = {"lock", "config.yaml", "overrides.yaml", "uncommitted.diff", "run.log"}
 
 
 class StorageError(BestrunError):
@@ -44,32 +48,73 @@ def fault(point: str) -> None:
 _passes: dict[str, int] = {}
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` at the end of the block: whoever reads, finds the old bytes or the new ones.
+
+    The order is the point: bytes on disk before the name points at them, the name on disk before we return. An error
+    in the block, Ctrl-C too, leaves `path` as it was and nothing beside it. What a killed process left goes first.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    fault("F1")
+    _remove_leftovers(path.parent, re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp"))
+    temporary, file = _beside(path)
+    try:
+        with file:
+            yield file
+            file.flush()
+            fault("F3")
+            os.fsync(file.fileno())
+            fault("F4")
+            os.replace(temporary, path)  # while it is held: nobody takes it for a leftover
+        fault("F5")
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _beside(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file in the folder of `path`, as a rename never crosses file systems; held with flock while it is open."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        file = open(temporary, "xb")  # noqa: SIM115  (closed by `replacing`)
+        with contextlib.suppress(OSError):  # a file system without locks, where nobody removes leftovers either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, file
+        file.close()  # before it was held another process took it for a leftover
+
+
+def _remove_leftovers(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the temporary files that nobody holds: their process is dead. Best effort, a leftover costs only space."""
+    with contextlib.suppress(OSError):
+        for name in filter(names.fullmatch, os.listdir(folder)):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(folder / name)
+                finally:
+                    os.close(descriptor)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: whatever happens, the file holds the old bytes or the new ones, complete.
-
-    The order is the point: bytes on disk before the name points at them, the name on disk before we return.
 
     Raises:
         StorageError: naming the path and the bytes needed; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # the same folder: a rename never crosses file systems
     try:
-        fault("F1")
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             half = len(data) // 2
             file.write(data[:half])
             fault("F2")
             file.write(data[half:])
-            file.flush()
-            fault("F3")
-            os.fsync(file.fileno())
-        fault("F4")
-        os.replace(temporary, path)
-        fault("F5")
-        sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise storage_error(path, f"write {len(data):,} bytes", error) from error
 
 
@@ -98,6 +143,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make all that is in `folder`, at any depth, durable; that it stands in its parent is for the caller to sync."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(root, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(root))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -258,6 +312,11 @@ class RunFolder:
     def pictures(self) -> Path:
         return self.path / "pictures"
 
+    def ask_to_stop(self, reason: str) -> None:
+        """End whichever process trains this run, at its next chunk of steps; it never reads half a reason."""
+        with replacing(self.stop) as file:
+            file.write(reason.encode())
+
     def best(self, step: int) -> Path:
         return self.path / f"best-{step}.safetensors"
 
@@ -293,10 +352,17 @@ class RunFolder:
             StorageError: the lock file cannot be made.
         """
         with locked(self.lock, f"run {self.name}"):
+            self._remove_leftovers()
             try:
                 yield
             finally:
                 self._discard_unless_it_is_a_run()
+
+    def _remove_leftovers(self) -> None:
+        """What a process that was killed left half made, beside what `locked` removes; only its owner makes any."""
+        _remove_leftovers(self.pictures, TEMPORARY)
+        for draft in (self.path / "upload", self.path / "model" / "draft"):
+            shutil.rmtree(draft, ignore_errors=True)
 
     def _discard_unless_it_is_a_run(self) -> None:
         """A full disk may end a run before its first journal line: then nothing is left of it, its name is free."""
@@ -342,8 +408,7 @@ def locked(lock: Path, what: str) -> Iterator[None]:
         raise storage_error(lock, "open it", error) from error
     try:
         _acquire(descriptor, lock, what)
-        for leftover in lock.parent.glob(".*.tmp"):  # what a crash in write_atomically leaves behind
-            leftover.unlink(missing_ok=True)
+        _remove_leftovers(lock.parent, TEMPORARY)
         yield
     finally:
         os.close(descriptor)
@@ -356,19 +421,53 @@ def _acquire(descriptor: int, lock: Path, what: str) -> None:
             break
         except BlockingIOError:
             if attempt == 4:
-                owner: dict[str, Any] = {}
-                with contextlib.suppress(UnreadableError):  # it is for the message alone
-                    owner = read_json(lock)
-                minutes = max(0.0, time.time() - owner.get("started", time.time())) / 60  # clocks are set back
-                raise SettingsError(
-                    f"{what} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}, "
-                    f"for {minutes:.0f} min; wait for it, or stop it with: kill {owner.get('pid', 'PID')}"
-                ) from None
+                raise in_use(lock, what) from None
             time.sleep(0.05)
+    sign(descriptor)
+
+
+def in_use(lock: Path, what: str) -> SettingsError:
+    """The refusal of what another process holds: which one, where and since when."""
+    owner: dict[str, Any] = {}
+    with contextlib.suppress(UnreadableError):  # it is for the message alone
+        owner = read_json(lock)
+    minutes = max(0.0, time.time() - owner.get("started", time.time())) / 60  # clocks are set back
+    return SettingsError(
+        f"{what} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}, "
+        f"for {minutes:.0f} min; wait for it, or stop it with: kill {owner.get('pid', 'PID')}"
+    )
+
+
+def sign(descriptor: int) -> None:
+    """Write into a lock file who holds it."""
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
     with contextlib.suppress(OSError):  # the content is for that message only; the lock itself is the kernel's
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+
+
+def remove_never_begun(folders: Path, truth: str) -> None:
+    """Remove the folders of processes that died at once, under names that nobody will ever type again; best effort.
+
+    Nothing goes on a guess: it is an hour old, not held, has no byte of `truth`, the file that makes it a run or a
+    sweep, and holds nothing but what is written before that.
+    """
+    with contextlib.suppress(OSError), os.scandir(folders) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError, BestrunError):
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if NEW_NAME.fullmatch(entry.name) and age > 3600 and _has_not_begun(Path(entry.path), truth):
+                    with locked(Path(entry.path, "lock"), entry.name):
+                        if _has_not_begun(Path(entry.path), truth):
+                            for name in os.listdir(entry.path):
+                                os.unlink(os.path.join(entry.path, name))
+                            os.rmdir(entry.path)
+
+
+def _has_not_begun(folder: Path, truth: str) -> bool:
+    path = folder / truth
+    names = {name for name in os.listdir(folder) if not TEMPORARY.fullmatch(name)}
+    return not (path.exists() and path.stat().st_size) and names <= BEFORE_THE_TRUTH | {truth}
 
 
 def create_run_folder(home: Path, name: str | None) -> RunFolder:
@@ -378,6 +477,8 @@ def create_run_folder(home: Path, name: str | None) -> RunFolder:
         SettingsError: the name is taken, or the folder cannot be made.
     """
     create_home(home)
+    if not name:
+        remove_never_begun(home / "runs", "journal.jsonl")
     folder = RunFolder(home / "runs" / (name or new_name()))
     try:
         folder.path.mkdir(parents=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SettingsError, UnreadableError, VerificationError
-from .folder import RunFolder, create_home, is_locked, locked, read_json, write_json
+from .folder import RunFolder, create_home, is_locked, locked, read_json, remove_never_begun, write_json
 from .history import History
 
 FORMAT = 1
@@ -235,6 +235,8 @@ def owned_manifest(
     """
     create_home(home)
     path = sweep_path(home, name)
+    if not path.exists():
+        remove_never_begun(home / "sweeps", path.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name("lock"), f"sweep {name}"):
         manifest = read_manifest(home, name) if path.exists() else None

@@ -1,7 +1,5 @@
 """Pictures in folders, a folder a class, become the .npz file that data=npz reads."""
 
-import contextlib
-import os
 import re
 import shlex
 import sys
@@ -14,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from .errors import SettingsError
-from .folder import storage_error
+from .folder import replacing, storage_error
 from .formats import MAX_ARRAY_BYTES, refusal
 from .images import SUFFIXES, fit, open_picture
 from .messages import shown
@@ -150,15 +148,8 @@ def _read(paths: list[Path], size: str | None) -> NDArray[np.uint8]:
 
 def _save(file: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
     """As folder.write_atomically, without the whole file in memory once more."""
-    temporary = file.with_name(f".{file.name}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with replacing(file) as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
     except OSError as error:
         raise storage_error(file, "write it", error) from error
-    finally:  # also after Ctrl-C
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -57,19 +57,21 @@ def restore(
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
     from . import plots
     from .folder import find_home
-    from .restore import Workplace, dumps, keep, report_lines
+    from .restore import dumps, keep, report_lines
     from .restore import restore as prove
     from .screen import Screen
+    from .workplace import Workplace
 
-    with Screen(stderr=as_json).shown(), Workplace(out) as place:
+    with Screen(stderr=as_json).shown(), Workplace(Path(out) if out else None) as place:
         fetched = find_and_fetch(run, place, last=checkpoint == "last", **lookup)
+        kept = Path(out or place)
         if out:
-            fetched = replace(fetched, path=str(place / keep(fetched, place)[0]))
+            fetched = replace(fetched, path=str(kept / keep(fetched, kept)[0]))
         report = prove(
             fetched,
             home=find_home(),
             tracking_uri=lookup["tracking_uri"],
-            out=place,
+            out=kept,
             data_overrides=overrides,
             allow_other_data=allow_other_data,
         )
@@ -93,10 +95,11 @@ def restore(
 @json_option
 def fetch_files(run: str, out: str, as_json: bool, **lookup: Any) -> None:
     """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code."""
-    from .export import delivered, keras_lines, write_keras
+    from .export import FETCHED, is_same_file, keras_lines, write_keras
     from .restore import dumps, identity, keep
+    from .workplace import delivered
 
-    with delivered(Path(out)) as place:
+    with delivered(Path(out), FETCHED, is_same_file) as place:
         fetched = find_and_fetch(run, place, **lookup)
         files = [*keep(fetched, place), "model.keras"]
         write_keras(fetched, place / files[-1])
@@ -120,10 +123,11 @@ def predict_images(run: str, images: tuple[str, ...], invert: bool, as_json: boo
     An IMAGE is a PNG, a JPEG, or an npz file of many; each is scaled to what the network takes.
     """
     from .predict import predict, report_lines
-    from .restore import Workplace, dumps
+    from .restore import dumps
     from .screen import Screen
+    from .workplace import Workplace
 
-    with Screen(stderr=as_json).shown(), Workplace(None) as place:
+    with Screen(stderr=as_json).shown(), Workplace() as place:
         report = predict(find_and_fetch(run, place, **lookup), images, invert=invert)
     click.echo(dumps(report) if as_json else "\n".join(report_lines(report)))
 
@@ -144,12 +148,13 @@ def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> N
     from . import registry
     from .config import mask_uri
     from .folder import find_home
-    from .restore import Workplace, dumps
+    from .restore import dumps
     from .tracking import connect, reaching, resolve_uri
+    from .workplace import Workplace
 
     registry.check_names(name, alias)
     uri = resolve_uri(lookup["tracking_uri"], find_home())
-    with Workplace(None) as place, reaching(uri):
+    with Workplace() as place, reaching(uri):
         fetched = find_and_fetch(run, place, **lookup)
         report = registry.register(fetched, connect(uri, create=False), name=name, alias=alias)
     if as_json:

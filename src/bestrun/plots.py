@@ -7,16 +7,15 @@ share, and may look for a display. Matplotlib is imported when the first picture
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .folder import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -291,12 +290,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 def _write(figure: Figure, path: Path) -> None:
     """Replace `path` by the figure at once: whoever reads it, the mirror's thread too, finds all of it or none."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        beside.write_bytes(drawn.getvalue())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")

@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from .workplace import Workplace
 
 DIFF_BYTES = 1 << 20  # more of an uncommitted tree is not kept
 NEW_FILES = ("*.py", "*.yaml", "*.yml", "*.toml")  # of files git does not know, only code: not data, not secrets
@@ -73,7 +74,7 @@ def _git(folder: Path, *words: str, index: str | None = None) -> str:
 def _diff(root: Path) -> str:
     """Everything that is not committed, new files of code too: as if they had been added, in a copy of the index."""
     index = _git(root, "rev-parse", "--git-path", "index").strip()
-    with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
+    with Workplace() as place:
         copy = f"{place}/index"
         shutil.copyfile(root / index, copy)
         found = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *NEW_FILES)

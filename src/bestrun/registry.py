@@ -1,6 +1,5 @@
 """MLflow's model registry: a run's proved best checkpoint under a name and an alias that others load."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from .export import folder_digest, model_path, write_mlflow_model
 from .restore import Fetched, identity
 from .sender import send_model
 from .tracking import ALIAS, REFERENCE, Store
+from .workplace import Workplace
 
 
 def check_names(name: str, alias: str) -> None:
@@ -37,9 +37,9 @@ def register(fetched: Fetched, store: Store, *, name: str, alias: str) -> dict[s
     client = store.client
     run = client.get_run(fetched.run_id)
     path = model_path(fetched.checkpoint.sha256)
-    with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
+    with Workplace() as place:
         if not _is_logged(client, run, path, place):
-            folder = Path(place) / "new"
+            folder = place / "new"
             write_mlflow_model(fetched, folder)
             send_model(store, run, folder, path, folder_digest(folder))
     version = _version(client, name, run, path) or _create(client, name, run, path, fetched)
@@ -48,12 +48,12 @@ def register(fetched: Fetched, store: Store, *, name: str, alias: str) -> dict[s
     return registered | identity(fetched)
 
 
-def _is_logged(client: Any, run: Any, path: str, place: str) -> bool:
+def _is_logged(client: Any, run: Any, path: str, place: Path) -> bool:
     """Whether the run has the MLflow model of this checkpoint already, every byte of it as it was sent."""
     tags = run.data.tags
     if tags.get("bestrun.model") != path or not client.list_artifacts(run.info.run_id, path):
         return False
-    found = Path(client.download_artifacts(run.info.run_id, path, place))
+    found = Path(client.download_artifacts(run.info.run_id, path, str(place)))
     return bool(folder_digest(found) == tags.get("bestrun.model_sha256"))
 
 

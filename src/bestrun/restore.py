@@ -1,12 +1,11 @@
 """Run reference -> verified checkpoint -> rebuilt model -> test evaluation. Nothing is used before it is proved."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from .refusals import is_permanent, reason
 from .sender import Sender, send_tested
 from .sync import own_uri
 from .tracking import Store, TrackingError, check_reference, connect, find_run, local_folder, reaching, resolve_uri
+from .workplace import Workplace as Workplace
 
 log = logging.getLogger("bestrun")
 
@@ -94,7 +94,7 @@ def fetch(
 
 def fetch_anywhere(reference: str, home: Path, uri: str) -> Fetched:
     """Get a run's best checkpoint from its folder on this machine, or else from MLflow. Raises as `fetch` does."""
-    with Workplace(None) as place:
+    with Workplace() as place:
         if reference != "best" and "@" not in reference:  # only MLflow compares runs and registers them
             with contextlib.suppress(SettingsError):
                 return fetch(reference, home=home, uri=uri, to=place, local=True)
@@ -342,12 +342,20 @@ def identity(fetched: Fetched) -> dict[str, Any]:
 
 
 def keep(fetched: Fetched, place: Path) -> list[str]:
-    """See that checkpoint and settings are in `place`, as those from MLflow are; returns the names of the files."""
-    path = place / fetched.checkpoint.path.name
-    if path.resolve() != fetched.checkpoint.path.resolve():
-        shutil.copyfile(fetched.checkpoint.path, path)
-        load(path, sha256=fetched.checkpoint.sha256)  # the run may be training, and have replaced it meanwhile
-        (place / "config.yaml").write_text(to_yaml(fetched.config))
+    """See that checkpoint and settings are in `place`; returns the names of the files.
+
+    Raises:
+        VerificationError: the run, which may be training, has replaced its checkpoint meanwhile.
+        StorageError: the disk refused; what was in `place` before is untouched.
+    """
+    source = fetched.checkpoint.path
+    path = place / source.name
+    if path.resolve() != source.resolve():
+        data = source.read_bytes() if source.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != fetched.checkpoint.sha256:
+            raise VerificationError(f"{source}: the run has replaced it meanwhile; type the same again")
+        write_atomically(path, data)
+        write_atomically(place / "config.yaml", to_yaml(fetched.config).encode())
     return [path.name, "config.yaml"]
 
 
@@ -427,22 +435,6 @@ def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
         share = f"{100 * row[label] / sum(row):.1f}% ({row[label]} / {sum(row)})" if sum(row) else "-"
         lines.append(f"{label:>5}  {share}")
     return [*lines, "", matrix_text]
-
-
-class Workplace:
-    """Where fetched files go: a folder to keep, or a temporary one."""
-
-    def __init__(self, out: str | None) -> None:
-        self._temporary = None if out else tempfile.TemporaryDirectory(prefix="bestrun-")
-        self.path = Path(out or self._temporary.name)  # type: ignore[union-attr]
-        self.path.mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        if self._temporary:
-            self._temporary.cleanup()
 
 
 def dumps(report: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,6 +27,7 @@ from .journal import Event, Line, read_lines
 from .reasons import STATUS
 from .refusals import is_permanent, reason, remedy
 from .tracking import Store, connect, find_run
+from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
 
@@ -504,13 +504,13 @@ class Sender:
 
     def _send_pictures(self, events: Sequence[Event]) -> None:
         """All pictures in one call: those of a series for the slider of MLflow's page, the others as files."""
-        with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
+        with Workplace() as place:
             for event in events:
                 path = self.folder.path / event["path"]
                 if path.is_file():
-                    _stage_picture(path, event, Path(place))
-            if any(Path(place).iterdir()):
-                upload(self.store, self._run, Path(place), None, began=self._began_upload)
+                    _stage_picture(path, event, place)
+            if any(place.iterdir()):
+                upload(self.store, self._run, place, None, began=self._began_upload)
         if any(event.get("key") for event in events):
             self.store.client.set_tag(self.run_id, "mlflow.loggedImages", "True", synchronous=True)
 
@@ -518,8 +518,8 @@ class Sender:
         """What the best checkpoint took for what."""
         best = history.best
         if best and "confusions" in best:
-            with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
-                path = Path(place) / "validation.json"
+            with Workplace() as place:
+                path = place / "validation.json"
                 path.write_text(json.dumps({key: best[key] for key in ("step", "confusions")}, indent=2))
                 upload(self.store, self._run, path, None, began=self._began_upload)
 

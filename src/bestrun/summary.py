@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from .folder import replacing
 from .manifest import Manifest, Trial, is_running
 
 log = logging.getLogger("bestrun")
@@ -153,7 +154,8 @@ def write_plots(manifest: Manifest) -> list[Path]:
                 axes = draw(study) if name == "importances" else draw(study, target_name=metric)
                 axes.set_title(f"{manifest.name}: {name.replace('_', ' ')}")
                 axes.figure.set_size_inches(10, 6)
-                axes.figure.savefig(path, dpi=110, bbox_inches="tight")
+                with replacing(path) as file:
+                    axes.figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
             written.append(path)
         except Exception as error:  # a picture is not worth a sweep
             log.warning("%s: not drawn: %s", path.name, error)

@@ -129,7 +129,7 @@ class Scheduler:
             if run.state not in OVER or run.stop_reason == "error":  # that is of an earlier try, or is told by `ended`
                 run.state = "running"
             if self.study and run is trial.runs[0] and self.study.report(trial, values) and run.state == "running":
-                self.manifest.folder(run).stop.write_text("pruned")
+                self.manifest.folder(run).ask_to_stop("pruned")
         for ended in self.backend.ended():
             self.take_in(ended)
         self.board.show(self.manifest)

@@ -121,7 +121,7 @@ class Inline:
         """For a signal that came before the run heard signals itself; the file is not there before its folder."""
         with contextlib.suppress(OSError):
             if self._folder:
-                self._folder.stop.write_text("interrupted")
+                self._folder.ask_to_stop("interrupted")
 
     def close(self) -> None:
         pass
@@ -256,7 +256,7 @@ class Ray:
         for reference, task in self._running.items():
             folder = task.folder
             with contextlib.suppress(OSError):  # there is no folder yet
-                folder.stop.write_text("interrupted")
+                folder.ask_to_stop("interrupted")
             if not folder.is_owned():  # waits for a place, or imports; if it has begun by now, it saves and leaves
                 self._ray.cancel(reference)
 
