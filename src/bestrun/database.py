@@ -31,7 +31,7 @@ from .folder import StorageError, storage_error, sync_folder
 
 log = logging.getLogger("bestrun")
 
-QUIET_SECONDS = 3.0  # what is half made and has not changed for so long is no living process' work
+QUIET_SECONDS = 5.0  # what is half made and has not changed for so long is no living process' work
 BUSY_SECONDS = 20.0  # so long MLflow waits for another process' transaction, too
 
 # The rows that MLflow puts into every new database, as conditions for all others.
