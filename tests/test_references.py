@@ -243,6 +243,6 @@ def test_a_store_that_is_no_database_is_one_line(trained, tmp_path):
     result = trained.bestrun(
         "register", "trained", "--name", "a", "--alias", "b", "--tracking-uri", f"sqlite:///{tmp_path}/not.db"
     )
-    assert result.code == 1 and result.err.count("\n") == 1
+    assert result.code == 2 and "is no SQLite database" in result.err and result.err.count("\n") == 1
     with pytest.raises(sqlite3.DatabaseError):
         sqlite3.connect(tmp_path / "not.db").execute("SELECT * FROM runs")

@@ -1,7 +1,6 @@
 """MLflow: where the store is, how it is made, how runs are found. Only `MlflowClient`, never the fluent API."""
 
 import contextlib
-import fcntl
 import gc
 import logging
 import math
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import database
 from .config import mask_uri
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .folder import RunFolder, names_in, read_json
@@ -99,23 +99,20 @@ class Store:
 
 
 def connect(uri: str, *, create: bool = True) -> Store:
-    """Connect to a store; an SQLite one is made first, by one process at a time.
-
-    Without the lock, processes that meet a missing database all migrate it at once and leave it unusable for ever.
+    """Connect to a store; an SQLite one is made first, see database.py.
 
     Raises:
-        SettingsError: with `create=False`, there is no database yet.
+        SettingsError: with `create=False`, there is no database yet; or it is none of this MLflow's.
+        StorageError: the database cannot be read or made.
     """
     path = sqlite_path(uri)
-    if path and not create and not path.exists():
-        raise SettingsError(f"{path}: there are no runs here yet; the first is made by: bestrun train")
     gc.disable()  # an eighth of MLflow's import is the collector, looking through objects that all stay
     try:
-        mlflow = import_mlflow()
-        with _locked(path) if path else contextlib.nullcontext():
-            client = mlflow.MlflowClient(uri)
-            if path:
-                client.search_experiments(max_results=1)
+        if path:
+            database.ready(path, create=create, load=import_mlflow)
+        client = import_mlflow().MlflowClient(uri)
+        if path:
+            client.search_experiments(max_results=1)
     finally:
         gc.enable()
     return Store(uri, client)
@@ -130,14 +127,6 @@ def import_mlflow() -> Any:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return mlflow
-
-
-@contextlib.contextmanager
-def _locked(database: Path) -> Iterator[None]:
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with open(database.with_name(database.name + ".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager
