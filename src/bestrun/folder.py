@@ -8,7 +8,6 @@ import os
 import secrets
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BestrunError, SettingsError
-
-MARKER = ".bestrun"  # a folder named mlruns that is ours holds this file
 
 
 class StorageError(BestrunError):
@@ -102,44 +99,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def find_home() -> Path:
-    """The mlruns folder to use: BESTRUN_MLRUNS, else the nearest marked `mlruns` at or above here, else ./mlruns."""
-    if named := os.environ.get("BESTRUN_MLRUNS"):
-        return Path(named).expanduser().absolute()
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "mlruns" / MARKER).exists():
-            return folder / "mlruns"
-    return here / "mlruns"
-
-
-def create_home(home: Path) -> None:
-    """Make and mark the home.
-
-    Raises:
-        SettingsError: if it cannot be created or written to.
-    """
-    advice = "BESTRUN_MLRUNS=FOLDER names another"
-    try:
-        str(home).encode()
-    except UnicodeEncodeError:  # neither MLflow nor its database could hold it
-        name = os.fsencode(home).decode(errors="backslashreplace")
-        raise SettingsError(f"{name}: cannot be used for runs: the name is not UTF-8; {advice}") from None
-    made: list[Path] = []
-    try:
-        for folder in (*reversed(home.parents), home, home / "runs"):
-            if not folder.exists():
-                folder.mkdir(exist_ok=True)
-                made.append(folder)
-        with tempfile.TemporaryFile(dir=home / "runs"):  # an old marker may be touched where nothing can be made
-            (home / MARKER).touch()
-    except OSError as error:
-        with contextlib.suppress(OSError):  # others may have put something there meanwhile
-            for folder in reversed(made):
-                folder.rmdir()
-        raise SettingsError(f"{home}: cannot be used for runs: {error.strerror}; {advice}") from error
 
 
 def new_name() -> str:
@@ -310,6 +269,8 @@ def create_run_folder(home: Path, name: str | None) -> RunFolder:
     Raises:
         SettingsError: the name is taken, or the folder cannot be made.
     """
+    from .home import create_home  # which needs this module
+
     create_home(home)
     folder = RunFolder(home / "runs" / (name or new_name()))
     try:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SettingsError, VerificationError
-from .folder import RunFolder, create_home, is_locked, locked, read_json, write_json
+from .folder import RunFolder, is_locked, locked, read_json, write_json
+from .home import create_home
 from .journal import is_over, read_journal
 
 FORMAT = 1
@@ -254,7 +255,7 @@ def owned_manifest(
                     f"sweep.n_trials={n_trials}: sweep {name} has {len(manifest.trials)} trials already; "
                     f"it is their total, type sweep.n_trials={len(manifest.trials)} or more"
                 )
-            manifest.n_trials = n_trials
+            manifest.n_trials, manifest.uri = n_trials, uri
         else:
             if taken := sorted((home / "runs").glob(f"{name}-[0-9][0-9][0-9]*")):
                 raise SettingsError(f"sweep.name={name}: a run {taken[0].name} exists; type another sweep.name=NAME")

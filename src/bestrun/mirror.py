@@ -21,7 +21,7 @@ from .config import mask_uri
 from .errors import BestrunError
 from .folder import RunFolder, StorageError, fault, read_json, write_json
 from .journal import Event, read_journal
-from .tracking import Store, connect, find_run
+from .tracking import Store, connect, find_run, is_own_store, is_same_store
 
 log = logging.getLogger("bestrun")
 
@@ -47,7 +47,7 @@ class Sender:
         self.folder = folder
         self.uri = uri
         known = read_json(folder.mirror)
-        same = known.get("uri") == mask_uri(uri)  # another store has acknowledged nothing yet
+        same = is_same_store(known, uri, folder.path.parents[1])  # another store has acknowledged nothing yet
         self.run_id: str | None = known.get("run_id") if same else None
         self.acknowledged: int = known.get("acknowledged", 0) if same else 0
         self.experiment_id: str | None = known.get("experiment_id") if same else None
@@ -92,6 +92,8 @@ class Sender:
 
     def save(self) -> None:
         known = {"uri": mask_uri(self.uri), "run_id": self.run_id, "experiment_id": self.experiment_id}
+        if is_own_store(self.uri, self.folder.path.parents[1]):
+            known["store"] = "home"
         write_json(self.folder.mirror, known | {"acknowledged": self.acknowledged})
 
     def _find_or_create(self, store: Store) -> str:
@@ -135,7 +137,8 @@ class Sender:
                 client.log_artifact(run_id, str(path), "pictures")
         elif kind == "model":
             if (self.folder.path / event["path"]).is_dir():
-                send_model(client, run_id, self.folder.path / event["path"], event["path"], event["sha256"])
+                run = client.get_run(run_id)
+                send_model(store, run, self.folder.path / event["path"], event["path"], event["sha256"])
         elif kind == "stopped":
             fault("F11")
             status = STATUS.get(event["reason"], "FAILED")
@@ -307,11 +310,11 @@ def send_tested(client: Any, run_id: str, event: Event) -> None:
             client.log_metric(run_id, key, event[key], timestamp=event["time_ms"], step=event["step"])
 
 
-def send_model(client: Any, run_id: str, folder: Path, path: str, sha256: str) -> None:
+def send_model(store: Store, run: Any, folder: Path, path: str, sha256: str) -> None:
     """Upload an MLflow model, then name it in the run's tags: they never name half of one."""
-    client.log_artifacts(run_id, str(folder), path)
-    client.set_tag(run_id, "bestrun.model_sha256", sha256)
-    client.set_tag(run_id, "bestrun.model", path)
+    store.artifacts(run).log_artifacts(str(folder), path)
+    store.client.set_tag(run.info.run_id, "bestrun.model_sha256", sha256)
+    store.client.set_tag(run.info.run_id, "bestrun.model", path)
 
 
 def _tags(folder: RunFolder, started: Event) -> dict[str, str]:

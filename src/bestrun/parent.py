@@ -100,8 +100,9 @@ class Parent:
                 if self._news:
                     self._send(self._news)
                 if ending:
+                    artifacts = self._store.artifacts(self._store.client.get_run(self._run_id))
                     for path in self._pictures:
-                        self._store.client.log_artifact(self._run_id, str(path), "pictures")
+                        artifacts.log_artifact(str(path), "pictures")
                     self._store.client.set_terminated(self._run_id, self._status)
                     return
             except Exception as error:

@@ -38,22 +38,22 @@ def register(fetched: Fetched, store: Store, *, name: str, alias: str) -> dict[s
     run = client.get_run(fetched.run_id)
     path = model_path(fetched.checkpoint.sha256)
     with tempfile.TemporaryDirectory(prefix="bestrun-") as place:
-        if not _is_logged(client, run, path, place):
+        if not _is_logged(store, run, path, place):
             folder = Path(place) / "new"
             write_mlflow_model(fetched, folder)
-            send_model(client, run.info.run_id, folder, path, folder_digest(folder))
+            send_model(store, run, folder, path, folder_digest(folder))
     version = _version(client, name, run, path) or _create(client, name, run, path, fetched)
     client.set_registered_model_alias(name, alias, version.version)
     registered = {"name": name, "alias": alias, "version": int(version.version), "uri": f"models:/{name}@{alias}"}
     return registered | identity(fetched)
 
 
-def _is_logged(client: Any, run: Any, path: str, place: str) -> bool:
+def _is_logged(store: Store, run: Any, path: str, place: str) -> bool:
     """Whether the run has the MLflow model of this checkpoint already, every byte of it as it was sent."""
-    tags = run.data.tags
-    if tags.get("bestrun.model") != path or not client.list_artifacts(run.info.run_id, path):
+    tags, artifacts = run.data.tags, store.artifacts(run)
+    if tags.get("bestrun.model") != path or not artifacts.list_artifacts(path):
         return False
-    found = Path(client.download_artifacts(run.info.run_id, path, place))
+    found = Path(artifacts.download_artifacts(path, place))
     return bool(folder_digest(found) == tags.get("bestrun.model_sha256"))
 
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from .checkpoint import MOST_BYTES, Checkpoint, load
 from .compose import override, read_config
@@ -20,10 +19,21 @@ from .config import Config, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .folder import RunFolder, read_json
+from .home import settle
 from .journal import Journal, read_journal
 from .mirror import Sender, is_permanent, reason, send_tested
 from .sync import own_uri
-from .tracking import Store, TrackingError, check_reference, connect, find_run, local_folder, reaching, resolve_uri
+from .tracking import (
+    Store,
+    TrackingError,
+    check_reference,
+    connect,
+    find_run,
+    local_folder,
+    local_path,
+    reaching,
+    resolve_uri,
+)
 
 log = logging.getLogger("bestrun")
 
@@ -161,11 +171,11 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
         raise VerificationError(
             f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint"
         )
-    checkpoint = load(download(store.client, run, artifact, to, MOST_BYTES), sha256=sha256)
-    config = read_config(download(store.client, run, "config/config.yaml", to, MOST_CONFIG_BYTES))
+    checkpoint = load(download(store, run, artifact, to, MOST_BYTES), sha256=sha256)
+    config = read_config(download(store, run, "config/config.yaml", to, MOST_CONFIG_BYTES))
     logged = {f"val/{key}": run.data.metrics.get(f"best/{key}") for key in ("accuracy", "loss")}
     folder = RunFolder(home / "runs" / name)
-    origin = f"{run.info.artifact_uri}/{artifact}".removeprefix("file://")
+    origin = f"{store.here(run.info.artifact_uri)}/{artifact}".removeprefix("file://")
     sizes = _sizes(next((item.dataset.profile for item in run.inputs.dataset_inputs), None), run_id)
     is_here = folder.exists() and read_json(folder.mirror).get("run_id") == run_id  # names repeat, IDs do not
     return Fetched(run_id, name, config, checkpoint, origin, logged, folder if is_here else None, *sizes)
@@ -188,23 +198,23 @@ def _sizes(recorded: Any, run: str) -> tuple[tuple[int, int, int], int, dict[str
     return (height, width, channels), data["num_classes"], counts
 
 
-def download(client: Any, run: Any, artifact: str, to: Path, most: int) -> Path:
+def download(store: Store, run: Any, artifact: str, to: Path, most: int) -> Path:
     """An artifact of an MLflow run, of at most so many bytes, in the folder `to`.
 
     Raises:
         VerificationError: it is not there, is larger, or a link.
     """
-    run_id, root = run.info.run_id, urlsplit(run.info.artifact_uri)
-    if root.scheme in ("", "file"):  # a folder of this machine: MLflow, too, would not follow a link out of it
-        store = Path(unquote(root.path)).resolve()
-        if (store / artifact).resolve() != store / artifact:
+    run_id, artifacts = run.info.run_id, store.artifacts(run)
+    if root := local_path(artifacts.artifact_uri):  # MLflow, too, would not follow a link out of it
+        root = root.resolve()
+        if (root / artifact).resolve() != root / artifact:
             raise VerificationError(f"run {run_id}: artifact {artifact} is a link in MLflow's artifact store")
-    listed = {item.path: item.file_size for item in client.list_artifacts(run_id, artifact.rpartition("/")[0] or None)}
+    listed = {item.path: item.file_size for item in artifacts.list_artifacts(artifact.rpartition("/")[0] or None)}
     if artifact not in listed:
         raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
     if (listed[artifact] or 0) > most:
         raise VerificationError(f"run {run_id}: artifact {artifact} has {listed[artifact]:,} bytes, at most {most:,}")
-    return Path(client.download_artifacts(run_id, artifact, str(to)))
+    return Path(artifacts.download_artifacts(artifact, str(to)))
 
 
 def restore(
@@ -342,6 +352,7 @@ def rebuild(fetched: Fetched) -> Any:
 def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> None:
     """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow."""
     try:
+        settle(home)
         if fetched.folder and not fetched.folder.is_owned():
             with fetched.folder.owned():
                 journal = Journal(fetched.folder.journal)
@@ -354,10 +365,11 @@ def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, te
                 journal.close()
                 Sender(fetched.folder, own_uri(fetched.folder, setting, home)).catch_up()
         elif fetched.run_id:
-            client = connect(resolve_uri(setting, home), create=False).client
-            send_tested(client, fetched.run_id, {**tested, "time_ms": time.time_ns() // 1_000_000})
+            store = connect(resolve_uri(setting, home), create=False)
+            send_tested(store.client, fetched.run_id, {**tested, "time_ms": time.time_ns() // 1_000_000})
+            artifacts = store.artifacts(store.client.get_run(fetched.run_id))
             for picture in sorted(pictures.glob("*.png")):
-                client.log_artifact(fetched.run_id, str(picture), "pictures")
+                artifacts.log_artifact(str(picture), "pictures")
     except Exception as error:
         hint = "" if is_permanent(error) else f"; send it later: bestrun sync {fetched.run_name}"
         told = str(error) if isinstance(error, BestrunError) else reason(error)

@@ -11,6 +11,7 @@ from .compose import override, read_config
 from .config import Config, flatten, mask_uri, to_yaml
 from .errors import DataError, SettingsError, VerificationError
 from .folder import RunFolder, create_run_folder, sync_folder, write_atomically
+from .home import settle
 from .journal import Journal, is_over, read_journal
 from .mirror import Sender
 from .provenance import available_threads, environment_differences, versions
@@ -97,6 +98,7 @@ def resume(
         SettingsError: a setting that may not change was given, the run is in use, or there is nothing left to do.
         DataError: the data is not the run's.
     """
+    settle(home)
     with folder.owned(), Journal(folder.journal) as journal:
         if not journal.events or journal.events[0]["event"] != "started":
             raise SettingsError(f"run {folder.name}: its journal has no beginning; train it anew")

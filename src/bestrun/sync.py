@@ -8,13 +8,15 @@ from .compose import read_config
 from .config import mask_uri
 from .errors import BestrunError, SettingsError
 from .folder import RunFolder, read_json
+from .home import settle
 from .journal import Journal, best_of, is_over
 from .mirror import Sender, is_permanent, reason
-from .tracking import TrackingError, resolve_uri, sqlite_path
+from .tracking import TrackingError, is_own_store, resolve_uri, sqlite_path, store_of
 
 
 def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[dict[str, Any]]:
     """Send to MLflow what it has not got; a run whose process died is marked as interrupted. One report a run."""
+    settle(home)
     reports = []
     silent: dict[str, str] = {}  # a store that does not answer is asked once, not once a run
     for folder in folders:
@@ -37,7 +39,7 @@ def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[d
                     )
                     report["state"] = "was dead: marked as interrupted"
                 journal.close()
-                recorded = read_json(folder.mirror).get("uri", "")
+                recorded = store_of(read_json(folder.mirror), home)
                 if not setting and recorded and not Sender(folder, recorded).behind():
                     reports.append(report | {"run_id": Sender(folder, recorded).run_id})
                     continue
@@ -72,8 +74,12 @@ def own_uri(folder: RunFolder, setting: str | None, home: Path) -> str:
     if setting:
         return setting
     uri = read_config(folder.config).tracking.uri
-    if not uri:
-        uri = read_json(folder.mirror).get("uri")
+    if uri:
+        uri = resolve_uri(uri, home)
+    else:
+        uri = store_of(read_json(folder.mirror), home)
+        if uri and is_own_store(uri, home):
+            return uri
         database = sqlite_path(uri) if uri else None
         if not uri or (database and not database.exists()):  # not there: runs and store were moved together
             return resolve_uri(None, home)
