@@ -72,6 +72,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 def storage_error(path: Path, doing: str, error: OSError) -> StorageError:
     """One line that says what could not be done to which file of a run, why, and what to type once that is mended."""
     run = RunFolder(path.parent)
+    if not path.parent.exists():
+        return StorageError(f"{path}: cannot {doing}: its folder was moved or deleted; go on where it lies now")
     again = f"bestrun {'sync' if path == run.mirror else 'resume'} {run.name}" if run.exists() else "the same again"
     mend = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "raise the limit, see ulimit -f"}
     return StorageError(

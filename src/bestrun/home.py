@@ -273,7 +273,9 @@ def settle(home: Path) -> None:
     try:
         told = _settle(home)
     except (OSError, sqlite3.Error, StorageError) as error:
-        told = f"{home / MARKER}: this mlruns was moved or copied, and that could not be written down: {error}"
+        told = None  # a home that was never elsewhere gets its identity another time
+        if marker.identity or marker.former:
+            told = f"{home}: this mlruns was moved or copied, and that could not be written down: {error}"
     _say(told)
 
 
