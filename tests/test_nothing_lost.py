@@ -540,7 +540,7 @@ def test_rows_that_mlflow_acknowledged_and_lost_are_sent_again(home, uri, client
 def another_home(tmp_path, name):
     folder = tmp_path / name / "mlruns"
     (folder / "runs").mkdir(parents=True)
-    (folder / ".bestrun").write_text(json.dumps({"format": 1, "identity": name * 8, "path": str(folder)}))
+    (folder / ".bestrun").write_text(json.dumps({"format": 1, "identity": name * 32, "path": str(folder)}))
     return folder.parent
 
 

@@ -117,7 +117,7 @@ def test_same_settings_and_seed_give_bit_identical_tensors(bestrun, home, settin
 def _train_twice(settings):
     """In one process: another run first, then the one that is compared."""
     from bestrun.compose import compose
-    from bestrun.folder import find_home
+    from bestrun.home import find_home
     from bestrun.run import start
     from bestrun.screen import Screen
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .compose import compose
 from .config import Config
 from .errors import DataError
-from .folder import find_home
+from .home import find_home
 from .record import Record, find_record
 from .screen import Screen
 from .tracking import connect, reaching, resolve_uri

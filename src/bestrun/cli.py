@@ -71,7 +71,7 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
     if cfg:
         click.echo(to_yaml(composed.config), nl=False)
         return
-    from .folder import find_home
+    from .home import find_home
     from .run import start
 
     home, config = find_home(), composed.config
@@ -83,7 +83,7 @@ def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoRetu
     import yaml
 
     from .config import mask_uri
-    from .folder import find_home
+    from .home import find_home
     from .space import plan
 
     if cfg:
@@ -118,7 +118,7 @@ def resume(
     bestrun resume RUN training.max_steps=20000
     """
     from .compose import read_config
-    from .folder import find_home
+    from .home import find_home
     from .resume import choose
     from .resume import resume as go_on
     from .tracking import resolve_uri
@@ -142,7 +142,7 @@ def resume(
 @json_option
 def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
     """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
-    from .folder import find_home
+    from .home import find_home
     from .sync import sync as send
     from .tracking import local_folder, run_folders
 
@@ -186,12 +186,12 @@ def pack(folder: str, file: str, size: str | None) -> None:
 @tracking_option
 def ui(port: int, tracking_uri: str | None) -> None:
     """The MLflow page of this store, on 127.0.0.1; Ctrl-C ends it."""
-    from .folder import find_home
+    from .home import find_home
     from .tracking import resolve_uri
     from .ui import serve
 
     home = find_home()
-    sys.exit(serve(resolve_uri(tracking_uri, home), port))
+    sys.exit(serve(resolve_uri(tracking_uri, home), port, home))
 
 
 for verb in VERBS:

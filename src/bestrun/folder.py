@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from typing import Any, BinaryIO
 
 from .errors import BestrunError, SettingsError, UnreadableError
 
-MARKER = ".bestrun"  # a folder named mlruns that is ours holds this file
 TEMPORARY = re.compile(r"\..*\.tmp")  # in folders of ours: what a crash in `replacing` leaves behind
 NEW_NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]{4}")  # of `new_name`
 BEFORE_THE_TRUTH = {"lock", "config.yaml", "overrides.yaml", "uncommitted.diff", "run.log"}
@@ -121,6 +119,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 def storage_error(path: Path, doing: str, error: OSError) -> StorageError:
     """One line that says what could not be done to which file of a run, why, and what to type once that is mended."""
     run = RunFolder(path.parent)
+    if not path.parent.exists():
+        return StorageError(f"{path}: cannot {doing}: its folder was moved or deleted; go on where it lies now")
     verb = "sync" if path in (run.mirror, run.result) else "resume"
     again = f"bestrun {verb} {run.name}" if _is_known_run(run) else "the same again"
     mend = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "raise the limit, see ulimit -f"}
@@ -209,44 +209,6 @@ def make_folder(folder: Path) -> None:
         return
     except OSError as error:
         raise storage_error(folder, "make this folder", error) from error
-
-
-def find_home() -> Path:
-    """The mlruns folder to use: BESTRUN_MLRUNS, else the nearest marked `mlruns` at or above here, else ./mlruns."""
-    if named := os.environ.get("BESTRUN_MLRUNS"):
-        return Path(named).expanduser().absolute()
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "mlruns" / MARKER).exists():
-            return folder / "mlruns"
-    return here / "mlruns"
-
-
-def create_home(home: Path) -> None:
-    """Make and mark the home.
-
-    Raises:
-        SettingsError: if it cannot be created or written to.
-    """
-    advice = "BESTRUN_MLRUNS=FOLDER names another"
-    try:
-        str(home).encode()
-    except UnicodeEncodeError:  # neither MLflow nor its database could hold it
-        name = os.fsencode(home).decode(errors="backslashreplace")
-        raise SettingsError(f"{name}: cannot be used for runs: the name is not UTF-8; {advice}") from None
-    made: list[Path] = []
-    try:
-        for folder in (*reversed(home.parents), home, home / "runs"):
-            if not folder.exists():
-                folder.mkdir(exist_ok=True)
-                made.append(folder)
-        with tempfile.TemporaryFile(dir=home / "runs"):  # an old marker may be touched where nothing can be made
-            (home / MARKER).touch()
-    except OSError as error:
-        with contextlib.suppress(OSError):  # others may have put something there meanwhile
-            for folder in reversed(made):
-                folder.rmdir()
-        raise SettingsError(f"{home}: cannot be used for runs: {error.strerror}; {advice}") from error
 
 
 def new_name() -> str:
@@ -476,6 +438,8 @@ def create_run_folder(home: Path, name: str | None) -> RunFolder:
     Raises:
         SettingsError: the name is taken, or the folder cannot be made.
     """
+    from .home import create_home  # which needs this module
+
     create_home(home)
     if not name:
         remove_never_begun(home / "runs", "journal.jsonl")

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from .errors import SettingsError, UnreadableError
@@ -84,7 +83,7 @@ def list_runs(
         raise SettingsError(f"--filter {filter[:100]!r}: {reason}; a right one: {FILTER}") from None
     if filter and not runs:
         _check_filter(store, filter)
-    return [_row(run, experiments) for run in runs]
+    return [_row(store, run, experiments) for run in runs]
 
 
 def _best_of_each_objective(store: Store, experiments: list[str], asked: str, most: int) -> list[Any]:
@@ -175,11 +174,11 @@ def _nobody_has(option: str, name: str, what: str, names: list[str]) -> Settings
 # ---- rows ----
 
 
-def _row(run: Any, experiments: dict[str, str]) -> Row:
+def _row(store: Store, run: Any, experiments: dict[str, str]) -> Row:
     metrics, settings, tags = run.data.metrics, run.data.params, run.data.tags
     objective, reason = settings["objective.metric"], tags.get("bestrun.stop_reason")
     step = _number(metrics.get("best/step"))
-    now = state(run.info.status, tags.get("bestrun.folder"))
+    now = state(run.info.status, store.run_folder(run) if run.info.status == "RUNNING" else None)
     return Row(
         run.info.run_id,
         tags["bestrun.run"],
@@ -209,13 +208,12 @@ def _changed(tag: str | None) -> dict[str, Any] | None:
     return {}  # too long for a tag, and cut
 
 
-def state(status: str, folder_path: str | None) -> str:
+def state(status: str, folder: RunFolder | None) -> str:
     """MLflow's status in our words; a run that MLflow believes running is looked at where its folder is here."""
     if status != "RUNNING":
         return STATES.get(status, status.lower())
-    folder = RunFolder(Path(folder_path or "/nowhere"))
     try:
-        if not folder.exists() or folder.is_owned():
+        if not folder or folder.is_owned():
             return "running"
         history = History.read(folder.journal)
     except UnreadableError:  # another user's: what MLflow says is all that is known

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SettingsError, UnreadableError, VerificationError
-from .folder import RunFolder, create_home, is_locked, locked, read_json, remove_never_begun, write_json
+from .folder import RunFolder, is_locked, locked, read_json, remove_never_begun, write_json
 from .history import History
+from .home import create_home
 
 FORMAT = 1
 STATES = {  # stop reason -> state of a run in a sweep
@@ -247,7 +248,7 @@ def owned_manifest(
                     f"sweep.n_trials={n_trials}: sweep {name} has {len(manifest.trials)} trials already; "
                     f"it is their total, type sweep.n_trials={len(manifest.trials)} or more"
                 )
-            manifest.n_trials = n_trials
+            manifest.n_trials, manifest.uri = n_trials, uri
         else:
             if taken := sorted((home / "runs").glob(f"{name}-[0-9][0-9][0-9]*")):
                 raise SettingsError(f"sweep.name={name}: a run {taken[0].name} exists; type another sweep.name=NAME")

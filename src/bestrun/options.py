@@ -35,7 +35,7 @@ def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -> Any:
-    from .folder import find_home
+    from .home import find_home
     from .restore import fetch
     from .tracking import resolve_uri
 
@@ -44,7 +44,7 @@ def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -
 
 
 def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup: str | None) -> list[Any]:
-    from .folder import find_home
+    from .home import find_home
     from .record import find_record
     from .tracking import resolve_uri
 

@@ -56,7 +56,7 @@ def restore(
     if checkpoint == "last" and not lookup["local"]:
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
     from . import plots
-    from .folder import find_home
+    from .home import find_home
     from .restore import dumps, keep, report_lines
     from .restore import restore as prove
     from .screen import Screen
@@ -147,13 +147,14 @@ def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> N
     """
     from . import registry
     from .config import mask_uri
-    from .folder import find_home
+    from .home import find_home, settle
     from .restore import dumps
     from .tracking import connect, reaching, resolve_uri
     from .workplace import Workplace
 
     registry.check_names(name, alias)
-    uri = resolve_uri(lookup["tracking_uri"], find_home())
+    settle(home := find_home())
+    uri = resolve_uri(lookup["tracking_uri"], home)
     with Workplace() as place, reaching(uri):
         fetched = find_and_fetch(run, place, **lookup)
         report = registry.register(fetched, connect(uri, create=False), name=name, alias=alias)
@@ -188,7 +189,7 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
     bestrun runs --csv | head
     """
     from . import table
-    from .folder import find_home
+    from .home import find_home
     from .listing import FIELDS, check_columns, list_runs
     from .listing import as_json as rows_as_json
     from .tracking import connect, reaching, resolve_uri
@@ -252,7 +253,7 @@ def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json:
     bestrun rerun RUN                  on the same machine and code: the same result, bit by bit
     bestrun rerun RUN seed=1           with other settings
     """
-    from .folder import find_home
+    from .home import find_home
     from .rerun import rerun as again
 
     (record,) = find_records((run,), **where)
@@ -266,7 +267,7 @@ def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json:
 def sweep(name: str | None, as_json: bool) -> None:
     """What a sweep came to so far: its trials best first, cost, importances. Without NAME: all sweeps."""
     from .board import report_lines
-    from .folder import find_home
+    from .home import find_home
     from .manifest import read_manifest, sweep_names
     from .summary import summary
 
@@ -299,7 +300,8 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     bestrun report --sweep NAME                a sweep: its trials, what mattered, its best runs
     """
     from . import report as told
-    from .folder import find_home, write_atomically
+    from .folder import write_atomically
+    from .home import find_home
     from .manifest import read_manifest
     from .screen import Screen
     from .tracking import resolve_uri

@@ -160,11 +160,11 @@ def from_mlflow(store: Store, run: Any) -> Record:
     """
     client, run_id, tags = store.client, run.info.run_id, run.data.tags
     with Workplace(None) as place:
-        config = read_config(download(client, run, "config/config.yaml", place, MOST_BYTES))
-        typed = _typed(_optional(client, run, "config/overrides.yaml", place))
-        diff = _optional(client, run, "code/uncommitted.diff", place)
+        config = read_config(download(store, run, "config/config.yaml", place, MOST_BYTES))
+        typed = _typed(_optional(store, run, "config/overrides.yaml", place))
+        diff = _optional(store, run, "code/uncommitted.diff", place)
         text = diff.read_text(errors="replace") if diff else ""
-        found = _optional(client, run, "validation.json", place)
+        found = _optional(store, run, "validation.json", place)
         validation = read_json(found) if found else {}
     lines: dict[int, Event] = {}
     for key in METRICS:
@@ -187,7 +187,7 @@ def from_mlflow(store: Store, run: Any) -> Record:
     later = [resumed] * bool(changed) + [stopped] * bool(run.info.end_time and reason)
     if tested := _tested(client, run_id):
         later.append(tested)
-    now = state(run.info.status, tags.get("bestrun.folder"))
+    now = state(run.info.status, store.run_folder(run))
     experiment = client.get_experiment(run.info.experiment_id).name
     return Record(
         run_id=run_id,
@@ -199,7 +199,7 @@ def from_mlflow(store: Store, run: Any) -> Record:
         history=History([_started(run, config, experiment), *evaluations, *later]),
         diff=text,
         folder=None,
-        artifacts=run.info.artifact_uri,
+        artifacts=store.here(run.info.artifact_uri),
     )
 
 
@@ -211,9 +211,9 @@ def _typed(path: Path | None) -> dict[str, Any]:
     return {"overrides": [], "choices": {}}
 
 
-def _optional(client: Any, run: Any, artifact: str, place: Path) -> Path | None:
+def _optional(store: Store, run: Any, artifact: str, place: Path) -> Path | None:
     with contextlib.suppress(VerificationError):
-        return download(client, run, artifact, place, MOST_BYTES)
+        return download(store, run, artifact, place, MOST_BYTES)
     return None
 
 

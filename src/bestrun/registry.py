@@ -38,7 +38,7 @@ def register(fetched: Fetched, store: Store, *, name: str, alias: str) -> dict[s
     run = client.get_run(fetched.run_id)
     path = model_path(fetched.checkpoint.sha256)
     with Workplace() as place:
-        if not _is_logged(client, run, path, place):
+        if not _is_logged(store, run, path, place):
             folder = place / "new"
             write_mlflow_model(fetched, folder)
             send_model(store, run, folder, path, folder_digest(folder))
@@ -48,12 +48,12 @@ def register(fetched: Fetched, store: Store, *, name: str, alias: str) -> dict[s
     return registered | identity(fetched)
 
 
-def _is_logged(client: Any, run: Any, path: str, place: Path) -> bool:
+def _is_logged(store: Store, run: Any, path: str, place: Path) -> bool:
     """Whether the run has the MLflow model of this checkpoint already, every byte of it as it was sent."""
-    tags = run.data.tags
-    if tags.get("bestrun.model") != path or not client.list_artifacts(run.info.run_id, path):
+    tags, artifacts = run.data.tags, store.artifacts(run)
+    if tags.get("bestrun.model") != path or not artifacts.list_artifacts(path):
         return False
-    found = Path(client.download_artifacts(run.info.run_id, path, str(place)))
+    found = Path(artifacts.download_artifacts(path, str(place)))
     return bool(folder_digest(found) == tags.get("bestrun.model_sha256"))
 
 

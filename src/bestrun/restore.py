@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from .artifacts import upload
 from .checkpoint import MOST_BYTES, Checkpoint, load
@@ -21,11 +20,22 @@ from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .folder import RunFolder, make_folder, read_json, write_atomically
 from .history import History
+from .home import settle
 from .journal import Journal
 from .refusals import is_permanent, reason
 from .sender import Sender, send_tested
 from .sync import own_uri
-from .tracking import Store, TrackingError, check_reference, connect, find_run, local_folder, reaching, resolve_uri
+from .tracking import (
+    Store,
+    TrackingError,
+    check_reference,
+    connect,
+    find_run,
+    local_folder,
+    local_path,
+    reaching,
+    resolve_uri,
+)
 from .workplace import Workplace as Workplace
 
 log = logging.getLogger("bestrun")
@@ -163,11 +173,11 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
         raise VerificationError(
             f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint"
         )
-    checkpoint = load(download(store.client, run, artifact, to, MOST_BYTES), sha256=sha256)
-    config = read_config(download(store.client, run, "config/config.yaml", to, MOST_CONFIG_BYTES))
+    checkpoint = load(download(store, run, artifact, to, MOST_BYTES), sha256=sha256)
+    config = read_config(download(store, run, "config/config.yaml", to, MOST_CONFIG_BYTES))
     logged = {f"val/{key}": run.data.metrics.get(f"best/{key}") for key in ("accuracy", "loss")}
     folder = RunFolder(home / "runs" / name)
-    origin = f"{run.info.artifact_uri}/{artifact}".removeprefix("file://")
+    origin = f"{store.here(run.info.artifact_uri)}/{artifact}".removeprefix("file://")
     sizes = _sizes(next((item.dataset.profile for item in run.inputs.dataset_inputs), None), run_id)
     is_here = folder.exists() and read_json(folder.mirror).get("run_id") == run_id  # names repeat, IDs do not
     return Fetched(run_id, name, config, checkpoint, origin, logged, folder if is_here else None, *sizes)
@@ -190,23 +200,23 @@ def _sizes(recorded: Any, run: str) -> tuple[tuple[int, int, int], int, dict[str
     return (height, width, channels), data["num_classes"], counts
 
 
-def download(client: Any, run: Any, artifact: str, to: Path, most: int) -> Path:
+def download(store: Store, run: Any, artifact: str, to: Path, most: int) -> Path:
     """An artifact of an MLflow run, of at most so many bytes, in the folder `to`.
 
     Raises:
         VerificationError: it is not there, is larger, or a link.
     """
-    run_id, root = run.info.run_id, urlsplit(run.info.artifact_uri)
-    if root.scheme in ("", "file"):  # a folder of this machine: MLflow, too, would not follow a link out of it
-        store = Path(unquote(root.path)).resolve()
-        if (store / artifact).resolve() != store / artifact:
+    run_id, artifacts = run.info.run_id, store.artifacts(run)
+    if root := local_path(artifacts.artifact_uri):  # MLflow, too, would not follow a link out of it
+        root = root.resolve()
+        if (root / artifact).resolve() != root / artifact:
             raise VerificationError(f"run {run_id}: artifact {artifact} is a link in MLflow's artifact store")
-    listed = {item.path: item.file_size for item in client.list_artifacts(run_id, artifact.rpartition("/")[0] or None)}
+    listed = {item.path: item.file_size for item in artifacts.list_artifacts(artifact.rpartition("/")[0] or None)}
     if artifact not in listed:
         raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
     if (listed[artifact] or 0) > most:
         raise VerificationError(f"run {run_id}: artifact {artifact} has {listed[artifact]:,} bytes, at most {most:,}")
-    return Path(client.download_artifacts(run_id, artifact, str(to)))
+    return Path(artifacts.download_artifacts(artifact, str(to)))
 
 
 def restore(
@@ -381,6 +391,7 @@ def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, te
     """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow."""
     hint = "; the same restore again does it"
     try:
+        settle(home)
         if fetched.folder and not fetched.folder.is_owned():
             with fetched.folder.owned():
                 keep_test(fetched.folder, pictures, tested)

@@ -14,6 +14,7 @@ from .config import Config, flatten, mask_uri, to_yaml
 from .errors import DataError, SettingsError, VerificationError
 from .folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
 from .history import CHANGEABLE, PLACES, History
+from .home import settle
 from .journal import Journal, read_lines
 from .provenance import available_threads, environment_differences, versions
 from .record import from_mlflow
@@ -93,6 +94,7 @@ def resume(
             or there is nothing left to do.
         DataError: the data is not the run's.
     """
+    settle(home)
     with folder.owned(), Journal(folder.journal) as journal:
         if not journal.events or journal.events[0]["event"] != "started":
             raise SettingsError(f"run {folder.name}: its journal has no beginning; train it anew")

@@ -21,12 +21,13 @@ from . import page
 from .artifacts import clear_torn_uploads, is_there, seconds_for, upload
 from .config import mask_uri
 from .errors import BestrunError, SettingsError, VerificationError
-from .folder import MARKER, RunFolder, fault, read_json, write_json
+from .folder import RunFolder, fault, read_json, write_json
 from .history import History
+from .home import identity
 from .journal import Event, Line, read_lines
 from .reasons import STATUS
 from .refusals import is_permanent, reason, remedy
-from .tracking import Store, connect, find_run
+from .tracking import Store, connect, find_run, is_own_store, is_same_store
 from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
@@ -72,7 +73,7 @@ class Sender:
         self.advanced, self.busy_until, self.save_every = time.monotonic(), 0.0, 0.0
         self._durable = durable
         known = read_json(folder.mirror)
-        if known.get("uri") != mask_uri(uri):  # another store has acknowledged nothing yet
+        if not is_same_store(known, uri, self.home):  # another store has acknowledged nothing yet
             known = {}
         self.run_id: str | None = known.get("run_id")
         self.experiment_id: str | None = known.get("experiment_id")
@@ -87,6 +88,10 @@ class Sender:
         self._failure: Exception | None = None  # of an artifact, a moment ago
         self._dirty, self._saved = False, 0.0
         self._not_removed: set[str] = set()
+
+    @property
+    def home(self) -> Path:
+        return self.folder.path.parents[1]
 
     # ---- what the store has acknowledged ----
 
@@ -124,7 +129,7 @@ class Sender:
             self.save()
 
     def save(self) -> None:
-        known = {
+        known: dict[str, Any] = {
             "uri": mask_uri(self.uri),
             "run_id": self.run_id,
             "experiment_id": self.experiment_id,
@@ -132,7 +137,11 @@ class Sender:
             "acknowledged_sha256": self._acknowledged_sha256,
             "best_sha256": self.best_there,
         }
-        write_json(self.folder.mirror, known | ({"missing": self.missing} if self.missing else {}))
+        if is_own_store(self.uri, self.home):
+            known["store"] = "home"
+        if self.missing:
+            known["missing"] = self.missing
+        write_json(self.folder.mirror, known)
         self._dirty, self._saved = False, time.monotonic()
 
     def acknowledge(self, line: Line) -> None:
@@ -588,8 +597,7 @@ def writer(folder: RunFolder) -> dict[str, str]:
     user = ""
     with contextlib.suppress(KeyError, OSError):
         user = getpass.getuser()
-    home = str(read_json(folder.path.parents[1] / MARKER).get("identity", ""))
-    return {"host": socket.gethostname(), "user": user, "home": home}
+    return {"host": socket.gethostname(), "user": user, "home": identity(folder.path.parents[1]) or ""}
 
 
 def writer_of(run: Any) -> dict[str, str]:

@@ -4,20 +4,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .compose import config_now, read_config
+from .compose import config_now
 from .config import mask_uri
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .folder import RunFolder, read_json, write_json
 from .history import DIED, History
+from .home import settle
 from .journal import Journal
 from .reasons import STATUS, stop_reason
 from .refusals import is_permanent, reason, remedy
 from .sender import DeletedError, Sender
-from .tracking import TrackingError, resolve_uri, sqlite_path
+from .tracking import TrackingError, is_own_store, resolve_uri, sqlite_path, store_of
 
 
 def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[dict[str, Any]]:
     """Send to MLflow what it has not got; a run whose process died is marked as what it was. One report a run."""
+    settle(home)
     silent: dict[str, TrackingError] = {}  # a store that does not answer is asked once, not once a run
     return [_sync(folder, home, setting, silent) for folder in folders]
 
@@ -121,9 +123,13 @@ def own_uri(folder: RunFolder, setting: str | None, home: Path) -> str:
     """
     if setting:
         return setting
-    uri = read_config(folder.config).tracking.uri
-    if not uri:
-        uri = read_json(folder.mirror).get("uri")
+    uri = config_now(folder.config, History.read(folder.journal)).tracking.uri
+    if uri:
+        uri = resolve_uri(uri, home)
+    else:
+        uri = store_of(read_json(folder.mirror), home)
+        if uri and is_own_store(uri, home):
+            return uri
         database = sqlite_path(uri) if uri else None
         if not uri or (database and not database.exists()):  # not there: runs and store were moved together
             return resolve_uri(None, home)

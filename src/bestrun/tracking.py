@@ -6,15 +6,18 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from . import database
 from .config import mask_uri
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .folder import RunFolder, names_in, read_json
+from .home import DATABASE, Place, has_run, place_of
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
 # answer was lost would make a second run. Read by MLflow at each call; what the user's environment says wins.
@@ -31,9 +34,63 @@ class TrackingError(BestrunError):
     """MLflow did not answer."""
 
 
+def own_store(home: Path) -> str:
+    """The URI of the database in the home."""
+    return f"sqlite:///{home.absolute() / DATABASE}"
+
+
 def resolve_uri(setting: str | None, home: Path) -> str:
-    """The tracking URI: the setting, else MLFLOW_TRACKING_URI, else SQLite in the home."""
-    return setting or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.absolute() / 'mlflow.db'}"
+    """The tracking URI: the setting, else MLFLOW_TRACKING_URI, else SQLite in the home.
+
+    What was set may name the database in this home where that lay before: it is meant where it lies now.
+    """
+    uri = setting or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return own_store(home)
+    path = sqlite_path(uri)
+    return own_store(home) if path and not path.exists() and _lay_at(path, home) else uri
+
+
+def is_own_store(uri: str, home: Path) -> bool:
+    """Whether this is the database in the home, by whatever link or mount."""
+    path, own = sqlite_path(uri), (home / DATABASE).resolve()
+    with contextlib.suppress(OSError):
+        return path is not None and (path == own or path.samefile(own))
+    return False
+
+
+def store_of(recorded: Mapping[str, Any], home: Path) -> str | None:
+    """The URI of the store that mirror.json means, in a home that may have been moved or copied; None if it means none.
+
+    A run whose store was its home's own uses the one in the home it lies in now. The key `store` says so; before there
+    was one, the address tells: the home lay there, or the store in the home has this very run.
+    """
+    uri = recorded.get("uri")
+    if not uri:
+        return None
+    path = sqlite_path(uri)
+    if recorded.get("store") == "home" or is_own_store(uri, home):
+        return own_store(home)
+    if path and path.name == DATABASE and (_lay_at(path, home) or has_run(home, recorded.get("run_id"))):
+        return own_store(home)
+    return str(uri)
+
+
+def is_same_store(recorded: Mapping[str, Any], uri: str, home: Path) -> bool:
+    """Whether what mirror.json says, which run and what was acknowledged, is said of this store."""
+    if recorded.get("uri") == mask_uri(uri):
+        return True
+    meant = store_of(recorded, home)
+    if not meant or not is_own_store(meant, home) or not is_own_store(uri, home):
+        return False
+    # A run's folder may have been copied alone, into a home whose store has never heard of it
+    return recorded.get("run_id") is None or has_run(home, recorded["run_id"])
+
+
+def _lay_at(database: Path, home: Path) -> bool:
+    """Whether this was the database in the home, where that lay before."""
+    place = place_of(home)
+    return place is not None and database.name == DATABASE and database.parent in place.former
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -50,6 +107,26 @@ class Store:
     uri: str
     client: Any
 
+    @cached_property
+    def place(self) -> Place | None:
+        """The home that this is the own store of; None for another store."""
+        path = sqlite_path(self.uri)
+        return place_of(path.parent) if path and path.name == DATABASE else None
+
+    def here(self, address: str) -> str:
+        """An address that the store holds, as it leads into the store's home, which may have been moved or copied."""
+        return self.place.here(address) if self.place else address
+
+    def run_folder(self, run: Any) -> RunFolder | None:
+        """The folder that a run of ours was made in, if it is on this machine."""
+        tags = run.data.tags
+        folder = RunFolder(Path(self.here(tags.get("bestrun.folder") or "/nowhere")))
+        if self.place and not folder.exists():  # in a home that is mounted twice, by its other path
+            folder = RunFolder(self.place.home / "runs" / Path(tags.get("bestrun.run") or "nowhere").name)
+            if read_json(folder.mirror).get("run_id") != run.info.run_id:
+                return None
+        return folder if folder.exists() else None
+
     def experiment_id(self, name: str) -> str:
         """The ID of the experiment, created if it is new; eight processes may do so at once.
 
@@ -61,7 +138,8 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             path = sqlite_path(self.uri)
-            location = (path.parent / "artifacts" / name).as_uri() if path else None
+            root = self.place.path if self.place else path.parent if path else None
+            location = (root / "artifacts" / name).as_uri() if root else None
             try:
                 return str(self.client.create_experiment(name, artifact_location=location))
             except MlflowException as error:
@@ -81,7 +159,10 @@ class Store:
         """
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        return get_artifact_repository(run.info.artifact_uri, tracking_uri=self.uri)
+        uri = self.here(run.info.artifact_uri)
+        if self.place and (path := local_path(uri)) and path.is_relative_to(self.place.home):
+            return _in_home(uri, self.uri, self.place)
+        return get_artifact_repository(uri, tracking_uri=self.uri)
 
     def experiments(self, name: str | None) -> dict[str, str]:
         """ID -> name of the active experiments, or of the named one.
@@ -96,6 +177,28 @@ class Store:
         if not chosen:
             raise SettingsError(f"experiment {name!r}: there is none; there are: {', '.join(sorted(found.values()))}")
         return chosen
+
+
+def local_path(uri: str) -> Path | None:
+    """The folder that an artifact address means on this machine; None for an address of another scheme."""
+    parts = urlsplit(uri)
+    return Path(unquote(parts.path) if parts.scheme else uri) if parts.scheme in ("", "file") else None
+
+
+def _in_home(uri: str, tracking_uri: str, place: Place) -> Any:
+    """A repository that writes only as long as its home is there: MLflow's would make the path of a moved one anew."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    class InHome(LocalArtifactRepository):  # type: ignore[misc]
+        def log_artifact(self, *args: Any, **kwargs: Any) -> None:
+            place.check()
+            super().log_artifact(*args, **kwargs)
+
+        def log_artifacts(self, *args: Any, **kwargs: Any) -> None:
+            place.check()
+            super().log_artifacts(*args, **kwargs)
+
+    return InHome(uri, tracking_uri=tracking_uri)
 
 
 def connect(uri: str, *, create: bool = True) -> Store:

@@ -5,15 +5,17 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 
 from . import page
 from .errors import SettingsError
+from .home import settle
 from .tracking import OURS, Store, connect, sqlite_path
 
 
-def serve(uri: str, port: int) -> int:
+def serve(uri: str, port: int, home: Path) -> int:
     """Run the MLflow server until Ctrl-C.
 
     Raises:
@@ -21,6 +23,7 @@ def serve(uri: str, port: int) -> int:
     """
     if uri.startswith("http"):
         raise SettingsError(f"MLflow already runs there; open {uri} in a browser")
+    settle(home)  # MLflow's own server takes addresses as they stand in the store
     path = sqlite_path(uri)
     store = connect(uri)  # one process makes the store, before the server's own processes look for it
     address = latest_table(store)

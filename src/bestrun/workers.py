@@ -70,6 +70,8 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
         return None
 
     try:
+        if not sweep_path(task.home, task.extra["sweep"]).exists():  # else the run would be made where nobody looks
+            return Ended(task.run_name, f"{task.home} is gone: it was moved or deleted")
         if folder.exists():
             uri = task.composed.config.tracking.uri  # with the password that stands in no file
             again = [f"tracking.uri='{uri}'"] if uri else []
