@@ -6,20 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from .folder import sync_folder
-from .tracking import Store, sqlite_path
+from .tracking import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
 WRITTEN = ("checkpoints", "config", "code", "images", "pictures")  # artifact folders of a run's own process
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-
-
-def local_root(uri: str) -> Path | None:
-    """The folder of an artifact address on this machine; None for a server, S3 and the like."""
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
 
 
 def seconds_for(size: int) -> int:
@@ -55,7 +48,7 @@ def upload(
             repository.log_artifacts(str(path), to)
         else:
             repository.log_artifact(str(path), to)
-    if root := local_root(repository.artifact_uri):
+    if root := local_path(repository.artifact_uri):
         place, top = root / (to or ""), path if path.is_dir() else path.parent
         _make_durable(root, [place / file.relative_to(top) for file in files], sqlite_path(store.uri))
 
@@ -82,7 +75,7 @@ def is_there(store: Store, run: Any, artifact: str, path: Path, sha256: str) -> 
         path: the file as it is here.
     """
     repository = store.artifacts(run)
-    if root := local_root(repository.artifact_uri):
+    if root := local_path(repository.artifact_uri):
         try:
             return hashlib.sha256((root / artifact).read_bytes()).hexdigest() == sha256
         except (FileNotFoundError, NotADirectoryError):
@@ -95,7 +88,7 @@ def clear_torn_uploads(store: Store, run: Any) -> None:
     """Remove what a process killed in an upload left among a run's artifacts on this machine, under MLflow's own name
     for what is not whole. Only its writer may call this; `register` uploads to model/ at its own time.
     """
-    root = local_root(store.artifacts(run).artifact_uri)
+    root = local_path(store.artifacts(run).artifact_uri)
     for folder in (root, *(root / name for name in WRITTEN)) if root else ():
         for torn in folder.glob(".artifact.uploading.*"):
             with contextlib.suppress(OSError):
