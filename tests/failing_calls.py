@@ -161,7 +161,7 @@ class Server:
 
 
 class Place:
-    """A folder with a home `mlruns`, and commands in it, one at a time. Its path stays while its content is replaced."""
+    """A folder with a home `mlruns`, and commands in it, one at a time. Its path stays as its content is replaced."""
 
     def __init__(self, folder: Path, server: Server, store: Path, environment: Mapping[str, str]) -> None:
         self.folder, self.mlruns = folder, folder / "mlruns"
@@ -304,8 +304,8 @@ class _Logits(dict):  # type: ignore[type-arg]
 
 def _replace_what_computes() -> None:
     import numpy as np
-    import test_crashes
 
+    import test_crashes
     from bestrun import device, evaluation, export, loop, plots, provenance, restore
 
     _everywhere("code", lambda: provenance.Code("c" * 40, "+ a line\n"))  # the clone may change meanwhile

@@ -26,9 +26,9 @@ from threading import Lock
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from failing_calls import CLASSES, Call, Ended, Fault, Place, Server, build
 
 from bestrun.checkpoint import load
+from failing_calls import CLASSES, Call, Ended, Fault, Place, Server, build
 
 PLACES = 4  # so many cases at once: a case waits more than it computes
 RUN = ["training.max_steps=30", "training.evaluate_every_steps=10", "training.patience_steps=30"]
