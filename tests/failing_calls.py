@@ -371,14 +371,21 @@ def _quicken() -> None:
                 setattr(module, name, 1.0)
 
 
+def _is_mirrored() -> bool:
+    """Whether a thread other than the one that draws works beside this one."""
+    mine = threading.current_thread()
+    return any(thread is not mine and thread.name != "gallery" for thread in threading.enumerate())
+
+
 def _after_the_mirror(run_steps: Callable[..., Any]) -> Callable[..., Any]:
     """Train when the mirror rests, so that its calls come between the same two of training in every run."""
 
-    def run(*arguments: Any) -> Any:
+    def run(batches: Any, rates: Any, first_step: int, *sums: Any) -> Any:
         until, deadline = _rests + 2, time.monotonic() + 1  # the pass before the second began after the last evaluation
-        while _rests < until and time.monotonic() < deadline and threading.active_count() > 1:
-            time.sleep(0.002)
-        return run_steps(*arguments)
+        if first_step % 10 == 0:
+            while _rests < until and time.monotonic() < deadline and _is_mirrored():
+                time.sleep(0.002)
+        return run_steps(batches, rates, first_step, *sums)
 
     return run
 
