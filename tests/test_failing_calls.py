@@ -309,6 +309,9 @@ def differences(expected: dict[str, object], found: dict[str, object]) -> list[W
 MISSING = re.compile(r"there is no folder of it|no interrupted run|no runs in|has none; list them|no such run")
 
 
+PRINTED = re.compile(r"^ +([0-9]+)  .* %  .*$", re.MULTILINE)  # the screen's line of an evaluation
+
+
 @dataclass
 class Case:
     """One fault, what was typed, what came, and what was wrong."""
@@ -370,8 +373,13 @@ def look(
             wrong.append(Wrong("exit 6 without a word"))
     elif ended.code and not re.search(r"^error: ", ended.err, re.MULTILINE):
         wrong.append(Wrong(f"exit {ended.code} without an error line"))
+    printed = {int(step) for step in PRINTED.findall(ended.out)}
     for run in case.scenario.runs:
         now = evaluations(place, run)
+        if printed - {line["step"] for line in now} and ended.code != 2:
+            wrong.append(
+                Wrong("evaluations are gone", f"{run}: of steps {sorted(printed)} on the screen, {len(now)} are left")
+            )
         if journal(place, run) and MISSING.search(said) and ended.words[0] not in ("runs",):
             wrong.append(Wrong("a run that exists is said to be missing", f"{run} exists, but: {MISSING.search(said)}"))
         if [line for line in before[run] if line not in now]:
@@ -440,6 +448,7 @@ class Bench:
             place.reset(scenario.name, scenario.prepare)
             ended = scenario.run(place, *scenario.words)
             assert ended.code == 0, str(ended)
+            assert scenario.words[0] != "train" or "-m" in scenario.words or len(PRINTED.findall(ended.out)) == 4
             if scenario.name == "deadsync":
                 assert not not_mirrored(place, "it")
                 again = scenario.run(place, "resume", "it")
@@ -451,13 +460,13 @@ class Bench:
         """One for each call and each thing that can become of it.
 
         Killed after a call is, in its thread, killed before the next: that is done for every fifth. Of a sweep, whose
-        runs are those of the other scenarios, each call has one mode, in turn; those of its own files have all.
+        runs are like those of the other scenarios, calls of its own files have all; of the others each fourth has one.
         """
         found = []
         for call in self.rehearse(scenario)[1]:
             modes = [mode for mode in call.modes() if mode != "after" or call.n % 5 == 0]
-            if "-m" in scenario.words and call.of not in ("sweeps", "home"):
-                modes = [modes[call.n % len(modes)]]
+            if "-m" in scenario.words and call.of != "sweeps":
+                modes = [modes[call.n // 4 % len(modes)]] if call.n % 4 == 0 else []
             found += [Case(scenario, Fault(call.thread, call.reads, call.n, mode)) for mode in modes]
         return found
 
