@@ -21,7 +21,7 @@ from . import page
 from .artifacts import clear_torn_uploads, is_there, seconds_for, upload
 from .config import mask_uri
 from .errors import BestrunError, SettingsError, VerificationError
-from .folder import RunFolder, fault, read_json, write_json
+from .folder import RunFolder, StorageError, fault, read_json, write_json
 from .history import History
 from .home import identity
 from .journal import Event, Line, read_lines
@@ -172,6 +172,8 @@ class Sender:
         self._save_if_due()
         lines = self._lines()
         if not lines:
+            if not self.folder.journal.exists():
+                raise StorageError(f"{self.folder.journal}: is gone; nothing more of this run can be sent from here")
             return 0
         pending, history = self._pending(lines), History([line.event for line in lines])
         if not (pending or check or set(self.missing) - self._refused or self._best_is_due(history)):
