@@ -137,10 +137,13 @@ def _is_known_run(run: "RunFolder") -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and deletions in `folder` durable."""
+    """Make renames and deletions in `folder` durable, where its file system can do that for folders at all."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network and shared folders
+            raise
     finally:
         os.close(descriptor)
 
