@@ -20,6 +20,7 @@ from bestrun.config import to_yaml
 from bestrun.errors import UnreadableError
 from bestrun.folder import RunFolder, StorageError, names_in, read_json
 from bestrun.history import History
+from bestrun.home import settle
 from bestrun.journal import Journal, read_journal
 from bestrun.listing import state
 from bestrun.mirror import Mirror
@@ -149,7 +150,7 @@ def test_a_lock_that_cannot_be_asked_is_not_free(home, refuse, code):
         refuse(folder.lock, code)
         with pytest.raises(UnreadableError):
             folder.is_owned()
-        assert state("RUNNING", str(folder.path)) == "running"
+        assert state("RUNNING", folder) == "running"
 
 
 @ERRORS
@@ -197,7 +198,7 @@ def test_a_run_that_diverged_is_not_called_finished_where_mlflow_is_behind(home)
         ("pruned", "stopped, behind"),
     ):
         folder = make_run(home, reason, reason=reason)
-        assert state("RUNNING", str(folder.path)) == word
+        assert state("RUNNING", folder) == word
 
 
 # ---- L3: the end of a run that cannot be written ----
@@ -331,6 +332,7 @@ def test_a_journal_that_lost_acknowledged_lines_is_completed_row_by_row(home, ur
 
 def test_sync_makes_the_journal_durable_before_it_reads(home, uri, monkeypatch):
     folder = make_run(home)
+    settle(home / "mlruns")
     order, real = [], os.fsync
 
     def noted(descriptor):
@@ -778,15 +780,15 @@ def test_an_artifact_store_that_is_away_holds_up_neither_metrics_nor_the_end(hom
 
 def test_a_proxy_that_takes_no_large_file_is_named_with_its_remedy(bestrun, home, settings, proxy):
     proxy.fail("413", r"^PUT \S*checkpoints/best", only=True)
-    result = bestrun("train", *settings, "name=it", f"tracking.uri={proxy.uri}")
-    assert result.code == 6 and "client_max_body_size" in result.out and "bestrun sync it" in result.out
+    result = bestrun("train", *settings, "name=large", f"tracking.uri={proxy.uri}")
+    assert result.code == 6 and "client_max_body_size" in result.out and "bestrun sync large" in result.out
     rows = json.loads(bestrun("runs", "--json", "--tracking-uri", proxy.uri).out)
-    assert [row["state"] for row in rows if row["run_name"] == "it"] == ["finished"]
-    told = bestrun("sync", "it")
+    assert [row["state"] for row in rows if row["run_name"] == "large"] == ["finished"]
+    told = bestrun("sync", "large")
     assert told.code == 6 and "client_max_body_size" in told.out
     proxy.heal()
-    assert bestrun("sync", "it").code == 0
-    assert bestrun("restore", "it", "--tracking-uri", proxy.uri).code == 0
+    assert bestrun("sync", "large").code == 0
+    assert bestrun("restore", "large", "--tracking-uri", proxy.uri).code == 0
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyError("x"), MemoryError()], ids=lambda e: type(e).__name__)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -216,7 +217,12 @@ def download(store: Store, run: Any, artifact: str, to: Path, most: int) -> Path
         raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
     if (listed[artifact] or 0) > most:
         raise VerificationError(f"run {run_id}: artifact {artifact} has {listed[artifact]:,} bytes, at most {most:,}")
-    return Path(artifacts.download_artifacts(artifact, str(to)))
+    found = Path(artifacts.download_artifacts(artifact, str(to)))  # below the artifact's own folder
+    path = to / found.name
+    if path != found:
+        os.replace(found, path)
+        found.parent.rmdir()
+    return path
 
 
 def restore(
