@@ -87,6 +87,7 @@ class Sender:
         self._refused: set[str] = set()  # not tried again by this process
         self._failure: Exception | None = None  # of an artifact, a moment ago
         self._dirty, self._saved = False, 0.0
+        self._read: list[Line] = []
         self._not_removed: set[str] = set()
 
     @property
@@ -96,9 +97,14 @@ class Sender:
     # ---- what the store has acknowledged ----
 
     def _lines(self) -> list[Line]:
-        lines = read_lines(self.folder.journal)
+        """The durable lines; those read before are not read again, unless the file is another one now."""
+        end = self._read[-1].end if self._read else 0
         durable = self._durable() if self._durable else None
-        return lines if durable is None else [line for line in lines if line.end <= durable]
+        if end and (not self.folder.journal.exists() or self.folder.journal.stat().st_size < end):
+            self._read, end = [], 0
+        new = read_lines(self.folder.journal, end)
+        self._read = self._read + [line for line in new if durable is None or line.end <= durable]
+        return self._read
 
     def _pending(self, lines: Sequence[Line]) -> list[Line]:
         """The lines that are not acknowledged. All, where what was acknowledged is not this journal's line: power may
