@@ -331,10 +331,11 @@ def _replace_what_computes() -> None:
     import numpy as np
 
     import test_crashes
-    from bestrun import data, device, evaluation, export, loop, plots, restore
+    from bestrun import data, device, evaluation, export, loop, model, plots, restore
 
     test_crashes._replace_what_computes(loop)
     _everywhere(data.load_dataset, lambda **_: test_crashes._data())
+    _everywhere(model.assign_variables, _assign)
     device.prepare = lambda threads: 1
     evaluation.figures = loop.figures
     evaluation.compile_predict = loop.compile_predict = lambda model, _: lambda images: _Logits(model)
@@ -346,6 +347,10 @@ def _replace_what_computes() -> None:
     _quicken()
     steps = loop.compile_steps
     loop.compile_steps = lambda *arguments: _after_the_mirror(steps(*arguments))
+
+
+def _assign(variables: dict[str, Any], tensors: Mapping[str, Any], where: object) -> None:
+    variables.update({name: tensors[name].copy() for name in variables})
 
 
 _rests = 0
