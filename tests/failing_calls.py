@@ -290,12 +290,12 @@ def _become(request: dict[str, Any]) -> None:
 
 def _command(words: list[str], arm: list[Any], stub: bool) -> None:
     from bestrun.cli import main
-    from bestrun.provenance import Code
+    from bestrun.provenance import Code, code
 
     signal.alarm(SECONDS)
     warnings.filterwarnings("ignore", category=ResourceWarning)  # of a file left open by an error: as for a user
     tempfile.tempdir = None  # TMPDIR is another one
-    _everywhere("code", lambda: Code("c" * 40, "+ a line\n"))  # the clone may change meanwhile
+    _everywhere(code, lambda: Code("c" * 40, "+ a line\n"))  # the clone may change meanwhile
     if stub:
         _replace_what_computes()
     sys.argv = [str(Path(sys.executable).with_name("bestrun")), *words]
@@ -310,11 +310,12 @@ def _modules() -> Iterator[ModuleType]:
             yield module
 
 
-def _everywhere(name: str, value: object) -> None:
-    """Replace a function in every module that has it under this name."""
+def _everywhere(function: object, replacement: object) -> None:
+    """Replace a function in every module that has imported it."""
     for module in _modules():
-        if hasattr(module, name):
-            setattr(module, name, value)
+        for name, value in list(vars(module).items()):
+            if value is function:
+                setattr(module, name, replacement)
 
 
 class _Logits(dict):  # type: ignore[type-arg]
@@ -330,14 +331,15 @@ def _replace_what_computes() -> None:
     import numpy as np
 
     import test_crashes
-    from bestrun import device, evaluation, export, loop, plots, restore
+    from bestrun import data, device, evaluation, export, loop, model, plots, restore
 
     test_crashes._replace_what_computes(loop)
-    _everywhere("load_dataset", lambda **_: test_crashes._data())
+    _everywhere(data.load_dataset, lambda **_: test_crashes._data())
+    _everywhere(model.assign_variables, _assign)
     device.prepare = lambda threads: 1
     evaluation.figures = loop.figures
     evaluation.compile_predict = loop.compile_predict = lambda model, _: lambda images: _Logits(model)
-    _everywhere("confusion_matrix", lambda logits, labels, classes: np.eye(classes, dtype=int) * 4)
+    _everywhere(evaluation.confusion_matrix, lambda logits, labels, classes: np.eye(classes, dtype=int) * 4)
     restore.rebuild = lambda fetched: fetched.checkpoint.tensors
     export.write_keras = lambda fetched, path: path.write_bytes(b"a network")
     for name in ("confusion_matrix_picture", "example_errors_picture"):
@@ -345,6 +347,10 @@ def _replace_what_computes() -> None:
     _quicken()
     steps = loop.compile_steps
     loop.compile_steps = lambda *arguments: _after_the_mirror(steps(*arguments))
+
+
+def _assign(variables: dict[str, Any], tensors: Mapping[str, Any], where: object) -> None:
+    variables.update({name: tensors[name].copy() for name in variables})
 
 
 _rests = 0

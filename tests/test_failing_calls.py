@@ -219,7 +219,7 @@ def sweep_facts(place: Place) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command in which calls fail, and what holds at its end."""
+    """A command in which calls fail, and what holds at its end: of it, or of the scenario `ends_as`."""
 
     name: str
     words: list[str]
@@ -227,6 +227,7 @@ class Scenario:
     prepare: Callable[[Place], None] = lambda place: None
     classes: tuple[str, ...] = tuple(CLASSES[1:])
     stub: bool = True
+    ends_as: str | None = None
 
     def facts(self, place: Place) -> dict[str, object]:
         found = home_facts(place)
@@ -270,9 +271,12 @@ SCENARIOS = {
     for scenario in (
         Scenario("train", TRAIN, ["it"]),
         Scenario("pictures", [*TRAIN, "pictures=true"], ["it"], classes=("pictures",)),
-        Scenario("resume", ["resume", "it"], ["it"], _killed_at(TRAIN, "F9:3")),  # its journal is ahead of `last`
-        Scenario("sync", ["sync", "it"], ["it"], _killed_at(TRAIN, "F11")),  # complete, but MLflow does not know
-        Scenario("deadsync", ["sync", "it"], ["it"], _killed_at(TRAIN, "F9:3")),
+        Scenario(
+            "resume", ["resume", "it"], ["it"], _killed_at(TRAIN, "F9:3"), ends_as="train"
+        ),  # its journal is ahead of `last`
+        # Complete, but MLflow does not know it, and there is no result.json
+        Scenario("sync", ["sync", "it"], ["it"], _killed_at(TRAIN, "F11"), ends_as="train"),
+        Scenario("deadsync", ["sync", "it"], ["it"], _killed_at(TRAIN, "F9:3"), ends_as="train"),
         Scenario("fetch", ["fetch", "it", "--out", "out"], ["it"], _complete(TRAIN)),
         Scenario("restore", ["restore", "it", "--out", "out"], ["it"], _complete(TRAIN)),
         Scenario(
@@ -281,7 +285,7 @@ SCENARIOS = {
             ["s-000", "s-001"],
         ),
         Scenario("database", TRAIN, ["it"], classes=DATABASE),
-        Scenario("databasesync", ["sync", "it"], ["it"], _killed_at(TRAIN, "F11"), DATABASE),
+        Scenario("databasesync", ["sync", "it"], ["it"], _killed_at(TRAIN, "F11"), DATABASE, ends_as="train"),
     )
 }
 
@@ -322,6 +326,16 @@ class Case:
     typed: list[Ended] = field(default_factory=list)
     wrong: list[Wrong] = field(default_factory=list)
 
+    def left(self, place: Place, expected: dict[str, object]) -> list[Wrong]:
+        """What is not yet as it would be without the fault."""
+        left = differences(expected, self.scenario.facts(place))
+        # A process killed after its last journal line told nobody that it left no result.json, and `resume` refuses
+        untold = "sync" in self.scenario.words or self.fault.mode in ("before", "after")
+        untold &= not any(ended.code == 0 and ended.words[0] in ("train", "resume") for ended in self.typed)
+        if untold and not list(place.mlruns.glob("runs/it/result.json")):
+            left = [wrong for wrong in left if not wrong.what.startswith(("result.json", "files of the run"))]
+        return left
+
     def __str__(self) -> str:
         lines = [f"{self.scenario.name}-{self.fault}: {self.call or 'the call did not come'}"]
         return "\n".join(
@@ -347,7 +361,7 @@ def carry_out(case: Case, place: Place, expected: dict[str, object]) -> None:
         case.wrong += look(case, place, ended, fault is not None, before, expected)
         before = {run: evaluations(place, run) for run in scenario.runs}
         fault = None
-        if not (left := differences(expected, scenario.facts(place))):
+        if not (left := case.left(place, expected)):
             break
         if advised and left == was:
             case.wrong.append(Wrong("advice that leads nowhere", f"bestrun {' '.join(words)} was advised: no change"))
@@ -376,7 +390,7 @@ def look(
     printed = {int(step) for step in PRINTED.findall(ended.out)}
     for run in case.scenario.runs:
         now = evaluations(place, run)
-        if printed - {line["step"] for line in now} and ended.code != 2:
+        if "-m" not in ended.words and printed - {line["step"] for line in now}:
             wrong.append(
                 Wrong("evaluations are gone", f"{run}: of steps {sorted(printed)} on the screen, {len(now)} are left")
             )
@@ -443,17 +457,16 @@ class Bench:
         self.places, self._known, self._lock = places, {}, Lock()
 
     def rehearse(self, scenario: Scenario) -> tuple[dict[str, object], list[Call]]:
+        if scenario.ends_as in SCENARIOS:
+            self.rehearse(SCENARIOS[scenario.ends_as])
         if scenario.name not in self._known:
             place = self.places[0]
             place.reset(scenario.name, scenario.prepare)
             ended = scenario.run(place, *scenario.words)
             assert ended.code == 0, str(ended)
             assert scenario.words[0] != "train" or "-m" in scenario.words or len(PRINTED.findall(ended.out)) == 4
-            if scenario.name == "deadsync":
-                assert not not_mirrored(place, "it")
-                again = scenario.run(place, "resume", "it")
-                assert again.code == 0, str(again)
-            self._known[scenario.name] = scenario.facts(place), ended.calls
+            facts = self._known[scenario.ends_as][0] if scenario.ends_as in self._known else scenario.facts(place)
+            self._known[scenario.name] = facts, ended.calls
         return self._known[scenario.name]
 
     def cases(self, scenario: Scenario) -> list[Case]:
@@ -560,11 +573,12 @@ def test_protocol_a_sample_of_the_calls_of_all_commands(bench: Bench) -> None:
 def test_end_to_end_a_sample_of_the_calls_of_a_real_run(bench: Bench, settings: list[str]) -> None:
     """With TensorFlow and real images; nothing is replaced, and nothing hurried."""
     train = ["train", *settings, "pictures=false", "name=it"]
-    killed, complete = _killed_at(train, "F9:3", stub=False), _complete(train, stub=False)
+    killed, unsent = (_killed_at(train, point, stub=False) for point in ("F9:3", "F11"))
+    complete = _complete(train, stub=False)
     samples = [
         (Scenario("real-train", train, ["it"], stub=False), 22),
-        (Scenario("real-resume", ["resume", "it"], ["it"], killed, stub=False), 10),
-        (Scenario("real-sync", ["sync", "it"], ["it"], _killed_at(train, "F11", stub=False), stub=False), 6),
+        (Scenario("real-resume", ["resume", "it"], ["it"], killed, stub=False, ends_as="real-train"), 10),
+        (Scenario("real-sync", ["sync", "it"], ["it"], unsent, stub=False, ends_as="real-train"), 6),
         (Scenario("real-fetch", ["fetch", "it", "--out", "out"], ["it"], complete, stub=False), 3),
         (Scenario("real-restore", ["restore", "it", "--out", "out"], ["it"], complete, stub=False), 3),
         (Scenario("real-database", train, ["it"], classes=DATABASE, stub=False), 6),
