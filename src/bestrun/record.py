@@ -17,9 +17,10 @@ from .history import History
 from .journal import Event, read_journal
 from .listing import state
 from .page import RULE
-from .restore import Workplace, download
+from .restore import download
 from .sender import METRICS
 from .tracking import Store, check_reference, connect, find_run, local_folder, reaching
+from .workplace import Workplace
 
 MOST_BYTES = 1 << 24  # of a file that only describes a run
 
@@ -159,7 +160,7 @@ def from_mlflow(store: Store, run: Any) -> Record:
         VerificationError: an artifact is gone or damaged.
     """
     client, run_id, tags = store.client, run.info.run_id, run.data.tags
-    with Workplace(None) as place:
+    with Workplace() as place:
         config = read_config(download(store, run, "config/config.yaml", place, MOST_BYTES))
         typed = _typed(_optional(store, run, "config/overrides.yaml", place))
         diff = _optional(store, run, "code/uncommitted.diff", place)

@@ -37,7 +37,7 @@ from .tracking import (
     reaching,
     resolve_uri,
 )
-from .workplace import Workplace as Workplace
+from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
 

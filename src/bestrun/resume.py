@@ -19,12 +19,13 @@ from .journal import Journal, read_lines
 from .provenance import available_threads, environment_differences, versions
 from .record import from_mlflow
 from .refusals import reason
-from .restore import Workplace, fetch, fetch_anywhere
+from .restore import fetch, fetch_anywhere
 from .run import Result, carry_through, load_data
 from .screen import Screen
 from .sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
 from .sync import own_uri
 from .tracking import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
+from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
 
@@ -268,7 +269,7 @@ def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
     """
     store, run_id = connect(uri, create=False), run.info.run_id
     record = from_mlflow(store, run)
-    with Workplace(None) as place:
+    with Workplace() as place:
         fetched = fetch(run_id, home=home, uri=uri, to=place)
         folder = create_run_folder(home, fetched.run_name)
         state = fetched.checkpoint.state
