@@ -632,7 +632,7 @@ def test_a_live_run_whose_home_is_moved_ends_and_goes_on_where_it_lies_now(one, 
     wait_for(first, "live", events)
     first.rename(second)
     result = process.wait(60)
-    assert not first.exists() and "Traceback" not in result.out + result.err
+    assert not first.exists() and "Traceback" not in result.out + result.err, result.err
     assert result.code == 1 and len([line for line in result.err.splitlines() if line.startswith("error: ")]) == 1, (
         result
     )
@@ -672,7 +672,7 @@ def test_a_live_sweep_whose_home_is_moved_ends_and_goes_on_where_it_lies_now(one
     wait_for(first, run.replace("s", "t"), events)
     first.rename(second)
     result = process.wait(60)
-    assert not first.exists() and "Traceback" not in result.out + result.err
+    assert not first.exists() and "Traceback" not in result.out + result.err, result.err
     assert result.code == 1 and len([line for line in result.err.splitlines() if line.startswith("error: ")]) == 1, (
         result
     )

@@ -228,6 +228,7 @@ def import_mlflow() -> Any:
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return mlflow
 
