@@ -139,7 +139,9 @@ def not_mirrored(place: Place, name: str) -> list[str]:
         wrong.append(f"MLflow's best: {named}, in the journal {best and (best['checkpoint'], best['sha256'])}")
     elif best and have.artifacts:
         found = {
-            path: sha256(have.artifacts / path) for path in files(have.artifacts) if path.startswith("checkpoints")
+            path: sha256(have.artifacts / path)
+            for path in shown(files(have.artifacts))
+            if path.startswith("checkpoints/")
         }
         if found != {named[0]: named[1]}:
             wrong.append(f"MLflow's checkpoints: {found}, its tags say {named}")
