@@ -482,7 +482,8 @@ class Bench:
         runs are like those of the other scenarios, calls of its own files have all; of the others each fourth has one.
         """
         found = []
-        for call in self.rehearse(scenario)[1]:
+        calls = sorted(self.rehearse(scenario)[1], key=lambda call: (call.thread, call.reads, call.n))
+        for call in calls:  # in an order that does not depend on which thread was first: a sample is the same each time
             modes = [mode for mode in call.modes() if mode != "after" or call.n % 5 == 0]
             if "-m" in scenario.words and call.of != "sweeps":
                 modes = [modes[call.n // 4 % len(modes)]] if call.n % 4 == 0 else []
