@@ -24,7 +24,15 @@ BEFORE_THE_TRUTH = {"lock", "config.yaml", "overrides.yaml", "uncommitted.diff",
 
 
 class StorageError(BestrunError):
-    """A file could not be written: full disk, size limit, missing right."""
+    """A file could not be written: full disk, size limit, missing right.
+
+    Attributes:
+        problem: the message without what to type next, for a verb that knows better.
+    """
+
+    def __init__(self, problem: str, again: str | None = None) -> None:
+        super().__init__(f"{problem}, then: {again}" if again else problem)
+        self.problem = problem
 
 
 def fault(point: str) -> None:
@@ -124,9 +132,8 @@ def storage_error(path: Path, doing: str, error: OSError) -> StorageError:
     verb = "sync" if path in (run.mirror, run.result) else "resume"
     again = f"bestrun {verb} {run.name}" if _is_known_run(run) else "the same again"
     mend = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "raise the limit, see ulimit -f"}
-    return StorageError(
-        f"{path}: cannot {doing}: {error.strerror or error}; {mend.get(error.errno or 0, 'mend that')}, then: {again}"
-    )
+    what = f"{path}: cannot {doing}: {error.strerror or error}; {mend.get(error.errno or 0, 'mend that')}"
+    return StorageError(what, again)
 
 
 def _is_known_run(run: "RunFolder") -> bool:

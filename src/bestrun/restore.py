@@ -19,7 +19,7 @@ from .compose import config_now, override, read_config
 from .config import Config, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
-from .folder import RunFolder, make_folder, read_json, write_atomically
+from .folder import RunFolder, StorageError, make_folder, read_json, write_atomically
 from .history import History
 from .home import settle
 from .journal import Journal
@@ -395,12 +395,17 @@ def rebuild(fetched: Fetched) -> Any:
 
 def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> None:
     """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow."""
-    hint = "; the same restore again does it"
+    hint = f"; the same again sends it: bestrun restore {fetched.run_name}"
     try:
         settle(home)
         if fetched.folder and not fetched.folder.is_owned():
             with fetched.folder.owned():
-                keep_test(fetched.folder, pictures, tested)
+                try:
+                    keep_test(fetched.folder, pictures, tested)
+                except StorageError as error:
+                    again = f"bestrun restore {fetched.run_name}"
+                    log.warning("the test is not in the run's record: %s, then: %s", error.problem, again)
+                    return
                 hint = f"; send it later: bestrun sync {fetched.run_name}"
                 Sender(fetched.folder, own_uri(fetched.folder, setting, home)).catch_up()
         elif fetched.run_id:
