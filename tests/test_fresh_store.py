@@ -446,7 +446,7 @@ def test_a_maker_that_is_killed_alone_is_an_error_and_the_next_makes_it(start_pr
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(*_makers(path.parent), signal.SIGKILL)
-    assert "mlflow.db: cannot be made: exit code -9; mend that, then: the same again" in process.wait().err
+    assert "mlflow.db: cannot be made: its process ended with -9; mend that, then: the same again" in process.wait().err
     assert os.listdir(path.parent) == ["mlflow.db.lock"]
     assert use(path) == 1
     assert_good(path)
