@@ -186,7 +186,9 @@ def test_mlflows_own_server_that_makes_it_just_now_is_waited_for(start_process, 
     while not path.exists() or path.stat().st_size < moment * 950_000:
         assert other.poll() is None
         time.sleep(0.005)
+    other.kill(signal.SIGSTOP)
     assert not database._is_complete(path, import_mlflow)
+    other.kill(signal.SIGCONT)
     assert use(path) == 1
     assert other.wait().code == 0
     assert not list(tmp_path.glob("*half-made*")) and rows(path, "PRAGMA integrity_check") == [("ok",)]
