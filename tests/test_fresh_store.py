@@ -25,7 +25,7 @@ from bestrun.tracking import connect, import_mlflow
 # ---- databases, whole and half made ----
 
 
-def _tables_in_place(path, statements=0):
+def _tables_in_place(path, statements=0, pause=0.0):
     """MLflow's own way to a database, as this program went before; dies before the given statement, or lives."""
     from mlflow.store.db.utils import _initialize_tables
     from sqlalchemy import create_engine, event
@@ -37,6 +37,7 @@ def _tables_in_place(path, statements=0):
     def count(*_):
         nonlocal passed
         passed += 1
+        time.sleep(pause)
         if passed == statements:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -182,7 +183,9 @@ def test_a_whole_database_whose_writer_was_killed_is_whole(whole, start_process)
 @pytest.mark.parametrize("moment", [0.1, 0.5])
 def test_mlflows_own_server_that_makes_it_just_now_is_waited_for(start_process, tmp_path, moment):
     path = tmp_path / "mlflow.db"
-    other = start_process(_tables_in_place, path)
+    import_mlflow()
+    database._revisions()
+    other = start_process(_tables_in_place, path, 0, 0.005)
     while not path.exists() or path.stat().st_size < moment * 950_000:
         assert other.poll() is None
         time.sleep(0.005)
@@ -446,7 +449,7 @@ def test_a_maker_that_is_killed_alone_is_an_error_and_the_next_makes_it(start_pr
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(*_makers(path.parent), signal.SIGKILL)
-    assert "mlflow.db: cannot be made: exit code -9; mend that, then: the same again" in process.wait().err
+    assert "mlflow.db: cannot be made: its process ended with -9; mend that, then: the same again" in process.wait().err
     assert os.listdir(path.parent) == ["mlflow.db.lock"]
     assert use(path) == 1
     assert_good(path)

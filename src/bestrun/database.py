@@ -221,7 +221,7 @@ def _make(path: Path, lock: int, load: Callable[[], object]) -> None:
         load()
         said = child.communicate()[1].decode(errors="replace").splitlines()
         if child.returncode or not _is_complete(new, load):
-            why = said[-1] if said else f"exit code {child.returncode}"
+            why = said[-1] if said and child.returncode > 0 else f"its process ended with {child.returncode}"
             raise StorageError(f"{path}: cannot be made: {why}; mend that, then: the same again")
         _publish(new, path)
     finally:
