@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bestrun.checkpoint import LoopState, encode, newest_checkpoint, save
@@ -155,8 +156,6 @@ def test_a_lock_that_cannot_be_asked_is_not_free(home, refuse, code):
 
 @ERRORS
 def test_a_newest_state_that_cannot_be_read_is_not_replaced_by_an_older_one(home, refuse, code):
-    import numpy as np
-
     folder = make_run(home, reason=None)
     stamp = dict(run_name="r", config_digest="c", data_digest="f" * 64)
     save(folder.last, encode({"model/a/kernel": np.zeros(3)}, LoopState(step=30), **stamp))
@@ -248,18 +247,24 @@ def test_a_run_whose_end_cannot_be_written_says_so_and_sync_completes_it(bestrun
 
 
 @pytest.mark.parametrize(
-    ("steps", "improved", "settings", "reason"),
+    ("steps", "improved", "settings", "behind", "reason"),
     [
-        ((0, 10, 20, 30), (10, 20), {"max_steps": "30", "patience_steps": "30"}, "max_steps"),
-        ((0, 10, 20, 30), (10,), {"max_steps": "90", "patience_steps": "20"}, "patience"),
-        ((0, 10, 20, 30), (10, 20), {"max_steps": "90", "patience_steps": "30"}, "interrupted"),
-        ((), (), {"max_steps": "90", "patience_steps": "30"}, "interrupted"),
+        ((0, 10, 20, 30), (10, 20), {"max_steps": "30", "patience_steps": "30"}, 0, "max_steps"),
+        ((0, 10, 20, 30), (10,), {"max_steps": "90", "patience_steps": "20"}, 0, "patience"),
+        ((0, 10, 20, 30), (10, 20), {"max_steps": "90", "patience_steps": "30"}, 0, "interrupted"),
+        ((), (), {"max_steps": "90", "patience_steps": "30"}, 0, "interrupted"),
+        ((0, 10, 20, 30), (10, 20), {"max_steps": "30", "patience_steps": "30"}, 10, "interrupted"),  # `last` is older
     ],
 )
-def test_the_stop_rule_tells_a_dead_run_that_was_over_from_one_that_was_not(home, steps, improved, settings, reason):
+def test_the_stop_rule_tells_a_dead_run_that_was_over_from_one_that_was_not(
+    home, steps, improved, settings, behind, reason
+):
     folder = make_run(home, steps=steps, improved=improved, reason=None)
     words = [f"training.{key}={value}" for key, value in settings.items()]
     folder.config.write_text(to_yaml(compose([*words, "training.evaluate_every_steps=10"]).config))
+    stamp = dict(run_name="r", config_digest="c", data_digest="f" * 64)
+    if steps:
+        save(folder.last, encode({"model/a/kernel": np.zeros(3)}, LoopState(step=steps[-1] - behind), **stamp))
     with folder.owned():
         end_for_dead_process(folder)
     stopped = History.read(folder.journal).stopped

@@ -410,7 +410,9 @@ class Sender:
             upload(self.store, run, held, "checkpoints", began=self._began_upload)
             fault("F7")
         finally:
-            shutil.rmtree(uploads, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (uploads / source.name).unlink(missing_ok=True)
+                uploads.rmdir()
         fault("F8")
         artifact = CHECKPOINTS + best["checkpoint"]
         older = run.data.tags.get("bestrun.best_checkpoint")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import load
 from .compose import config_now
 from .config import mask_uri
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
@@ -55,8 +56,8 @@ def _sync(folder: RunFolder, home: Path, setting: str | None, silent: dict[str, 
 def end_for_dead_process(folder: RunFolder) -> str | None:
     """Write the end of an owned run whose process died before it could; returns what there is to say of it.
 
-    The stop rule knows whether the run was over at its last evaluation. Then it is complete, and nothing is left to
-    train: the process died between its last line and its end, or could not write it.
+    The stop rule knows whether the run was over at its last evaluation. Then it is complete, if its state was saved, too:
+    the process died between that and its end, or could not write it.
 
     Raises:
         VerificationError: the journal or the settings are damaged.
@@ -77,10 +78,22 @@ def end_for_dead_process(folder: RunFolder) -> str | None:
         )
         why, message = (rule, "its process could not write this line") if rule else ("interrupted", DIED)
         step, best = history.last_evaluation_step, history.best_checkpoint
+        if rule and not _has_state(folder, step):  # killed before `last` was saved: a resume trains the rest again
+            rule, why, message = None, "interrupted", DIED
         journal.append("stopped", reason=why, step=step, best=best, message=message, by="sync")
         if rule:
             write_json(folder.result, _result(folder, History(journal.events)))
     return "was dead: complete" if rule else "was dead: marked as interrupted"
+
+
+def _has_state(folder: RunFolder, step: int) -> bool:
+    """Whether the newest state of a run is that of its last evaluation."""
+    try:
+        return load(folder.last).state.step == step
+    except UnreadableError:
+        raise
+    except VerificationError:
+        return False
 
 
 def _result(folder: RunFolder, history: History) -> dict[str, Any]:
