@@ -56,7 +56,7 @@ def _sync(folder: RunFolder, home: Path, setting: str | None, silent: dict[str, 
 def end_for_dead_process(folder: RunFolder) -> str | None:
     """Write the end of an owned run whose process died before it could; returns what there is to say of it.
 
-    The stop rule knows whether the run was over at its last evaluation. Then it is complete, if its state was saved, too:
+    The stop rule knows whether the run was over at its last evaluation. Then it is complete, if its state was saved:
     the process died between that and its end, or could not write it.
 
     Raises:
