@@ -236,8 +236,11 @@ class Sender:
         if self.run_id is None:
             self.run_id, self._dirty = run_id, True
             self.save()
-        if writer_of(run) != writer(self.folder):
-            client.set_tag(run_id, "bestrun.writer", json.dumps(writer(self.folder)), synchronous=True)
+        ours = {"bestrun.writer": json.dumps(writer(self.folder))}
+        if not is_own_store(self.uri, self.home):  # there, the home's own addresses follow it
+            ours["bestrun.folder"] = str(self.folder.path)
+        if any(run.data.tags.get(key) != value for key, value in ours.items()):
+            self._set_tags(ours)
         self.best_there = run.data.tags.get("bestrun.best_sha256")
         self._run, self._dirty = run, True
         clear_torn_uploads(self.store, run)
