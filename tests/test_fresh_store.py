@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 
@@ -281,8 +282,9 @@ def test_a_database_that_may_not_be_read_is_an_error_and_not_set_aside(start_pro
     path = half_made(300) if size == "half made" else whole
     if size == "empty":
         os.truncate(path, 0)
-    for folder in (path.parent, *path.parent.parents[:3]):
-        folder.chmod(0o755)
+    for folder in path.parents:
+        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+            folder.chmod(0o755)
     path.parent.chmod(0o777 if size == "half made" else 0o700 if size == "whole" else 0o755)
     path.chmod(0o600)
     before = contents(path.parent)

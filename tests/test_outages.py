@@ -12,6 +12,7 @@ import pytest
 
 from bestrun.errors import SettingsError
 from bestrun.folder import StorageError, read_json
+from bestrun.home import create_home, find_home
 from bestrun.journal import Journal, read_journal
 from bestrun.mirror import Mirror
 from bestrun.refusals import is_permanent
@@ -52,6 +53,7 @@ def train(seconds, guarded, *words):
 
     run.MIRROR_SECONDS = seconds
     if guarded:
+        create_home(find_home())
         forbid_tracking_in_the_main_thread()
     sys.argv = ["bestrun", "train", *words]
     main()

@@ -323,7 +323,7 @@ def _signal_in(phase, number, times, argv):
     import keras
     import tensorflow as tf
 
-    from bestrun import device, folder, loop, mirror, run
+    from bestrun import device, folder, loop, run, sender
 
     where, _, nth = phase.partition(":")
     passed = 0
@@ -362,7 +362,7 @@ def _signal_in(phase, number, times, argv):
     elif where == "saving":
         before(folder, "fault", lambda point: point == "F2" and "last" in sys._getframe(2).f_locals["path"].name)
     else:
-        before(mirror, "fault", lambda point: point == where)
+        before(sender, "fault", lambda point: point == where)
     _command(argv)
 
 

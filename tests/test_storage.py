@@ -20,6 +20,7 @@ import pytest
 
 from bestrun.checkpoint import load
 from bestrun.folder import RunFolder, StorageError
+from bestrun.home import create_home
 from bestrun.journal import Journal, read_journal
 from bestrun.refusals import is_permanent
 from bestrun.screen import Screen
@@ -213,12 +214,13 @@ def test_a_journal_on_a_full_disk_keeps_its_lines_and_takes_more_when_there_is_r
 
 def test_a_run_that_finds_no_room_to_begin_leaves_nothing(bestrun, disk, settings):
     mlruns = disk.path / "mlruns"
-    (mlruns / "runs").mkdir(parents=True)
+    create_home(mlruns)
+    before = sorted(disk.path.rglob("*"))
     disk.fill()
     environment = {"BESTRUN_MLRUNS": str(mlruns)}
     result = bestrun("train", *settings, "name=it", env=environment)
     _assert_refused_for(result, mlruns / "runs" / "it" / "config.yaml", "write", "make room", "the same again")
-    assert list((mlruns / "runs").iterdir()) == []
+    assert sorted(disk.path.rglob("*")) == before
 
 
 @pytest.fixture

@@ -127,13 +127,23 @@ def write_atomically(path: Path, data: bytes) -> None:
 def storage_error(path: Path, doing: str, error: OSError) -> StorageError:
     """One line that says what could not be done to which file of a run, why, and what to type once that is mended."""
     run = RunFolder(path.parent)
-    if not path.parent.exists():
+    if _is_gone(path.parent):
         return StorageError(f"{path}: cannot {doing}: its folder was moved or deleted; go on where it lies now")
     verb = "sync" if path in (run.mirror, run.result) else "resume"
     again = f"bestrun {verb} {run.name}" if _is_known_run(run) else "the same again"
     mend = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "raise the limit, see ulimit -f"}
     what = f"{path}: cannot {doing}: {error.strerror or error}; {mend.get(error.errno or 0, 'mend that')}"
     return StorageError(what, again)
+
+
+def _is_gone(folder: Path) -> bool:
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # it may not be looked at
+        return False
+    return False
 
 
 def _is_known_run(run: "RunFolder") -> bool:

@@ -100,11 +100,13 @@ class Marker:
         identity: 32 random hexadecimal digits; None before the first verb that writes.
         path: the folder below which the addresses in the home's store lie.
         former: other folders below which there may be some: those it lay in before, the latest first.
+        copied_from: identities of the homes it is a copy of.
     """
 
     identity: str | None
     path: Path
     former: tuple[Path, ...]
+    copied_from: tuple[str, ...] = ()
 
 
 def read_marker(home: Path) -> Marker:
@@ -127,7 +129,8 @@ def read_marker(home: Path) -> Marker:
         value = json.loads(data)
         if value["format"] != FORMAT or not re.fullmatch("[0-9a-f]{32}", value["identity"]):
             raise ValueError("another format")
-        return Marker(value["identity"], Path(value["path"]), tuple(map(Path, value.get("former", []))))
+        former, copied_from = (tuple(value.get(key, [])) for key in ("former", "copied_from"))
+        return Marker(value["identity"], Path(value["path"]), tuple(map(Path, former)), copied_from)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise VerificationError(
             f"{path}: not the marker of a home: {data[:60]!r}; to have it made anew from what the store says: "
@@ -137,8 +140,8 @@ def read_marker(home: Path) -> Marker:
 
 def _write_marker(home: Path, marker: Marker) -> None:
     former = [str(path) for path in dict.fromkeys(marker.former) if path != marker.path][:MOST_FORMER]
-    known = {"format": FORMAT, "identity": marker.identity, "path": str(marker.path)}
-    write_json(home / MARKER, known | {"former": former})
+    known = {"format": FORMAT, "identity": marker.identity, "path": str(marker.path), "former": former}
+    write_json(home / MARKER, known | ({"copied_from": list(marker.copied_from)} if marker.copied_from else {}))
 
 
 def _lay_at(home: Path) -> list[Path]:
@@ -159,6 +162,11 @@ def _lay_at(home: Path) -> list[Path]:
 def identity(home: Path) -> str | None:
     """Which home this is, whatever it is called and wherever it lies; None before the first verb that writes."""
     return read_marker(home.resolve()).identity
+
+
+def copied_from(home: Path) -> tuple[str, ...]:
+    """The identities of the homes that this one is a copy of: the store inside it was theirs."""
+    return read_marker(home.resolve()).copied_from
 
 
 def is_home(home: Path) -> bool:
@@ -291,6 +299,7 @@ def _settle(home: Path) -> str | None:
         marker = read_marker(home)  # another process may have done it meanwhile
         if marker.identity and _same(marker.path, home):
             return None
+        copied_from = marker.copied_from
         if marker.identity is None:
             alias = next((path for path in marker.former if _same(path, home)), None)
             lay_at = [path for path in marker.former if not _same(path, home)]
@@ -301,15 +310,16 @@ def _settle(home: Path) -> str | None:
             _refuse_what_is_shared(home, marker.path)
             told = f"{home}: this mlruns is a copy of {marker.path}, and from here on a home of its own; "
             identity, path, lay_at = secrets.token_hex(16), home, [marker.path, *marker.former]
+            copied_from = (str(marker.identity), *marker.copied_from)
         else:
             told = f"{home}: this mlruns was moved, it lay at {marker.path}; "
             identity, path, lay_at = marker.identity, home, [marker.path, *marker.former]
         if lay_at and _is_at_work(home):  # whoever is at work has old addresses at hand
             if identity != marker.identity:
-                _write_marker(home, Marker(identity, lay_at[0], tuple(lay_at[1:])))
+                _write_marker(home, Marker(identity, lay_at[0], tuple(lay_at[1:]), copied_from))
             return None
         _rewrite(home / DATABASE, lay_at, path)
-        _write_marker(home, Marker(identity, path, tuple(lay_at)))
+        _write_marker(home, Marker(identity, path, tuple(lay_at), copied_from))
         return told and told + "the addresses in its MLflow store follow"
 
 

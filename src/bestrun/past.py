@@ -149,10 +149,11 @@ def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> N
     from .config import mask_uri
     from .home import find_home, settle
     from .restore import dumps
-    from .tracking import connect, reaching, resolve_uri
+    from .tracking import check_reference, connect, reaching, resolve_uri
     from .workplace import Workplace
 
     registry.check_names(name, alias)
+    check_reference(run)
     settle(home := find_home())
     uri = resolve_uri(lookup["tracking_uri"], home)
     with Workplace() as place, reaching(uri):

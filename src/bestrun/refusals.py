@@ -31,8 +31,8 @@ def is_permanent(error: BaseException) -> bool:
     if isinstance(error, ImportError | PermissionError) or type(error).__name__ in CREDENTIALS:
         return True
     status = status_of(error)
-    if status is not None and 400 <= status < 500:
-        return status not in (408, 429)
+    if status is not None:
+        return 400 <= status < 500 and status not in (408, 429)
     return any(is_permanent(cause) for cause in _causes(error) if not isinstance(cause, BestrunError))
 
 

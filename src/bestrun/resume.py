@@ -172,7 +172,7 @@ class Others:
             if run_id:
                 client = connect(self._uri, create=False).client
                 run, there = client.get_run(run_id), latest_evaluation(client, run_id)
-                refuse_overtaken(self._folder, self._known, run, there)
+                refuse_overtaken(self._folder, self._uri, self._known, run, there)
         except OvertakenError as error:
             self._refusal = error
         except Exception as error:

@@ -23,7 +23,7 @@ from .config import mask_uri
 from .errors import BestrunError, SettingsError, VerificationError
 from .folder import RunFolder, StorageError, fault, read_json, write_json
 from .history import History
-from .home import identity
+from .home import copied_from, identity
 from .journal import Event, Line, read_lines
 from .reasons import STATUS
 from .refusals import is_permanent, reason, remedy
@@ -230,7 +230,7 @@ class Sender:
         if run.info.lifecycle_stage != "active":
             raise DeletedError(f"the run was deleted there; mlflow runs restore --run-id {run_id} brings it back")
         there = latest_evaluation(client, run_id)
-        refuse_overtaken(self.folder, known, run, there)
+        refuse_overtaken(self.folder, self.uri, known, run, there)
         if compare or self.run_id is None or there[0] > known.last_evaluation_step:
             self._rows_there = _rows_of(client, run_id)
         if self.run_id is None:
@@ -399,7 +399,7 @@ class Sender:
         source, uploads = self.folder.path / best["checkpoint"], self.folder.path / "upload"
         run = self.store.client.get_run(self.run_id)
         who = writer_of(run)
-        if who and not is_same_writer(who, writer(self.folder)):
+        if who and not is_ours(who, self.folder, self.uri):
             raise OvertakenError(_overtaken(self.folder, who, "is going on with it"))
         refuse_worse(history, best, run)
         shutil.rmtree(uploads, ignore_errors=True)  # what a process killed in an upload left
@@ -628,7 +628,17 @@ def is_same_writer(one: dict[str, str], other: dict[str, str]) -> bool:
     return (one.get("host"), one.get("user")) == (other.get("host"), other.get("user"))
 
 
-def refuse_overtaken(folder: RunFolder, known: History, run: Any, there: tuple[int, int]) -> None:
+def is_ours(who: dict[str, str], folder: RunFolder, uri: str) -> bool:
+    """Whether MLflow's last writer was this folder, or, in a copied home, the folder it is a copy of: what the store
+    inside the home says of that was copied, too.
+    """
+    if is_same_writer(who, writer(folder)):
+        return True
+    home = folder.path.parents[1]
+    return is_own_store(uri, home) and who.get("home") in copied_from(home)
+
+
+def refuse_overtaken(folder: RunFolder, uri: str, known: History, run: Any, there: tuple[int, int]) -> None:
     """Refuse to write over what another writer has added to MLflow's run.
 
     Args:
@@ -640,7 +650,7 @@ def refuse_overtaken(folder: RunFolder, known: History, run: Any, there: tuple[i
     """
     step, time_ms = there
     who = writer_of(run)
-    if who and step > known.last_evaluation_step and not is_same_writer(who, writer(folder)):
+    if who and step > known.last_evaluation_step and not is_ours(who, folder, uri):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(time_ms / 1000))
         did = f"has gone on with it to step {step:,} ({when}); from here it has step {known.last_evaluation_step:,}"
         raise OvertakenError(_overtaken(folder, who, did))

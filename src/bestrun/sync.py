@@ -17,6 +17,8 @@ from .refusals import is_permanent, reason, remedy
 from .sender import DeletedError, Sender
 from .tracking import TrackingError, is_own_store, resolve_uri, sqlite_path, store_of
 
+NOT_COMPARED = "complete when MLflow last answered"
+
 
 def sync(folders: list[RunFolder], *, home: Path, setting: str | None) -> list[dict[str, Any]]:
     """Send to MLflow what it has not got; a run whose process died is marked as what it was. One report a run."""
@@ -34,10 +36,16 @@ def _sync(folder: RunFolder, home: Path, setting: str | None, silent: dict[str, 
         with folder.owned():
             if ended := end_for_dead_process(folder):
                 report["state"] = ended
-            uri = own_uri(folder, setting, home)
+            try:
+                uri = own_uri(folder, setting, home)
+            except SettingsError:  # its password is in no file
+                recorded = read_json(folder.mirror).get("uri")
+                if recorded and not Sender(folder, recorded).behind():
+                    return report | {"state": NOT_COMPARED, "run_id": Sender(folder, recorded).run_id}
+                raise
+            sender = Sender(folder, uri)
             if uri in silent:
                 raise silent[uri]
-            sender = Sender(folder, uri)
             report["run_id"] = sender.run_id
             report["sent"] = sender.catch_up(check=True)
             report["run_id"] = sender.run_id
@@ -46,10 +54,12 @@ def _sync(folder: RunFolder, home: Path, setting: str | None, silent: dict[str, 
     except Exception as error:
         told = str(error) if isinstance(error, BestrunError) else reason(error)
         report["state"], report["error"] = "behind", told
-        if sender and is_permanent(error) and not isinstance(error, UnreadableError):
+        if sender and is_permanent(error) and not isinstance(error, TrackingError):
             report["state"], report["error"] = "refused", told + _advice(error, sender, folder)
         elif sender and not isinstance(error, VerificationError):
             silent[sender.uri] = TrackingError(told)
+            if not sender.behind():  # it was not asked whether it still has what it acknowledged
+                report["state"], report["error"] = NOT_COMPARED, None
     return report
 
 
