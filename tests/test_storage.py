@@ -215,12 +215,12 @@ def test_a_journal_on_a_full_disk_keeps_its_lines_and_takes_more_when_there_is_r
 def test_a_run_that_finds_no_room_to_begin_leaves_nothing(bestrun, disk, settings):
     mlruns = disk.path / "mlruns"
     create_home(mlruns)
-    before = sorted(disk.path.rglob("*"))
+    before = sorted(mlruns.rglob("*"))
     disk.fill()
     environment = {"BESTRUN_MLRUNS": str(mlruns)}
     result = bestrun("train", *settings, "name=it", env=environment)
     _assert_refused_for(result, mlruns / "runs" / "it" / "config.yaml", "write", "make room", "the same again")
-    assert sorted(disk.path.rglob("*")) == before
+    assert sorted(mlruns.rglob("*")) == before
 
 
 @pytest.fixture

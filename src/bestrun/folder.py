@@ -385,7 +385,7 @@ def locked(lock: Path, what: str) -> Iterator[None]:
         StorageError: the lock file cannot be made.
     """
     try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise storage_error(lock, "open it", error) from error
     try:
