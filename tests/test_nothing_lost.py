@@ -874,6 +874,21 @@ def test_each_answer_is_acknowledged_and_mirror_json_written_once_a_second(home,
     assert sender.catch_up() == left
 
 
+def test_a_server_that_answers_questions_and_takes_nothing_does_not_advance(home, uri, monkeypatch):
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = make_run(home)
+    sender = Sender(folder, uri)
+    monkeypatch.setattr(SqlAlchemyStore, "update_run_info", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sender.catch_up()
+    stumbled = sender.advanced
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            sender.catch_up()
+    assert sender.advanced == stumbled
+
+
 @pytest.fixture
 def fake_mirror():
     class Slow:

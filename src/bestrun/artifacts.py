@@ -32,18 +32,18 @@ def time_for(size: int) -> Iterator[None]:
 
 
 def upload(
-    store: Store, run: Any, path: Path, to: str | None, *, began: Callable[[int], None] = lambda size: None
+    store: Store, run: Any, path: Path, to: str | None, *, began: Callable[[float], None] = lambda seconds: None
 ) -> None:
     """Send a file, or all files in a folder, to the artifact folder `to`; a local one has them on disk afterwards.
 
     Args:
-        began: told the size of the largest file, in bytes, before it is sent.
+        began: told, before anything is sent, how many seconds all of it may take.
     """
     files = [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
     repository = store.artifacts(run)
-    largest = max((file.stat().st_size for file in files), default=0)
-    began(largest)
-    with time_for(largest):
+    sizes = [file.stat().st_size for file in files]
+    began(sum(map(seconds_for, sizes)))
+    with time_for(max(sizes, default=0)):
         if path.is_dir():
             repository.log_artifacts(str(path), to)
         else:

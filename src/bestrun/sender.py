@@ -13,12 +13,13 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import page
-from .artifacts import clear_torn_uploads, is_there, seconds_for, upload
+from .artifacts import clear_torn_uploads, is_there, upload
 from .config import mask_uri
 from .errors import BestrunError, SettingsError, VerificationError
 from .folder import RunFolder, StorageError, fault, read_json, write_json
@@ -85,9 +86,11 @@ class Sender:
         self._run: Any = None
         self._rows_there: dict[tuple[str, int], list[float]] | None = None  # None: replaying rows does no harm
         self._refused: set[str] = set()  # not tried again by this process
+        self._sent: set[str] = set()  # by this process: once more is no advance
         self._failure: Exception | None = None  # of an artifact, a moment ago
         self._dirty, self._saved = False, 0.0
         self._read: list[Line] = []
+        self._stumbled = False  # the last attempt failed: asking the same again is no advance
         self._not_removed: set[str] = set()
 
     @property
@@ -156,7 +159,7 @@ class Sender:
         self._note_progress()
 
     def _note_progress(self) -> None:
-        self.advanced, self._dirty = time.monotonic(), True
+        self.advanced, self._dirty, self._stumbled = time.monotonic(), True, False
         self._save_if_due()
 
     def _save_if_due(self) -> None:
@@ -200,18 +203,27 @@ class Sender:
             self._send_best(history)
             if check and history.stopped and not pending:
                 self._send_lost_rows(history)
+        except Exception:
+            self._stumbled = True
+            raise
         finally:
             if self._dirty and not self.save_every:
                 self.save()
         if self._failure:
+            self._stumbled = True
             raise self._failure
         return len(pending)
 
     @property
     def store(self) -> Store:
         if self._store is None:
-            self._store = connect(self.uri)
+            store = connect(self.uri)
+            self._store = replace(store, client=_Noted(store.client, self._advance))
         return self._store
+
+    def _advance(self) -> None:
+        if not self._stumbled:
+            self.advanced = time.monotonic()
 
     def _meet(self, started: Event, known: History, *, compare: bool) -> None:
         """Find or make MLflow's run, see whose it is now, and what it has that was not acknowledged.
@@ -512,12 +524,14 @@ class Sender:
         else:
             for key in wanted:
                 self.missing.pop(key, None)
-            self._note_progress()
+            if not self._sent.issuperset(wanted):
+                self._note_progress()
+            self._sent |= set(wanted)
         finally:
             self.busy_until = 0.0
 
-    def _began_upload(self, size: int) -> None:
-        self.busy_until = time.monotonic() + seconds_for(size)
+    def _began_upload(self, seconds: float) -> None:
+        self.busy_until = time.monotonic() + seconds
 
     def _send_files(self, paths: Sequence[Path], to: str | None) -> None:
         for path in paths:
@@ -544,6 +558,23 @@ class Sender:
                 path = place / "validation.json"
                 path.write_text(json.dumps({key: best[key] for key in ("step", "confusions")}, indent=2))
                 upload(self.store, self._run, path, None, began=self._began_upload)
+
+
+class _Noted:
+    """MLflow's client; each of its answers is noted, as whoever waits for MLflow does so as long as it answers."""
+
+    def __init__(self, client: Any, note: Callable[[], None]) -> None:
+        self._client, self._note = client, note
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
+        def noted(*args: Any, **named: Any) -> Any:
+            answer = method(*args, **named)
+            self._note()
+            return answer
+
+        return noted
 
 
 class DeletedError(BestrunError):
