@@ -122,7 +122,7 @@ def _empty(place: Path) -> None:
                 delivered = place.parent / path.name
                 if os.path.samestat(path.lstat(), delivered.lstat()):
                     delivered.unlink()
-    for folder in (files, place / "delivered"):
+    for folder in (files, place / "delivered") * 2:  # twice, as one failing call would leave it in a user's folder
         shutil.rmtree(folder, ignore_errors=True)
 
 
