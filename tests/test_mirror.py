@@ -27,3 +27,25 @@ def test_runs_that_log_the_same_data_at_once_are_not_refused(start_process, home
     for process in processes:
         result = process.wait(60)
         assert result.code == 0, result.err[-500:]
+
+
+def _save_the_same_views(uri, start):
+    from bestrun import page
+    from bestrun.tracking import connect
+
+    store = connect(uri)
+    experiment = store.client.get_experiment_by_name("race")
+    time.sleep(max(0, start - time.time()))
+    for number in range(60):
+        page.save_view(store.client, experiment, "val/accuracy", sweep=f"s{number}")
+
+
+def test_runs_that_save_the_same_view_at_once_are_not_refused(start_process, home):
+    from bestrun.tracking import connect
+
+    uri = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}"
+    connect(uri).experiment_id("race")
+    start = time.time() + 3
+    for process in [start_process(_save_the_same_views, uri, start) for _ in range(3)]:
+        result = process.wait(60)
+        assert result.code == 0, result.err[-500:]

@@ -30,10 +30,19 @@ def is_permanent(error: BaseException) -> bool:
         return not isinstance(error, StorageError | UnreadableError)  # a full disk may have room again
     if isinstance(error, ImportError | PermissionError) or type(error).__name__ in CREDENTIALS:
         return True
+    if lost_a_race(error):
+        return False
     status = status_of(error)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 429)
     return any(is_permanent(cause) for cause in _causes(error) if not isinstance(cause, BestrunError))
+
+
+def lost_a_race(error: BaseException) -> bool:
+    """Whether another process made the same row at the same moment: MLflow looks for it and then inserts it. Of those
+    that do so at once all but one get a 400 answer, and find the row when they try again.
+    """
+    return "UNIQUE" in str(error).upper()
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -27,7 +27,7 @@ from .history import History
 from .home import copied_from, identity
 from .journal import Event, Line, read_lines
 from .reasons import STATUS
-from .refusals import is_permanent, reason, remedy
+from .refusals import is_permanent, lost_a_race, reason, remedy
 from .tracking import Store, connect, find_run, is_own_store, is_same_store
 from .workplace import Workplace
 
@@ -750,14 +750,12 @@ def _stage_picture(path: Path, event: Event, place: Path) -> None:
 
 
 def _log_dataset(client: Any, run_id: str, dataset: Any) -> None:
-    """MLflow looks for the data set's row and then inserts it: of runs that do so at once, all but one fail with a
-    400 answer, and find the row when they try again.
-    """
+    """Several runs may log the same data set at once."""
     for attempt in range(5):
         try:
             return client.log_inputs(run_id, [dataset])  # type: ignore[no-any-return]
         except Exception as error:
-            if attempt == 4 or "UNIQUE" not in str(error).upper():
+            if attempt == 4 or not lost_a_race(error):
                 raise
 
 
