@@ -223,6 +223,7 @@ def test_processes_that_make_and_remove_places_at_once_do_each_other_no_harm(sta
         victim.kill()
     results = [worker.wait() for worker in workers]
     assert [result.code for result in results] == [0] * 8, [result.err[-500:] for result in results]
+    assert {victim.wait().code for victim in doomed} == {-9}  # a process that is still dying holds its place
     _work_often(tmp_path, 1, 0)
     assert os.listdir(tmp_path) == []
 
