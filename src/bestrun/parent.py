@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .artifacts import upload
+from .artifacts import clear_torn_uploads, upload
 from .manifest import Manifest
 from .refusals import is_permanent, reason
 from .tracking import Store
@@ -119,6 +119,7 @@ class Parent:
         """Whether all arrived; one that is refused holds up neither the others nor the end."""
         refused = []
         run = self._store.client.get_run(self._run_id)
+        clear_torn_uploads(self._store, run)
         for path in self._pictures:
             try:
                 upload(self._store, run, path, "pictures")

@@ -400,12 +400,7 @@ def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, te
         settle(home)
         if fetched.folder and not fetched.folder.is_owned():
             with fetched.folder.owned():
-                try:
-                    keep_test(fetched.folder, pictures, tested)
-                except StorageError as error:
-                    again = f"bestrun restore {fetched.run_name}"
-                    log.warning("the test is not in the run's record: %s, then: %s", error.problem, again)
-                    return
+                keep_test(fetched.folder, pictures, tested)
                 hint = f"; send it later: bestrun sync {fetched.run_name}"
                 Sender(fetched.folder, own_uri(fetched.folder, setting, home)).catch_up()
         elif fetched.run_id:
@@ -414,6 +409,8 @@ def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, te
             run = store.client.get_run(fetched.run_id)
             for picture in sorted(pictures.glob("*.png")):
                 upload(store, run, picture, "pictures")
+    except StorageError as error:  # its own advice is that of a run; here the hint is what helps
+        log.warning("MLflow has not got the test figures: %s%s", error.problem, hint)
     except Exception as error:
         told = str(error) if isinstance(error, BestrunError) else reason(error)
         log.warning("MLflow has not got the test figures: %s%s", told, "" if is_permanent(error) else hint)

@@ -20,6 +20,7 @@ from .folder import new_name
 from .history import History
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import Parent, find_or_create, outline
+from .reasons import STATUS
 from .run import Signals
 from .sender import Sender
 from .space import Plan, plan
@@ -234,7 +235,11 @@ def is_untold(manifest: Manifest, run: Run, uri: str) -> bool:
     """Whether MLflow lacks something of a run, or takes it for running when its process has died."""
     folder = manifest.folder(run)
     try:
-        return folder.exists() and (not History.read(folder.journal).stopped or Sender(folder, uri).behind())
+        if not folder.exists():
+            return False
+        stopped = History.read(folder.journal).stopped
+        is_complete = stopped is not None and (STATUS.get(stopped["reason"]) != "FINISHED" or folder.result.exists())
+        return not is_complete or Sender(folder, uri).behind()
     except VerificationError:
         return True  # `sync` says what is wrong with it
 
