@@ -196,6 +196,29 @@ def test_mlflows_own_server_that_makes_it_just_now_is_waited_for(start_process, 
     assert not list(tmp_path.glob("*half-made*")) and rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
+def test_what_a_migration_changes_between_two_questions_is_not_seen(half_made, monkeypatch):
+    path = half_made(400)
+    rows(path, "CREATE TABLE _alembic_tmp_runs AS SELECT * FROM runs")
+    refused = []
+
+    class Interrupted(sqlite3.Connection):
+        def execute(self, query, *values):
+            found = super().execute(query, *values)
+            if "sqlite_master" in query:
+                found = found.fetchall()
+                try:
+                    with contextlib.closing(sqlite3.Connection(path, timeout=0)) as other, other:
+                        other.execute("DROP TABLE _alembic_tmp_runs")
+                except sqlite3.OperationalError as error:
+                    refused.append(str(error))
+            return found
+
+    connect_ = functools.partial(sqlite3.connect, factory=Interrupted)
+    monkeypatch.setattr(database.sqlite3, "connect", connect_)
+    assert not database._is_complete(path, import_mlflow)
+    assert refused == ["database is locked"]
+
+
 # ---- what is refused, and left as it was ----
 
 ROWS = {

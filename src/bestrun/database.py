@@ -113,6 +113,7 @@ def _is_complete(path: Path, load: Callable[[], object]) -> bool:
         # Not mode=ro: SQLite must be able to undo what a killed process began to write, as MLflow would let it
         address = f"file:{quote(os.fsencode(path))}?mode=rw"
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as database:
+            database.execute("BEGIN")  # one moment for all questions: another process may be migrating
             return _has_our_schema(path, database)
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
