@@ -158,7 +158,7 @@ def write_plots(manifest: Manifest) -> list[Path]:
                     axes.figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
             written.append(path)
         except Exception as error:  # a picture is not worth a sweep
-            log.warning("%s: not drawn: %s", path.name, error)
+            log.warning("%s: not drawn: %s; the same line again draws it", path.name, error)
         finally:
             pyplot.close("all")
     return written
