@@ -34,7 +34,7 @@ def values(images: np.ndarray) -> list[int]:
 
 def test_a_fifth_of_each_class_becomes_the_test_split_and_training_is_shuffled(folder, tmp_path):
     packed = pack(folder, tmp_path / "a.npz")
-    assert (packed.classes, packed.train, packed.test) == (["cat", "dog", "emu"], [8, 8, 8], [2, 2, 2])
+    assert (packed.classes, packed.counts) == (["cat", "dog", "emu"], {"train": [8, 8, 8], "test": [2, 2, 2]})
     arrays = np.load(tmp_path / "a.npz")
     assert arrays["x_train"].shape == (24, 4, 5, 3) and arrays["x_test"].dtype == np.uint8
     for part in ("train", "test"):
@@ -63,7 +63,7 @@ def test_given_splits_stay_as_they_are(folder, tmp_path):
     folder.rename(both / "train")
     picture(both / "test/dog/x.jpeg", 77)
     packed = pack(both, tmp_path / "a.npz")
-    assert (packed.train, packed.test) == ([10, 10, 10], [0, 1, 0])
+    assert packed.counts == {"train": [10, 10, 10], "test": [0, 1, 0]}
     assert np.load(tmp_path / "a.npz")["y_test"].tolist() == [1]
 
 
@@ -93,7 +93,7 @@ def test_it_says_which_label_is_which_class_what_was_left_out_and_what_to_type(f
         "    1  dog           8      2",
     ]
     text = "\n".join(lines)
-    assert f"1 of other kinds, the first is {folder}/cat/notes.txt" in text
+    assert f"left out  1 .txt files, the first is {folder}/cat/notes.txt" in text
     assert "24 training and 6 test images of 4 x 5 x 3" in text
     assert f"bestrun train data=npz 'data.path={tmp_path}/my data.npz'" in text
 
@@ -110,11 +110,11 @@ BAD = {
     "one class": (lambda folder: only(folder, "cat"), "found 1 folders in it; expected two or more"),
     "no class": (lambda folder: only(folder), "found 0 folders in it"),
     "an empty class": (lambda folder: (folder / "ape").mkdir(), "no PNG or JPEG of class ape"),
-    "train without test": (lambda folder: (folder / "train").mkdir(), "test: found nothing readable"),
-    "test without train": (lambda folder: picture(folder / "test/cat/a.png", 1), "train: found nothing readable"),
+    "train without test": (lambda folder: (folder / "train").mkdir(), "train: found 0 folders in it"),
+    "test without train": (lambda folder: picture(folder / "test/cat/a.png", 1), "found test, but no train"),
     "a damaged picture": (lambda folder: (folder / "cat/3.png").write_bytes(b"<html>"), "cat/3.png: found text"),
     "a FIFO": (lambda folder: os.mkfifo(folder / "cat/x.jpg"), "cat/x.jpg: found .*not a regular file"),
-    "a folder for a picture": (lambda folder: (folder / "cat/x.png").mkdir(), "cat/x.png: found .*Is a directory"),
+    "two folders for one split": (lambda folder: [(folder / n).mkdir() for n in ("val", "valid")], "val and valid"),
 }
 
 
@@ -138,7 +138,7 @@ def test_splits_without_test_images_are_refused(folder, tmp_path):
 def test_the_only_picture_of_a_class_trains(folder, tmp_path):
     picture(folder / "fox/a.png", 77)
     packed = pack(folder, tmp_path / "a.npz")
-    assert (packed.train, packed.test) == ([8, 8, 8, 1], [2, 2, 2, 0])
+    assert packed.counts == {"train": [8, 8, 8, 1], "test": [2, 2, 2, 0]}
 
 
 def test_a_class_that_only_the_test_has_is_refused(folder, tmp_path):

@@ -167,10 +167,11 @@ def pack(folder: str, file: str, size: str | None) -> None:
     """Pack pictures in folders, PNG or JPEG, into FILE.npz, which data=npz reads.
 
     \b
-    FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png    both splits as they are
-    FOLDER/CLASS/*.png                                      a fifth of each class becomes the test split
+    FOLDER/train/CLASS/*.png, FOLDER/test/CLASS/*.png    splits as they are; FOLDER/val/CLASS/*.png if there is one
+    FOLDER/CLASS/*.png                                   a fifth of each class becomes the test split
 
-    The names of the classes, sorted, become the labels 0, 1, ...; training images are shuffled.
+    The names of the classes, sorted (2 before 10), become the labels 0, 1, ...; training images are shuffled. What is
+    left out is listed by kind: other files, and pictures in folders inside a class.
     """
 
     from .pack import pack as make

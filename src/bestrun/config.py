@@ -89,6 +89,11 @@ class Images(Settings):
     validation_seed: Seed | None
 
 
+Layout = Annotated[
+    Literal["channels_last", "channels_first"] | None, _takes("channels_last, channels_first", "channels_first")
+]
+
+
 class Mnist(Images):
     name: Literal["mnist"]
 
@@ -100,11 +105,13 @@ class FashionMnist(Images):
 class Idx(Images):
     name: Literal["idx"]
     dir: Annotated[str, _takes("the folder of the IDX files", "FOLDER", pattern=ONE_LINE), AfterValidator(_absolute)]
+    layout: Layout = None  # runs older than the setting have none
 
 
 class Npz(Images):
     name: Literal["npz"]
     path: Annotated[str, _takes("the path of an .npz file", "FILE", pattern=ONE_LINE), AfterValidator(_absolute)]
+    layout: Layout = None
 
 
 class Blocks(Settings):
@@ -367,7 +374,8 @@ def flatten(config: Config) -> dict[str, str]:
 
 
 def digest(config: Config) -> str:
-    """SHA-256 (hex) of the settings that decide what training gives. Paths do not: data has a digest of its own.
+    """SHA-256 (hex) of the settings that decide what training gives. Where data is and how its files are read do not:
+    data has a digest of its own.
 
     A setting with a default in its class is younger than some runs: at that default it does not count, so that their
     digests stay what they are.
@@ -375,6 +383,6 @@ def digest(config: Config) -> str:
     deciding = {"seed", "data", "model", "optimizer", "schedule", "augmentation", "training", "objective"}
     deciding |= {"threads", "from_run"}
     settings = config.model_dump(
-        mode="json", include=deciding, exclude={"data": {"dir", "path"}}, exclude_defaults=True
+        mode="json", include=deciding, exclude={"data": {"dir", "path", "layout"}}, exclude_defaults=True
     )
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

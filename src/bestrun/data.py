@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from . import sources
 from .errors import SettingsError
-from .formats import IDX_FILES, Found, find_idx, read_idx, read_npz, refusal
+from .formats import IDX_FILES, Found, find_idx, name_of, read_idx, read_npz, refusal
+from .labels import class_numbers, renumbering
+from .pixels import Notes, as_uint8, channels_last
 
 KNOWN = {"mnist": sources.load_mnist, "fashion_mnist": sources.load_fashion_mnist}
 FROM_FILES = ("idx", "npz")  # data.dir= and data.path= say where
@@ -36,7 +38,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """`digest` changes with any pixel, label, shape, order or split; the same content from another file keeps it."""
+    """`digest` changes with any pixel, label, shape, order or split; the same content from another file keeps it.
+
+    `mended` says in which ways earlier versions read these files otherwise: their runs have another digest.
+    """
 
     name: str
     train: Split
@@ -45,6 +50,7 @@ class Dataset:
     num_classes: int
     digest: str
     warnings: tuple[str, ...]
+    mended: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -58,26 +64,28 @@ def load_dataset(
     *,
     dir: str | None = None,
     path: str | None = None,
+    layout: str | None = None,
     validation_size: int | float | None = 5000,
     validation_seed: int | None = None,
 ) -> Dataset:
     """Read, check and split the data set `name`: a key of KNOWN, "idx" (with `dir`) or "npz" (with `path`).
 
+    Args:
+        layout: of colour images in a file, see `channels_last`.
+
     Raises SettingsError for arguments that cannot be, DataError for files that are not what they should be.
     """
-    found = _read(name, dir, path)
-    warnings: list[str] = []
-    splits = {
-        part: _checked_split(found[f"x_{part}"], found[f"y_{part}"], warnings)
-        for part in ("train", "validation", "test")
-        if f"x_{part}" in found
-    }
+    found, notes = _read(name, dir, path), Notes()
+    splits = _checked_splits(found, layout, notes)
+    _note_order(found, notes)
+    warnings = notes.warnings
     _refuse_unequal_images(found, splits)
+    all_labels = splits["train"].labels
     if "validation" not in splits:
         splits["validation"], splits["train"] = _cut_validation(splits["train"], validation_size, validation_seed)
         found["y_validation"] = found["y_train"]
     train, validation, test = splits["train"], splits["validation"], splits["test"]
-    num_classes = _count_classes(found["y_train"].where, train.labels)
+    num_classes = _count_classes(found, train.labels, all_labels, validation_seed)
     # hash() of bytes has 64 bits: a false match among millions of images is less likely than a broken memory cell.
     train_hashes = {hash(image.tobytes()) for image in train.images}
     for part in ("validation", "test"):
@@ -86,7 +94,8 @@ def load_dataset(
         repeated = sum(hash(image.tobytes()) in train_hashes for image in split.images)
         if repeated > OVERLAP_WORTH_A_WARNING * len(split):
             warnings.append(f"{where}: {repeated:,} of {len(split):,} {part} images are also training images")
-    return Dataset(name, train, validation, test, num_classes, _digest(train, validation, test), tuple(warnings))
+    digest = _digest(train, validation, test)
+    return Dataset(name, train, validation, test, num_classes, digest, tuple(warnings), tuple(notes.mended))
 
 
 # ---- batch order
@@ -136,14 +145,27 @@ def _cut_validation(split: Split, size: int | float | None, seed: int | None) ->
     return Split(images[:count], labels[:count]), Split(images[count:], labels[count:])
 
 
-def _count_classes(where: str, labels: NDArray[np.int64]) -> int:
+def _count_classes(
+    files: dict[str, Found], labels: NDArray[np.int64], all_labels: NDArray[np.int64], validation_seed: int | None
+) -> int:
+    """Of the labels that train; `all_labels` are those of before the cut."""
     present = np.unique(labels)  # not bincount: one label of 2**40 would take terabytes
     missing = next((label for label, found in enumerate(present) if label != found), len(present))
-    if missing < max(2, int(present[-1]) + 1):
-        found = f"labels up to {present[-1]}, but no training image of class {missing}"
-        remedy = "add images or renumber the classes; if all of them went to validation, set data.validation_seed=0"
-        raise refusal(where, found, "training images of every class, two classes or more", remedy)
-    return len(present)
+    if missing >= max(2, int(present[-1]) + 1):
+        return len(present)
+    found = f"labels up to {present[-1]}, but no training image of class {missing}"
+    before = np.unique(all_labels)
+    if missing in before:
+        found += ", as validation took all of them"
+        remedy = f"type data.validation_seed={0 if validation_seed is None else validation_seed + 1}"
+        if (all_labels == missing).sum() < 2:
+            remedy = "add images of it, as one is too few to train and to validate"
+    elif len(before) < 2:
+        remedy = "add images of another class"
+    else:
+        names = list(dict.fromkeys(name_of(y.where) for key, y in files.items() if key.startswith("y_")))
+        remedy = f"add some, or {renumbering(names)}"
+    raise refusal(files["y_train"].where, found, "training images of every class, two classes or more", remedy)
 
 
 def _compare_labels(where: str, part: str, labels: NDArray[np.int64], num_classes: int) -> list[str]:
@@ -173,36 +195,36 @@ def _digest(*splits: Split) -> str:
 # ---- checks and conversion
 
 
-def _checked_split(x: Found, y: Found, warnings: list[str]) -> Split:
-    if len(x.values) != len(y.values):
-        found = f"{len(y.values):,} labels, but {x.where} has {len(x.values):,} images"
-        raise refusal(y.where, found, "as many labels as images", "take both from the same source")
-    low, high = int(y.values.min()), int(y.values.max())
-    if low < 0 or high > np.iinfo(np.int64).max:
-        raise refusal(y.where, f"labels from {low} to {high}", "class numbers from 0", "renumber the classes")
-    images = as_uint8(x, warnings)
-    if len(images) > 1 and all(np.array_equal(image, images[0]) for image in images[1:]):
-        warnings.append(f"{x.where}: all {len(images):,} images are identical" + (", all zero" * (not images[0].any())))
-    images = images if images.ndim == 4 else images[..., np.newaxis]
-    return Split(images, y.values.astype(np.int64))
+def _note_order(found: dict[str, Found], notes: Notes) -> None:
+    """Earlier versions of `bestrun pack` gave 1, 10, 2 the labels 0, 1, 2."""
+    names = found["class_names"].values.tolist() if "class_names" in found else []
+    if names != sorted(names):
+        notes.mended.append(f"its classes are in the order {', '.join(names[:12])}, before in that of letters")
 
 
-def as_uint8(x: Found, warnings: list[str]) -> NDArray[np.uint8]:
-    """Floats in [0, 1] are scaled to 0..255; whole numbers are taken as they are."""
-    low, high = x.values.min(), x.values.max()  # both are NaN if any pixel is
-    if not (low >= 0 and high <= 255):
-        found = "NaN among the pixels" if high != high else f"pixels from {low} to {high}"
-        raise refusal(x.where, found, "0 to 255, or floats from 0 to 1", "scale them and write the file again")
-    if x.values.dtype == np.uint8:
-        return np.ascontiguousarray(x.values)
-    is_float = x.values.dtype.kind == "f"
-    if is_float and high > 1:
-        warnings.append(f"{x.where}: float pixels up to {high} are rounded to whole numbers, not scaled by 255")
-    images = np.empty(x.values.shape, np.uint8)
-    for start in range(0, len(images), 256):  # in pieces: a float copy of everything could be 4 GiB more
-        piece = slice(start, start + 256)
-        images[piece] = np.rint(x.values[piece] * (255 if is_float and high <= 1 else 1))
-    return images
+def _checked_splits(found: dict[str, Found], layout: str | None, notes: Notes) -> dict[str, Split]:
+    """The splits that there are, by name; one scale for all of them."""
+    parts = [part for part in ("train", "validation", "test") if f"x_{part}" in found]
+    for part in parts:
+        x, y = found[f"x_{part}"], found[f"y_{part}"]
+        if len(x.values) != len(y.values):
+            count = f"{len(y.values):,} labels, but {x.where} has {len(x.values):,} images"
+            raise refusal(y.where, count, "as many labels as images", "take both from the same source")
+    label_names = [name_of(found[f"y_{part}"].where) for part in parts]
+    labels = {part: class_numbers(found[f"y_{part}"], label_names) for part in parts}
+    turned = {part: channels_last(found[f"x_{part}"], layout, notes) for part in parts}
+    names = {part: name_of(x.where) for part, x in turned.items()}
+    if len(set(names.values())) < len(parts):  # of files in which arrays have no names
+        names = {part: f"x_{part}" for part in parts}
+    pixels = as_uint8({names[part]: x for part, x in turned.items()}, notes)
+    splits = {}
+    for part in parts:
+        where, images = turned[part].where, pixels[names[part]]
+        if len(images) > 1 and all(np.array_equal(image, images[0]) for image in images[1:]):
+            black = "" if images[0].any() else ", all zero"
+            notes.warnings.append(f"{where}: all {len(images):,} images are identical{black}")
+        splits[part] = Split(images if images.ndim == 4 else images[..., np.newaxis], labels[part])
+    return splits
 
 
 def _refuse_unequal_images(found: dict[str, Found], splits: dict[str, Split]) -> None:

@@ -9,7 +9,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,11 @@ class Found(NamedTuple):
 
     where: str
     values: NDArray[Any]
+
+
+def name_of(where: str) -> str:
+    """What to call an array in a hint: its name in the file, which stands in brackets at the end of `where`."""
+    return where.rpartition("[")[2].removesuffix("]") if where.endswith("]") else "it"
 
 
 def refusal(where: object, found: str, expected: str, remedy: str) -> DataError:
@@ -110,16 +115,27 @@ def _archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.Zi
 
 
 def read_npz(path: Path) -> dict[str, Found]:
-    """x_train, y_train, x_test, y_test of an .npz file, and x_val, y_val (as "..._validation") if it has either."""
+    """x_train, y_train, x_test, y_test of an .npz file; x_val, y_val (as "..._validation") if it has either.
+
+    And class_names, if it has some that are text.
+    """
     with _archive(path) as (archive, members):
         wanted = [*IDX_FILES] + ["x_val", "y_val"] * bool({"x_val", "y_val"} & members.keys())
         if missing := [name for name in wanted if name not in members]:
-            found = f"no {' and no '.join(missing)}, only {', '.join(members) or 'nothing'}"
-            raise refusal(path, found, ", ".join(wanted), "write it again with them, or without x_val and y_val")
-        return {
+            text = f"no {' and no '.join(missing)}, only {', '.join(members) or 'nothing'}"
+            remedy = "write the arrays again under these names"
+            if set(missing) < {"x_val", "y_val"}:
+                remedy = "write it again with both of x_val and y_val, or without"
+            raise refusal(path, text, ", ".join(wanted), remedy)
+        found = {
             name.replace("val", "validation"): _read_npy(f"{path}[{name}]", name[0], archive, members[name])
             for name in wanted
         }
+        if "class_names" in members:
+            with suppress(DataError):  # of no use to training, so nobody's are refused
+                where = f"{path}[class_names]"
+                found["class_names"] = _read_npy(where, "names", archive, members["class_names"])
+        return found
 
 
 def read_npz_images(path: Path) -> Found:
@@ -158,20 +174,45 @@ def _read_npy(where: str, kind: str, archive: zipfile.ZipFile, info: zipfile.Zip
 
 
 def _check_header(where: object, kind: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Before memory is taken. `kind` is x for images or y for labels."""
-    if dtype.kind not in ("uif" if kind == "x" else "ui"):
-        expected, convert = ("integers or floats", "float") if kind == "x" else ("integers", "int")
-        remedy = f"convert them with .astype({convert}); objects are never unpickled"
-        raise refusal(where, f"type {dtype}", expected, remedy)
-    if len(shape) not in ((3, 4) if kind == "x" else (1,)):
+    """Before memory is taken. `kind` is x for images, y for labels, names for those of classes."""
+    name = name_of(str(where))
+    types, dimensions = {"x": ("uif", (3, 4)), "y": ("uifbUS", (1, 2)), "names": ("U", (1,))}[kind]
+    if dtype.kind not in types:  # of labels, labels.py says what is wrong with some of these
+        raise refusal(where, f"type {dtype}", *_typed_otherwise(kind, name, dtype))
+    if len(shape) not in dimensions:
         expected = "(n, height, width) or (n, height, width, channels)" if kind == "x" else "(n,)"
-        remedy = "reshape the images" if kind == "x" else "one-hot labels become class numbers with y.argmax(axis=1)"
-        raise refusal(where, f"shape {shape}", expected, remedy)
+        raise refusal(where, f"shape {shape}", expected, _reshaped(name, shape) if kind == "x" else "a number an image")
     if min(shape) < 1:
         raise refusal(where, f"shape {shape}", "at least one item, no empty dimension", "write the file again")
     if (size := math.prod(shape) * dtype.itemsize) > MAX_ARRAY_BYTES:
         expected = f"at most {MAX_ARRAY_BYTES:,} (MAX_ARRAY_BYTES)"
         raise refusal(where, f"shape {shape}, {size:,} bytes", expected, "use fewer or smaller images")
+
+
+def _typed_otherwise(kind: str, name: str, dtype: np.dtype[Any]) -> tuple[str, str]:
+    """What is expected instead of an array of this type, and how to get there."""
+    if kind == "y":
+        return "class numbers", f"write it as {name}.astype(str); objects are never unpickled"
+    expected = "integers or floats"
+    if dtype.kind == "b":
+        return expected, f"write it as {name}.astype(float)"
+    if dtype.kind == "O":
+        return expected, f"write it as numpy.stack(list({name})), of images of one size; objects are never unpickled"
+    if dtype.kind == "c":
+        return expected, f"write it as abs({name}), or whatever of it is the image"
+    return expected, "write the pixels; of pictures in files, bestrun pack makes such a file"
+
+
+def _reshaped(name: str, shape: tuple[int, ...]) -> str:
+    """How images of another number of dimensions become some."""
+    side = math.isqrt(shape[1]) if len(shape) == 2 else 0
+    if side and side * side == shape[1]:
+        return f"write it as {name}.reshape(-1, {side}, {side})"
+    if len(shape) == 2:
+        return f"write it as {name}.reshape(-1, HEIGHT, WIDTH) or {name}.reshape(-1, HEIGHT, WIDTH, CHANNELS)"
+    if len(shape) > 4:
+        return f"images have two sides; take slices, or write it as {name}.reshape(-1, HEIGHT, WIDTH, CHANNELS)"
+    return "images have two sides; write it with them"
 
 
 def _read_array(

@@ -23,6 +23,7 @@ PLACES = (  # where things are, not what the run is: no change of the run
     "tracking.uri",
     "data.dir",  # that it is the same data is checked by its digest
     "data.path",
+    "data.layout",
 )
 
 DIED = "the process died"  # message of a `stopped` event that `sync` wrote for a process that could not

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .data import as_uint8
-from .formats import MAX_ARRAY_BYTES, describe, read_npz_images, refusal, refusing
+from .formats import MAX_ARRAY_BYTES, Found, describe, name_of, read_npz_images, refusal, refusing
+from .pixels import Notes, as_uint8, channels_last
 
 log = logging.getLogger("bestrun")
 
@@ -47,9 +47,10 @@ def read_images(path: Path, shape: Shape, *, invert: bool = False) -> tuple[list
     """
     if path.suffix.lower() != ".npz":
         return [str(path)], read_image(path, shape, invert=invert)[np.newaxis]
-    found, odd = read_npz_images(path), list[str]()
-    images = as_uint8(found, odd)
-    for warning in odd:
+    found, notes = read_npz_images(path), Notes()
+    name = name_of(found.where)
+    images = as_uint8({name: _like(found, shape, notes)}, notes)[name]
+    for warning in notes.warnings:
         log.warning("%s", warning)
     images = images if images.ndim == 4 else images[..., np.newaxis]
     if images.shape[1:] != shape:
@@ -61,6 +62,15 @@ def read_images(path: Path, shape: Shape, *, invert: bool = False) -> tuple[list
         pictures = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
         images = np.stack([fit(picture, shape, found.where) for picture in pictures])
     return [f"{path}[{number}]" for number in range(len(images))], 255 - images if invert else images
+
+
+def _like(images: Found, shape: Shape, notes: Notes) -> Found:
+    """Images with their channels last, as a network takes them."""
+    if images.values.shape[1:] == shape:
+        return images
+    if images.values.shape[1:] == (shape[2], shape[0], shape[1]):
+        return channels_last(images, "channels_first", notes)
+    return channels_last(images, None if images.values.shape[-1] != shape[2] else "channels_last", notes)
 
 
 def open_picture(path: Path) -> Image.Image:

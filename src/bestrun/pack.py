@@ -20,26 +20,37 @@ from .messages import shown
 SEED = 0  # the same folder gives the same file
 TEST_SHARE = 0.2  # of each class, where the folder has no test split
 
+SPLITS = {  # what people call a split's folder -> which one it is
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
 Split = dict[str, list[Path]]  # class -> its pictures
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written: `train` and `test` count the images of each class, `others` are files left out."""
+    """What was written.
+
+    Attributes:
+        counts: split (train, val where there is one, test) -> number of images of each class.
+        left_out: kind of file, in words -> those that were not packed.
+    """
 
     file: Path
     shape: tuple[int, ...]
     classes: list[str]
-    train: list[int]
-    test: list[int]
-    others: list[Path]
+    counts: dict[str, list[int]]
+    left_out: dict[str, list[Path]]
 
 
 def pack(folder: Path, file: Path, size: str | None = None) -> Packed:
-    """Write x_train, y_train, x_test, y_test and class_names of the pictures in `folder` to `file`.
+    """Write the pictures in `folder` to `file`: x_train, y_train, x_test, y_test, class_names; x_val, y_val if given.
 
     Args:
-        folder: its train/CLASS/ and test/CLASS/ hold pictures, or CLASS/ alone: a fifth becomes the test split.
+        folder: its train/CLASS/, val/CLASS/ and test/CLASS/ hold pictures, or CLASS/ alone. Without a test split, a
+            fifth of each class becomes one.
         size: "WIDTHxHEIGHT" to stretch every picture to; None: all must be of one size.
 
     Raises:
@@ -51,70 +62,126 @@ def pack(folder: Path, file: Path, size: str | None = None) -> Packed:
         raise SettingsError(f"--size {shown(size)}: takes width and height from 1 to 9999 pixels; type --size 64x48")
     if file.suffix != ".npz" or not file.parent.is_dir():
         raise SettingsError(f"{file}: takes the name of a new .npz file in a folder that is there; type data.npz")
-    others: list[Path] = []
-    train, test = _splits(folder, others)
-    rows, test_rows = (
-        [(path, label) for label, name in enumerate(train) for path in split[name]] for split in (train, test)
-    )
-    # Folders come sorted by class, and data=npz validates on the first images
-    rows = [rows[number] for number in np.random.default_rng(SEED).permutation(len(rows))]
-    images = _read([path for path, _ in rows + test_rows], size)
-    labels = np.array([label for _, label in rows + test_rows])
-    cut = len(rows)
-    arrays = {"x_train": images[:cut], "y_train": labels[:cut], "x_test": images[cut:], "y_test": labels[cut:]}
-    _save(file, arrays | {"class_names": np.array(list(train))})
-    train_counts, test_counts = ([len(paths) for paths in split.values()] for split in (train, test))
-    return Packed(file, images.shape[1:], list(train), train_counts, test_counts, others)
+    left_out: dict[str, list[Path]] = {}
+    splits = _splits(folder, left_out)
+    names = list(splits["train"])
+    rows = {
+        part: [(path, label) for label, name in enumerate(names) for path in split[name]]
+        for part, split in splits.items()
+    }
+    # Folders come sorted by class, and data=npz validates on the first images where there is no x_val
+    order = np.random.default_rng(SEED).permutation(len(rows["train"]))
+    rows["train"] = [rows["train"][number] for number in order]
+    images = _read([path for part in rows.values() for path, _ in part], size)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    begin = 0
+    for part, those in rows.items():
+        arrays[f"x_{part}"] = images[begin : begin + len(those)]
+        arrays[f"y_{part}"] = np.array([label for _, label in those])
+        begin += len(those)
+    _save(file, arrays | {"class_names": np.array(names)})
+    counts = {part: [len(paths) for paths in split.values()] for part, split in splits.items()}
+    return Packed(file, images.shape[1:], names, counts, left_out)
 
 
 def report_lines(packed: Packed) -> list[str]:
-    """What a person reads of it: which label is which class, and what to type next."""
+    """What a person reads of it: which label is which class, what was left out, and what to type next."""
     names = [shown(name) for name in packed.classes]
     width = max(5, *map(len, names))
-    lines = [f"label  {'class':<{width}}  training   test"]
-    for label, (name, train, test) in enumerate(zip(names, packed.train, packed.test, strict=True)):
-        lines.append(f"{label:>5}  {name:<{width}}  {train:>8,}  {test:>5,}")
-    if packed.others:
-        lines.append(f"\nleft out  {len(packed.others):,} of other kinds, the first is {packed.others[0]}")
+    titles = {"train": "training", "val": "validation", "test": "test"}
+    columns = {titles[part]: counts for part, counts in packed.counts.items()}
+    lines = [f"label  {'class':<{width}}" + "".join(f"  {title:>{max(5, len(title))}}" for title in columns)]
+    for label, name in enumerate(names):
+        cells = "".join(f"  {counts[label]:>{max(5, len(title))},}" for title, counts in columns.items())
+        lines.append(f"{label:>5}  {name:<{width}}{cells}")
+    if packed.left_out:
+        lines.append("")
+    for kind, paths in sorted(packed.left_out.items()):
+        first = str(paths[0]) if str(paths[0]).isprintable() else repr(str(paths[0]))
+        lines.append(f"left out  {len(paths):,} {kind}, the first is {first}")
     size = " x ".join(map(str, packed.shape))
-    total = f"{sum(packed.train):,} training and {sum(packed.test):,} test images"
+    totals = [f"{sum(counts):,} {title}" for title, counts in columns.items()]
+    total = f"{', '.join(totals[:-1])} and {totals[-1]} images"
     command = f"bestrun train data=npz {shlex.quote(f'data.path={packed.file}')}"
     return [*lines, "", f"file      {packed.file}: {total} of {size}", f"train     {command}"]
 
 
-def _splits(folder: Path, others: list[Path]) -> tuple[Split, Split]:
-    parts = {"train", "test"}
-    given = {path.name for path in _inside(folder) if path.is_dir()} & parts
-    train = _split(folder / "train" if given else folder, others)
-    test = _split(folder / "test", others) if given else {}
+def natural(name: str) -> tuple[str, str]:
+    """A key that sorts numbers in names by their value, 2 before 10; the rest as it stands."""
+    return re.sub(r"[0-9]+", lambda number: number[0].zfill(20), name), name
+
+
+def _splits(folder: Path, left_out: dict[str, list[Path]]) -> dict[str, Split]:
+    """train, val where the folder has one, and test: each with the same classes in the same order."""
+    places: dict[str, Path] = {}
+    for path in _inside(folder):
+        part = SPLITS.get(path.name.lower()) if path.is_dir() else None
+        if part and part in places:
+            found = f"{places[part].name} and {path.name}"
+            raise refusal(folder, found, "one folder for each split", "rename or merge one of them")
+        if part:
+            places[part] = path
+    if places and "train" not in places:
+        found = f"{next(iter(places.values())).name}, but no train"
+        raise refusal(folder, found, "train, and beside it val and test if you like", "name the training images so")
+    classes = places.get("train", folder)
+    train = _split(classes, left_out)
     if len(train) < 2:
         found = f"{len(train)} folders in it"
-        raise refusal(folder, found, "two or more, one for each class", "see: bestrun pack --help")
+        raise refusal(classes, found, "two or more, one for each class", "see: bestrun pack --help")
     if empty := [name for name in train if not train[name]]:
-        raise refusal(folder, f"no PNG or JPEG of class {shown(empty[0])}", "one or more", "add some, or remove it")
-    if foreign := [name for name in test if name not in train]:
-        found = f"class {shown(foreign[0])} only in test"
-        raise refusal(folder, found, "the classes of train", "rename it, or add training images")
-    test = {name: test.get(name, []) for name in train}
-    if not given:
-        for name, paths in train.items():
-            count = max(1, round(TEST_SHARE * len(paths))) if len(paths) > 1 else 0
-            drawn = set(np.random.default_rng(SEED).permutation(len(paths))[:count])
-            test[name] = [path for number, path in enumerate(paths) if number in drawn]
-            train[name] = [path for number, path in enumerate(paths) if number not in drawn]
-    if not any(test.values()):
-        raise refusal(folder, "no test images", "one or more", "add pictures")
-    return train, test
+        raise refusal(classes, f"no PNG or JPEG of class {shown(empty[0])}", "one or more", "add some, or remove it")
+    splits = {"train": train}
+    for part in ("val", "test"):
+        if part in places:
+            found_split = _split(places[part], left_out)
+            if foreign := [name for name in found_split if name not in train]:
+                found = f"class {shown(foreign[0])} only in {places[part].name}"
+                raise refusal(folder, found, "the classes of train", "rename it, or add training images")
+            splits[part] = {name: found_split.get(name, []) for name in train}
+    if places:
+        beside = [path for path in _inside(folder) if path not in places.values()]
+        _leave_out(beside, left_out, "beside the splits")
+    if "test" not in places:
+        splits["test"] = _cut_test(train)
+    for part, split in splits.items():
+        if not any(split.values()):
+            raise refusal(folder, f"no {part} images", "one or more", "add pictures")
+    return splits
 
 
-def _split(folder: Path, others: list[Path]) -> Split:
+def _cut_test(train: Split) -> Split:
+    """Take a fifth of each class out of `train`; the only picture of a class trains."""
+    test: Split = {}
+    for name, paths in train.items():
+        count = max(1, round(TEST_SHARE * len(paths))) if len(paths) > 1 else 0
+        drawn = set(np.random.default_rng(SEED).permutation(len(paths))[:count])
+        test[name] = [path for number, path in enumerate(paths) if number in drawn]
+        train[name] = [path for number, path in enumerate(paths) if number not in drawn]
+    return test
+
+
+def _split(folder: Path, left_out: dict[str, list[Path]]) -> Split:
+    """The pictures of each class: those in a folder of its name."""
     split: Split = {}
-    for kind in _inside(folder):
-        if kind.is_dir():
-            inside = _inside(kind)
-            split[kind.name] = [path for path in inside if path.suffix.lower() in SUFFIXES]
-            others += [path for path in inside if path.suffix.lower() not in SUFFIXES]
+    inside = _inside(folder)
+    for kind in sorted((path for path in inside if path.is_dir()), key=lambda path: natural(path.name)):
+        pictures = _inside(kind)
+        split[kind.name] = [path for path in pictures if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+        _leave_out([path for path in pictures if path not in set(split[kind.name])], left_out)
+    _leave_out([path for path in inside if not path.is_dir()], left_out, "beside the folders of classes")
     return split
+
+
+def _leave_out(paths: list[Path], left_out: dict[str, list[Path]], kind: str = "") -> None:
+    for path in paths:
+        if path.is_dir():
+            nested = sorted(inner for inner in path.rglob("*") if inner.is_file())
+            if nested:
+                left_out.setdefault(kind or "in folders inside a class", []).extend(nested)
+        else:
+            name = f"{path.suffix.lower()} files" if path.suffix else "files without an ending"
+            left_out.setdefault(kind or name, []).append(path)
 
 
 def _inside(folder: Path) -> list[Path]:

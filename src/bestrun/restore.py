@@ -348,6 +348,8 @@ def what_differs(then: Mapping[str, Any], before: Config, config: Config, data: 
     now = {part: len(getattr(data, part)) for part in ("train", "validation", "test")}
     now |= {"image_shape": list(data.image_shape), "num_classes": data.num_classes}  # type: ignore[dict-item]
     other = [f"{key} {value}, the run had {then[key]}" for key, value in now.items() if then.get(key, value) != value]
+    if data.mended:
+        other.append(f"an earlier version may have read such a file otherwise ({'; '.join(data.mended)})")
     return ", ".join(other) or "other images or labels"
 
 

@@ -19,7 +19,7 @@ from .journal import Journal, read_lines
 from .provenance import available_threads, environment_differences, versions
 from .record import from_mlflow
 from .refusals import reason
-from .restore import fetch, fetch_anywhere
+from .restore import fetch, fetch_anywhere, what_differs
 from .run import Result, carry_through, load_data
 from .screen import Screen
 from .sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
@@ -109,9 +109,13 @@ def resume(
         others = Others(folder, uri)
         data = load_data(config)
         if data.digest != started["data_digest"]:
+            what = what_differs(started["data"], before, config, data)
+            advice = "say where that is, as in data.dir=FOLDER or data.path=FILE"
+            if data.mended:
+                advice += f"; or train anew: bestrun rerun {folder.name} --allow-other-data"
             raise DataError(
-                f"{data.name}: not the data run {folder.name} was trained with (digest {data.digest[:12]}, recorded "
-                f"{started['data_digest'][:12]}); say where that is, as in data.dir=FOLDER or data.path=FILE"
+                f"{data.name}: not the data run {folder.name} was trained with: {what} (digest {data.digest[:12]}, "
+                f"recorded {started['data_digest'][:12]}); {advice}"
             )
         if folder.result.exists():  # else it was killed in its end, and goes through that again
             refuse_if_over(history, config, folder.name)
