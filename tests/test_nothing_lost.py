@@ -592,6 +592,23 @@ def test_a_mirror_does_not_write_over_another_machine_that_went_further(uri, cli
     assert record(client, run_id)[1:] == before[1:]
 
 
+def test_a_copy_that_has_sent_the_same_lines_has_not_gone_further(uri, client, tmp_path):
+    old = make_run(another_home(tmp_path, "a"), steps=(0, 10), improved=(10,), reason=None)
+    Sender(old, uri).catch_up()
+    with Journal(old.journal) as journal:
+        for step in (20, 30):
+            add_evaluation(old, journal, step, True)
+        add_stop(journal, "interrupted")
+    copy = RunFolder(another_home(tmp_path, "b") / "mlruns" / "runs" / "r")
+    shutil.copytree(old.path, copy.path)
+    Sender(copy, uri).catch_up()
+    before = record(client, read_json(old.mirror)["run_id"])
+    Sender(old, uri).catch_up()
+    after = record(client, read_json(old.mirror)["run_id"])
+    assert after[1:] == before[1:] and len(after[1]["val/accuracy"]) == 4
+    assert not Sender(old, uri).behind()
+
+
 def test_a_mirror_that_is_overtaken_while_it_runs_does_not_replace_the_better_best(home, uri, client, overtaken):
     old, new = overtaken
     third = make_run(home, "live", reason=None)

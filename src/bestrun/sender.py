@@ -682,6 +682,9 @@ def refuse_overtaken(folder: RunFolder, uri: str, known: History, run: Any, ther
     step, time_ms = there
     who = writer_of(run)
     if who and step > known.last_evaluation_step and not is_ours(who, folder, uri):
+        ours = History.read(folder.journal).evaluations
+        if (step, time_ms) in {(line["step"], line["time_ms"]) for line in ours}:
+            return  # the other one, a copy of this home, has sent what stands here, too
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(time_ms / 1000))
         did = f"has gone on with it to step {step:,} ({when}); from here it has step {known.last_evaluation_step:,}"
         raise OvertakenError(_overtaken(folder, who, did))
@@ -799,6 +802,8 @@ def _tags(folder: RunFolder, started: Event) -> dict[str, str]:
         "bestrun.config_digest": started["config_digest"],
         "bestrun.versions": json.dumps(started["versions"]),
         "bestrun.threads": str(started["threads"]),
+        "bestrun.machine": json.dumps(started["machine"]) if "machine" in started else "",
+        "bestrun.code_sha256": started.get("code_sha256", ""),
         "mlflow.source.name": "bestrun",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": started.get("user", ""),
