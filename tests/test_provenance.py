@@ -80,7 +80,7 @@ def test_code_differences_name_commits_and_files(repository):
 
 
 def test_other_versions_and_threads_are_named():
-    now = versions()
-    assert environment_differences(now, 2, 2) == []
-    lines = environment_differences(now | {"keras": "3.0.0"}, 4, 2)
-    assert lines == [f"keras 3.0.0, now {now['keras']}", "4 threads, now 2: threads=4 computes alike"]
+    now = {"versions": versions(), "threads": 2}
+    assert environment_differences(now, now) == []
+    lines = environment_differences({"versions": versions() | {"keras": "3.0.0"}, "threads": 4}, now)
+    assert lines == [f"keras 3.0.0, now {versions()['keras']}", "4 threads, now 2: threads=4 computes alike"]

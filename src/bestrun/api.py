@@ -75,7 +75,12 @@ class Run:
         return DataFrame(self.record.evaluations, columns=columns).set_index("step")
 
     def restore(
-        self, overrides: Sequence[str] = (), *, out: str | Path | None = None, allow_other_data: bool = False
+        self,
+        overrides: Sequence[str] = (),
+        *,
+        out: str | Path | None = None,
+        allow_other_data: bool = False,
+        allow_other_code: bool = False,
     ) -> dict[str, Any]:
         """Prove the best checkpoint and evaluate the validation and the test split.
 
@@ -101,6 +106,7 @@ class Run:
                 out=place if out is None else Path(out),
                 data_overrides=overrides,
                 allow_other_data=allow_other_data,
+                allow_other_code=allow_other_code,
             )
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -125,7 +131,7 @@ class Run:
         from .restore import rebuild
 
         device.prepare(self.config.threads)
-        return rebuild(self._fetched)
+        return rebuild(self._fetched).model
 
     @cached_property
     def _logits(self) -> Any:

@@ -4,6 +4,7 @@ Names are ours (`model/<layer>/<variable>`, `optimizer/<slot>/<variable>`), as K
 All metadata is one key holding JSON with sorted keys, because several keys are not written in a stable order.
 """
 
+import base64
 import hashlib
 import json
 import logging
@@ -51,6 +52,8 @@ class Checkpoint:
         run_name, config_digest, data_digest: which run it belongs to, and what settings and data made it.
         sha256: of the file, as in the journal, the tag and `--json`.
         path: of the file that was read.
+        answers: the network's logits (8, classes) of the images of proof.py; None in a file without.
+        made_on: what computed them, see provenance.computed_by; None in a file without.
     """
 
     tensors: Tensors
@@ -60,10 +63,21 @@ class Checkpoint:
     data_digest: str
     sha256: str
     path: Path
+    answers: np.ndarray[Any, Any] | None = None
+    made_on: Mapping[str, Any] | None = None
 
 
-def encode(tensors: Tensors, state: LoopState, *, run_name: str, config_digest: str, data_digest: str) -> bytes:
-    """The bytes of a checkpoint file.
+def encode(
+    tensors: Tensors,
+    state: LoopState,
+    *,
+    run_name: str,
+    config_digest: str,
+    data_digest: str,
+    answers: np.ndarray[Any, Any] | None = None,
+    made_on: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The bytes of a checkpoint file. The arguments are the attributes of `Checkpoint`.
 
     Raises:
         SettingsError: the network is too large to be read again.
@@ -71,13 +85,16 @@ def encode(tensors: Tensors, state: LoopState, *, run_name: str, config_digest: 
     # safetensors writes the memory of a transposed array as if it were contiguous, without a word: make it so first.
     # Not by np.ascontiguousarray, which gives a scalar such as the optimizer's step count the shape (1,).
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "run": run_name,
         "config_digest": config_digest,
         "data_digest": data_digest,
         "state": asdict(state),
     }
+    if answers is not None:
+        logits = base64.b64encode(answers.astype("<f4").tobytes()).decode()
+        header["answers"] = {"images": len(answers), "logits": logits, "made_on": dict(made_on or {})}
     header["digest"] = _digest(header, arrays)
     data: bytes = safetensors.numpy.save(arrays, metadata={"bestrun": _dumps(header)})
     if len(data) > MOST_BYTES:
@@ -188,9 +205,20 @@ def _parse(path: Path, data: bytes, sha256: str) -> Checkpoint:
         for values, kind in ((counts, int), (amounts, float), (names, str)):
             if not all(type(value) is kind for value in values):
                 raise ValueError("a value of another type")
-        return Checkpoint(tensors, state, header["run"], header["config_digest"], header["data_digest"], sha256, path)
+        answers, made_on = _answers(header["answers"]) if "answers" in header else (None, None)
+        return Checkpoint(tensors, state, *names, sha256, path, answers, made_on)
     except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise VerificationError(f"{path}: damaged: its content is not what was written ({error})") from error
+
+
+def _answers(kept: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], Mapping[str, Any]]:
+    logits = np.frombuffer(base64.b64decode(kept["logits"], validate=True), "<f4")
+    made_on = dict(kept["made_on"])
+    machine = made_on["machine"]
+    parts = (made_on["versions"], machine, machine["flags"], machine["gpus"], machine["extensions"])
+    if type(made_on["threads"]) is not int or [type(part) for part in parts] != [dict, dict, dict, list, list]:
+        raise ValueError("answers of another form")
+    return logits.reshape(kept["images"], -1), made_on
 
 
 def _digest(header: Mapping[str, Any], tensors: Tensors) -> str:

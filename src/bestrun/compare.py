@@ -1,6 +1,6 @@
 """Several runs side by side: their best, the settings that differ, code, data, versions, and who confuses what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import plots
@@ -26,7 +26,7 @@ def comparison(records: Sequence[Record]) -> dict[str, Any]:
     keys = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in OWN]
     # Where the images are is no difference
     data = [record.started["data"] | {"digest": record.started["data_digest"], "source": None} for record in records]
-    environments = [record.started["versions"] | {"threads": record.started["threads"]} for record in records]
+    environments = [_environment(record.started) for record in records]
     brief = (
         "run_id",
         "run_name",
@@ -48,6 +48,14 @@ def comparison(records: Sequence[Record]) -> dict[str, Any]:
         "versions": _differing(environments),
         "confusion_difference": [_difference(first, record) for record in records[1:]],
     }
+
+
+def _environment(started: Mapping[str, Any]) -> dict[str, Any]:
+    """What computed a run, a key each."""
+    machine = started.get("machine") or {}
+    known = {key: ", ".join(machine[key]) for key in ("extensions", "gpus") if key in machine}
+    known |= {"processor": machine["processor"], **machine["flags"]} if machine else {}
+    return {**started["versions"], "threads": started["threads"], **known}
 
 
 def _differing(columns: list[dict[str, Any]]) -> dict[str, list[Any]]:

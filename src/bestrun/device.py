@@ -8,7 +8,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from .environment import refuse_other_backend
 from .errors import SettingsError
+
+refuse_other_backend()  # before Keras is imported, which would fail in its own words
 
 BANNER = re.compile(rb"WARNING: All log messages before absl|I\d{4} |E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
 
@@ -48,6 +51,7 @@ def prepare(threads: int | None) -> int:
         SettingsError: TensorFlow already runs in this process with another number of threads.
     """
     count = threads or len(os.sched_getaffinity(0))
+    _fix_keras()
     tf.config.experimental.enable_op_determinism()  # measured: it costs nothing here
     threading, within = tf.config.threading, (count + 1) // 2  # of one operation; parts() says why not all of them
     if (threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()) != (within, count):
@@ -62,6 +66,16 @@ def prepare(threads: int | None) -> int:
                 f"{threading.get_inter_op_parallelism_threads()} threads; start another process"
             ) from None
     return count
+
+
+def _fix_keras() -> None:
+    """What ~/.keras/keras.json or the program around us set would be another network under the same settings."""
+    import keras
+
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
 
 
 def parts() -> int:

@@ -46,6 +46,12 @@ def compile_predict(model: keras.Model, batch_size: int) -> Predict:
     return predict
 
 
+def are_probabilities(logits: Array) -> bool:
+    """Whether outputs (n, classes) are those of a softmax or a sigmoid, of which a second softmax makes little."""
+    is_softmax = logits.min() >= 0 and np.abs(logits.sum(axis=1) - 1).max() < 1e-3
+    return bool(is_softmax or (logits.min() > 0 and logits.max() < 1))
+
+
 def figures(logits: Array, labels: Array) -> Figures:
     """Loss and accuracy of logits (n, classes) against labels (n,), summed in float64."""
     scores = logits.astype(np.float64)

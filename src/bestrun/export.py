@@ -2,6 +2,7 @@
 
 import filecmp
 import hashlib
+import inspect
 import logging
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from .errors import VerificationError
 from .folder import RunFolder, sync_folder, sync_tree
 from .history import History
 from .journal import Journal
+from .proof import Function
 from .restore import Fetched, fetch_local, rebuild
 from .tracking import import_mlflow
 from .workplace import Workplace
@@ -25,8 +28,11 @@ log = logging.getLogger("bestrun")
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas")  # of serving.py
 
 
-def write_keras(fetched: Fetched, path: Path) -> None:
+def write_keras(fetched: Fetched, path: Path, *, allow_other_code: bool = False) -> Function:
     """The network and a softmax: uint8 images (n, height, width, channels) -> float32 probabilities (n, classes).
+
+    Returns:
+        What was found of its function.
 
     Raises:
         VerificationError: the checkpoint does not fit its network, or what was written, read again, is not the same.
@@ -36,8 +42,8 @@ def write_keras(fetched: Fetched, path: Path) -> None:
     device.prepare(fetched.config.threads)
     import keras
 
-    network = rebuild(fetched)
-    model = keras.Model(network.input, keras.layers.Softmax(name="probabilities")(network.output))
+    rebuilt = rebuild(fetched, allow_other_code=allow_other_code)
+    model = _for_inference(rebuilt.model)
     model.save(path)
     images = np.random.default_rng(0).integers(0, 256, (2, *fetched.image_shape), np.uint8)
     try:
@@ -47,6 +53,26 @@ def write_keras(fetched: Fetched, path: Path) -> None:
         raise VerificationError(f"run {fetched.run_name}: Keras cannot read its network again: {error}") from error
     if not agrees:
         raise VerificationError(f"run {fetched.run_name}: its network gives other probabilities when read again")
+    return rebuilt.function
+
+
+def _for_inference(network: Any) -> Any:
+    """The network and a softmax, which nobody can call so that it behaves as in training without asking for that.
+
+    Some layers, Keras' random ones among them, take a call that says nothing for one of training.
+    """
+    import keras
+
+    images, logits = network.input, network.output
+    if any(_trains_by_itself(layer) for layer in network.layers):
+        images = keras.Input(network.input_shape[1:], dtype="uint8", name="images")
+        logits = network(images, training=False)
+    return keras.Model(images, keras.layers.Softmax(name="probabilities")(logits))
+
+
+def _trains_by_itself(layer: Any) -> bool:
+    training = inspect.signature(layer.call).parameters.get("training")
+    return training is not None and training.default is True
 
 
 FETCHED = re.compile(r"best-[0-9]{1,12}\.safetensors|config\.yaml|model\.keras")  # the files of `bestrun fetch`
@@ -83,8 +109,8 @@ def keras_lines(fetched: Fetched, path: Path) -> list[str]:
     ]
 
 
-def write_mlflow_model(fetched: Fetched, folder: Path) -> None:
-    """An MLflow model in a new folder. Its code is a copied file, nothing is pickled. Raises as `write_keras` does."""
+def write_mlflow_model(fetched: Fetched, folder: Path, *, allow_other_code: bool = False) -> Function:
+    """An MLflow model in a new folder. Its code is a copied file, nothing is pickled. As `write_keras` otherwise."""
     mlflow = import_mlflow()
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -94,7 +120,7 @@ def write_mlflow_model(fetched: Fetched, folder: Path) -> None:
     answer = Schema([ColSpec(DataType.long, "class"), ColSpec(Array(DataType.double), "probabilities")])
     with Workplace() as place:
         network = place / "model.keras"
-        write_keras(fetched, network)
+        function = write_keras(fetched, network, allow_other_code=allow_other_code)
         mlflow.pyfunc.save_model(
             str(folder),
             python_model=str(Path(__file__).with_name("serving.py")),
@@ -108,6 +134,7 @@ def write_mlflow_model(fetched: Fetched, folder: Path) -> None:
                 "bestrun.best_sha256": fetched.checkpoint.sha256,
             },
         )
+    return function
 
 
 def model_path(checkpoint_sha256: str) -> str:

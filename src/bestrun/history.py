@@ -97,6 +97,14 @@ class History:
         return {name: value for event in self.resumed for name, value in (event.get("places") or {}).items()}
 
     @property
+    def computed_by(self) -> dict[str, Any]:
+        """What computed in the process that worked on it last: versions, threads, and where recorded more."""
+        found: dict[str, Any] = {}
+        for event in (self.started, *self.resumed):
+            found |= {key: event[key] for key in ("versions", "threads", "machine", "code_sha256") if key in event}
+        return found
+
+    @property
     def metric(self) -> str:
         """The objective's."""
         return str(self.started["settings"]["objective.metric"])

@@ -12,16 +12,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import device
+from . import device, proof
 from .augment import AUGMENTATIONS
 from .checkpoint import Checkpoint, LoopState, Tensors, encode, is_recorded, newest_checkpoint, remove_older, save
 from .config import Config
 from .data import Dataset, Split, batch_indices
-from .evaluation import compile_predict, confusions, figures
+from .evaluation import are_probabilities, compile_predict, confusions, figures
 from .folder import RunFolder, fault, write_atomically
 from .gallery import Gallery
 from .journal import Event, Journal
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
+from .provenance import computed_by
 from .reasons import stop_reason as stop_rule
 from .schedule import learning_rates
 from .screen import Screen
@@ -85,6 +86,9 @@ def train(
         config_digest=journal.events[0]["config_digest"],
         data_digest=data.digest,
     )
+    made_on = computed_by(config.threads)
+    if source := own or initial:
+        tell_of_another_function(source, proof.answers(predict, data.image_shape), config)
     chunk = 1  # the first says how long a step takes; one step is the shortest that a signal can wait
 
     # Asked before anything is trained, too: a run killed between its last evaluation and its end must not go on.
@@ -132,6 +136,8 @@ def train(
         with np.errstate(all="ignore"):  # what is not finite is told below, not by NumPy
             logits = predict(data.validation.images)
             validation = figures(logits, data.validation.labels)
+        if state.step == 0 and are_probabilities(logits):
+            log.warning("the network's outputs look like probabilities; training takes logits: remove its last softmax")
         tensors = read_variables(variables)
         if not (math.isfinite(validation.loss) and is_finite(tensors)):
             return Outcome("diverged", state.step, state)
@@ -156,7 +162,9 @@ def train(
 
         # Test, then commit; the order is what survives a crash. First the new best, under a name of its own: a crash
         # here leaves a file that no journal line names, and the repeated evaluation writes it again.
-        encoded, best = encode(tensors, state, **stamp), folder.best(state.step)
+        replies = proof.answers(predict, data.image_shape)
+        encoded = encode(tensors, state, **stamp, answers=replies, made_on=made_on)
+        best = folder.best(state.step)
         lost = known and known["improved"] and not is_recorded(best, known["sha256"])
         if entry["improved"] and (lost or not known):
             entry = entry | {"checkpoint": best.name, "sha256": save(best, encoded)}
@@ -209,6 +217,13 @@ def start_from(source: Checkpoint, variables: dict[str, Any]) -> None:
     slots = {name: variable for name, variable in variables.items() if not name.startswith("model/")}
     if slots.keys() == {name for name in source.tensors if not name.startswith("model/")}:
         assign_variables(slots, source.tensors, f"run {source.run_name}")
+
+
+def tell_of_another_function(source: Checkpoint, replies: proof.Answers, config: Config) -> None:
+    """Weights fit any network of the same shapes: say so if this one is not the one that they come from."""
+    found = proof.compare(source, replies, config.threads)
+    if found.is_same is False:
+        log.warning("%s: the network's function is another one now, its code was changed: %s", source.path, found.words)
 
 
 def compare(known: Event, entry: Event, journal: Journal) -> None:

@@ -5,7 +5,9 @@ defaults in conf/model/NAME.yaml, which the function gets under their names. doc
 """
 
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -109,8 +111,7 @@ def build_restored(
     """
     if name not in NETWORKS:
         raise VerificationError(f"{source}: of a network {name[:80]!r}, for which {__file__} has no function")
-    with keras.StatelessScope(initialize_variables=False):  # names and shapes alone
-        sketch = NETWORKS[name](image_shape, num_classes, **settings)
+    sketch = _sketch(name, image_shape, num_classes, **settings)
     refuse_misfit(named_variables(sketch), tensors, source)
     if (values := values_per_image(sketch)) > MOST_VALUES:
         raise VerificationError(
@@ -119,6 +120,39 @@ def build_restored(
     model = build_model(name, image_shape, num_classes, seed=seed, **settings)
     assign_variables(named_variables(model), tensors, source)
     return model
+
+
+def _sketch(name: str, image_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> keras.Model:
+    """A network's names and shapes alone, with variables that have no values."""
+    keras.backend.clear_session()  # as in build_model: the same names
+    with keras.StatelessScope(initialize_variables=False):
+        return NETWORKS[name](image_shape, num_classes, **settings)
+
+
+def refuse_unfit(name: str, image_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> None:
+    """See whether a network of one's own can be trained, without memory for its weights.
+
+    Raises:
+        SettingsError: it cannot; says why.
+    """
+    try:
+        network = _sketch(name, image_shape, num_classes, **settings)
+        if not isinstance(network, keras.Model):
+            raise SettingsError(f"model={name}: what its function returns is no Keras model: {type(network).__name__}")
+        output = tuple(network.output.shape)
+        named_variables(network)
+    except SettingsError:
+        raise
+    except Exception as error:  # whatever one's own code does
+        place = traceback.extract_tb(error.__traceback__)
+        lines = [f"line {frame.lineno}" for frame in place if Path(frame.filename) == Path(__file__)]
+        reason = (str(error).splitlines() or [""])[0]
+        raise SettingsError(f"model={name}: {__file__}, {lines[-1]}: {type(error).__name__}: {reason}") from error
+    if len(output) != 2 or output[1] != num_classes:
+        raise SettingsError(
+            f"model={name}: gives {output[1:]} for an image; takes ({num_classes},), a logit a class: "
+            "end it with keras.layers.Dense(num_classes)"
+        )
 
 
 def values_per_image(model: keras.Model) -> int:
@@ -176,7 +210,10 @@ def named_variables(model: keras.Model, optimizer: keras.optimizers.Optimizer | 
         for variable in layer.variables:
             name = f"{layer.name}/{variable.name}"
             if f"model/{name}" in variables:
-                raise ValueError(f"two variables are called {name}: give the layers of this network different names")
+                raise SettingsError(
+                    f"model: layer {layer.name} has layers inside, two of whose variables are called {variable.name}; "
+                    "use the inner layers in the network itself, one after the other"
+                )
             variables[f"model/{name}"] = variable
             slots[variable.path.replace("/", "_") + "_"] = name
     if optimizer is None:

@@ -24,6 +24,9 @@ sweep_option = click.option("--sweep", metavar="NAME", help="Look only among the
 local_option = click.option(
     "--local", is_flag=True, help="Take the checkpoint from the run folder; MLflow is not asked for it."
 )
+other_code_option = click.option(
+    "--allow-other-code", is_flag=True, help="Go on although the network's function is not what it was."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
 
 

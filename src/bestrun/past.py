@@ -17,6 +17,7 @@ from .options import (
     json_option,
     local_option,
     lookup_options,
+    other_code_option,
     screen_for,
     sweep_option,
     tracking_option,
@@ -36,6 +37,7 @@ from .options import (
 @click.option(
     "--allow-other-data", is_flag=True, help="Evaluate although the data is not what the run was trained with."
 )
+@other_code_option
 @lookup_options
 @json_option
 def restore(
@@ -44,6 +46,7 @@ def restore(
     checkpoint: str,
     out: str | None,
     allow_other_data: bool,
+    allow_other_code: bool,
     as_json: bool,
     **lookup: Any,
 ) -> None:
@@ -74,6 +77,7 @@ def restore(
             out=kept,
             data_overrides=overrides,
             allow_other_data=allow_other_data,
+            allow_other_code=allow_other_code,
         )
         if as_json:
             click.echo(dumps(report))
@@ -91,22 +95,25 @@ def restore(
 @click.argument("run")
 @click.option("--out", metavar="DIR", required=True, type=click.Path(file_okay=False), help="A new or empty folder.")
 @local_option
+@other_code_option
 @lookup_options
 @json_option
-def fetch_files(run: str, out: str, as_json: bool, **lookup: Any) -> None:
+def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **lookup: Any) -> None:
     """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code."""
     from .export import FETCHED, is_same_file, keras_lines, write_keras
+    from .proof import words_of
     from .restore import dumps, identity, keep
     from .workplace import delivered
 
     with delivered(Path(out), FETCHED, is_same_file) as place:
         fetched = find_and_fetch(run, place, **lookup)
         files = [*keep(fetched, place), "model.keras"]
-        write_keras(fetched, place / files[-1])
+        function = write_keras(fetched, place / files[-1], allow_other_code=allow_other_code)
     if as_json:
-        click.echo(dumps(identity(fetched) | {"out": out, "files": files}))
+        click.echo(dumps(identity(fetched) | {"function": vars(function), "out": out, "files": files}))
         return
-    click.echo(f"{fetched.run_name}, step {fetched.checkpoint.state.step:,}, verified; in {out}: {', '.join(files)}\n")
+    step = fetched.checkpoint.state.step
+    click.echo(f"{fetched.run_name}, step {step:,}, {words_of(function)}; in {out}: {', '.join(files)}\n")
     click.echo("\n".join(keras_lines(fetched, Path(out) / "model.keras")))
 
 
@@ -115,9 +122,12 @@ def fetch_files(run: str, out: str, as_json: bool, **lookup: Any) -> None:
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--invert", is_flag=True, help="White becomes black: for dark digits on white paper.")
 @local_option
+@other_code_option
 @lookup_options
 @json_option
-def predict_images(run: str, images: tuple[str, ...], invert: bool, as_json: bool, **lookup: Any) -> None:
+def predict_images(
+    run: str, images: tuple[str, ...], invert: bool, allow_other_code: bool, as_json: bool, **lookup: Any
+) -> None:
     """Classes and probabilities of images, with a run's best checkpoint.
 
     An IMAGE is a PNG, a JPEG, or an npz file of many; each is scaled to what the network takes.
@@ -128,7 +138,8 @@ def predict_images(run: str, images: tuple[str, ...], invert: bool, as_json: boo
     from .workplace import Workplace
 
     with Screen(stderr=as_json).shown(), Workplace() as place:
-        report = predict(find_and_fetch(run, place, **lookup), images, invert=invert)
+        fetched = find_and_fetch(run, place, **lookup)
+        report = predict(fetched, images, invert=invert, allow_other_code=allow_other_code)
     click.echo(dumps(report) if as_json else "\n".join(report_lines(report)))
 
 
@@ -136,9 +147,10 @@ def predict_images(run: str, images: tuple[str, ...], invert: bool, as_json: boo
 @click.argument("run")
 @click.option("--name", required=True, metavar="NAME", help="Of the registered model; made if it is new.")
 @click.option("--alias", required=True, metavar="ALIAS", help="What others load it by: models:/NAME@ALIAS.")
+@other_code_option
 @lookup_options
 @json_option
-def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> None:
+def register(run: str, name: str, alias: str, allow_other_code: bool, as_json: bool, **lookup: Any) -> None:
     """Put a run's best checkpoint, once it is proved, into MLflow's registry as a model that others can load.
 
     \b
@@ -148,6 +160,7 @@ def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> N
     from . import registry
     from .config import mask_uri
     from .home import find_home, settle
+    from .proof import Function, words_of
     from .restore import dumps
     from .tracking import check_reference, connect, reaching, resolve_uri
     from .workplace import Workplace
@@ -158,12 +171,13 @@ def register(run: str, name: str, alias: str, as_json: bool, **lookup: Any) -> N
     uri = resolve_uri(lookup["tracking_uri"], home)
     with Workplace() as place, reaching(uri):
         fetched = find_and_fetch(run, place, **lookup)
-        report = registry.register(fetched, connect(uri, create=False), name=name, alias=alias)
+        store = connect(uri, create=False)
+        report = registry.register(fetched, store, name=name, alias=alias, allow_other_code=allow_other_code)
     if as_json:
         click.echo(dumps(report))
         return
-    step = report["checkpoint"]["step"]
-    click.echo(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, verified")
+    step, verified = report["checkpoint"]["step"], words_of(Function(**report["function"]))
+    click.echo(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, {verified}")
     click.echo(
         f"serve it  MLFLOW_TRACKING_URI={mask_uri(uri)} mlflow models serve -m {report['uri']} --env-manager local"
     )

@@ -10,7 +10,9 @@ from .images import read_images
 from .restore import Fetched, identity, rebuild
 
 
-def predict(fetched: Fetched, files: Sequence[str], *, invert: bool = False) -> dict[str, Any]:
+def predict(
+    fetched: Fetched, files: Sequence[str], *, invert: bool = False, allow_other_code: bool = False
+) -> dict[str, Any]:
     """The classes of the images in PNG, JPEG and npz files, each scaled to what the network takes.
 
     Args:
@@ -29,7 +31,7 @@ def predict(fetched: Fetched, files: Sequence[str], *, invert: bool = False) -> 
     from . import evaluation
     from .model import MOST_VALUES, values_per_image
 
-    network = rebuild(fetched)
+    network = rebuild(fetched, allow_other_code=allow_other_code).model
     most = MOST_VALUES // values_per_image(network)  # whatever batch size the run's settings ask for
     logits_of = evaluation.compile_predict(network, min(fetched.config.training.evaluation_batch_size, most))
     predictions = []

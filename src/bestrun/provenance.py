@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .machine import code_sha256, machine
 from .workplace import Workplace
 
 DIFF_BYTES = 1 << 20  # more of an uncommitted tree is not kept
@@ -125,13 +126,52 @@ def _files(git: Mapping[str, Any], diff: str, most: int = 8) -> str:
     return ", ".join(files[:most]) + (f" and {len(files) - most} more" if len(files) > most else "")
 
 
-def environment_differences(then: Mapping[str, str], threads: int, now_threads: int) -> list[str]:
-    """A line for each version and thread count that is another one now; each may change the last digits."""
-    now = versions()
-    names = ("python", "tensorflow", "keras", "numpy")
-    lines = [f"{name} {then.get(name, '?')}, now {now[name]}" for name in names if then.get(name) != now[name]]
-    if threads != now_threads:
-        lines.append(f"{threads} threads, now {now_threads}: threads={threads} computes alike")
+def computed_by(threads: int | None) -> dict[str, Any]:
+    """What computes in this process, as journals and checkpoints keep it; `threads` is the setting."""
+    return {
+        "versions": versions(),
+        "threads": available_threads(threads),
+        "machine": machine(),
+        "code_sha256": code_sha256(),
+    }
+
+
+def environment_differences(then: Mapping[str, Any], now: Mapping[str, Any], *, code: bool = True) -> list[str]:
+    """A line for each way in which two processes compute otherwise; nothing of what the first did not record.
+
+    Args:
+        then, now: of `computed_by`; an older record has less.
+        code: whether other code counts, too.
+    """
+    lines = []
+    for name in ("python", "tensorflow", "keras", "numpy"):
+        old, new = (each["versions"].get(name, "?") for each in (then, now))
+        if old != new:
+            lines.append(f"{name} {old}, now {new}")
+    if then["threads"] != now["threads"]:
+        lines.append(f"{then['threads']} threads, now {now['threads']}: threads={then['threads']} computes alike")
+    if code and then.get("code_sha256") and then["code_sha256"] != now["code_sha256"]:
+        lines.append(f"other code (SHA-256 of this package {then['code_sha256'][:12]}, now {now['code_sha256'][:12]})")
+    if then.get("machine"):
+        lines += _machine_differences(then["machine"], now["machine"])
+    return lines
+
+
+def _machine_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if then["processor"] != now["processor"]:
+        lines.append(f"processor {then['processor']}, now {now['processor']}")
+    if then["extensions"] != now["extensions"]:
+        lost, won = (sorted(set(a["extensions"]) - set(b["extensions"])) for a, b in ((then, now), (now, then)))
+        changes = [f"{word} {', '.join(names)}" for word, names in (("without", lost), ("with", won)) if names]
+        lines.append(f"a vector unit {' and '.join(changes)}")
+    if then["gpus"] != now["gpus"]:
+        old, new = (", ".join(each["gpus"]) or "none" for each in (then, now))
+        lines.append(f"graphics cards {old}, now {new}")
+    for name in sorted({*then["flags"], *now["flags"]}):
+        old, new = then["flags"].get(name), now["flags"].get(name)
+        if old != new:
+            lines.append(f"{name} {old or 'unset'}, now {new or 'unset'}")
     return lines
 
 

@@ -240,6 +240,8 @@ def _started(run: Any, config: Config, experiment: str) -> Event:
         "settings": dict(run.data.params) or flatten(config),
         "versions": json.loads(tags.get("bestrun.versions", "{}")),
         "threads": int(tags.get("bestrun.threads", 0)),
+        **({"machine": json.loads(tags["bestrun.machine"])} if "bestrun.machine" in tags else {}),
+        **({"code_sha256": tags["bestrun.code_sha256"]} if "bestrun.code_sha256" in tags else {}),
         "data": {
             "name": data[0].name if data else "",
             "source": json.loads(data[0].source)["uri"] if data else "",

@@ -5,6 +5,7 @@ from typing import Any
 
 from .errors import SettingsError
 from .export import folder_digest, model_path, write_mlflow_model
+from .proof import Function
 from .restore import Fetched, identity
 from .sender import send_model
 from .tracking import ALIAS, REFERENCE, Store
@@ -25,27 +26,30 @@ def check_names(name: str, alias: str) -> None:
         )
 
 
-def register(fetched: Fetched, store: Store, *, name: str, alias: str) -> dict[str, Any]:
+def register(
+    fetched: Fetched, store: Store, *, name: str, alias: str, allow_other_code: bool = False
+) -> dict[str, Any]:
     """Make NAME@ALIAS this checkpoint; the same once more changes nothing.
 
     Returns:
         What `bestrun register --json` prints.
 
     Raises:
-        VerificationError: the checkpoint does not fit the network of its own settings.
+        VerificationError: the checkpoint does not fit the network of its own settings, or that is another one now.
     """
     client = store.client
     run = client.get_run(fetched.run_id)
     path = model_path(fetched.checkpoint.sha256)
+    function = Function(None, "its MLflow model is the one that was made before")
     with Workplace() as place:
         if not _is_logged(store, run, path, place):
             folder = place / "new"
-            write_mlflow_model(fetched, folder)
+            function = write_mlflow_model(fetched, folder, allow_other_code=allow_other_code)
             send_model(store, run, folder, path, folder_digest(folder))
     version = _version(client, name, run, path) or _create(client, name, run, path, fetched)
     client.set_registered_model_alias(name, alias, version.version)
     registered = {"name": name, "alias": alias, "version": int(version.version), "uri": f"models:/{name}@{alias}"}
-    return registered | identity(fetched)
+    return registered | identity(fetched) | {"function": vars(function)}
 
 
 def _is_logged(store: Store, run: Any, path: str, place: Path) -> bool:

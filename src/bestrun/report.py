@@ -151,7 +151,11 @@ def _look(
 
     device.prepare(None)  # not each run's own threads: a process has one number of them
     log.info("run %s: its best, step %d, on the validation split", record.name, checkpoint.state.step)
-    predict = evaluation.compile_predict(rebuild(fetched), config.training.evaluation_batch_size)
+    try:
+        network = rebuild(fetched).model
+    except BestrunError as error:
+        return Look(f"its network cannot be rebuilt, hence no errors: {error}", checkpoint.state.step, tensors)
+    predict = evaluation.compile_predict(network, config.training.evaluation_batch_size)
     return Look("", checkpoint.state.step, tensors, data, predict(data.validation.images))
 
 

@@ -9,7 +9,7 @@ from .config import Config, digest, mask_uri
 from .data import Dataset
 from .errors import DataError
 from .history import History
-from .provenance import available_threads, code, code_differences, environment_differences
+from .provenance import code, code_differences, computed_by, environment_differences
 from .record import Record
 from .restore import what_differs
 from .resume import parent_checkpoint
@@ -67,7 +67,7 @@ def differences(record: Record, config: Config, data: Dataset) -> dict[str, list
     return {
         "code": code_differences({"then": (then["git"], record.diff), "now": (code().says(), code().diff)}),
         "data": other,
-        "versions": environment_differences(then["versions"], then["threads"], available_threads(config.threads)),
+        "versions": environment_differences(then, computed_by(config.threads), code=False),
     }
 
 

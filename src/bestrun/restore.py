@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import proof
 from .artifacts import upload
 from .checkpoint import MOST_BYTES, Checkpoint, load
 from .compose import config_now, override, read_config
@@ -23,6 +24,7 @@ from .folder import RunFolder, StorageError, make_folder, read_json, write_atomi
 from .history import History
 from .home import settle
 from .journal import Journal
+from .proof import Function
 from .refusals import is_permanent, reason
 from .sender import Sender, send_tested
 from .sync import own_uri
@@ -57,6 +59,7 @@ class Fetched:
         image_shape, num_classes: what the network takes and gives: height, width, channels; classes.
         counts: images of the train, validation and test split.
         best: whether it is the best checkpoint; only its test, on the run's own data, belongs into the run's record.
+        commit: of the code it was trained with; empty where none was recorded.
     """
 
     run_id: str | None
@@ -70,6 +73,7 @@ class Fetched:
     num_classes: int
     counts: dict[str, int]
     best: bool = True
+    commit: str = ""
 
 
 def fetch(
@@ -160,6 +164,7 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
         folder,
         *_sizes(history.started.get("data"), folder.name),
         best=not last,
+        commit=(history.started.get("git") or {}).get("commit", ""),
     )
 
 
@@ -181,7 +186,9 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
     origin = f"{store.here(run.info.artifact_uri)}/{artifact}".removeprefix("file://")
     sizes = _sizes(next((item.dataset.profile for item in run.inputs.dataset_inputs), None), run_id)
     is_here = folder.exists() and read_json(folder.mirror).get("run_id") == run_id  # names repeat, IDs do not
-    return Fetched(run_id, name, config, checkpoint, origin, logged, folder if is_here else None, *sizes)
+    commit = run.data.tags.get("mlflow.source.git.commit", "")
+    here = folder if is_here else None
+    return Fetched(run_id, name, config, checkpoint, origin, logged, here, *sizes, commit=commit)
 
 
 def _sizes(recorded: Any, run: str) -> tuple[tuple[int, int, int], int, dict[str, int]]:
@@ -233,14 +240,17 @@ def restore(
     out: Path,
     data_overrides: Sequence[str] = (),
     allow_other_data: bool = False,
+    allow_other_code: bool = False,
 ) -> dict[str, Any]:
     """Rebuild the model, evaluate validation again and test once, write the pictures, tell MLflow.
+
+    What other code than the run's, or other data, gives does not enter the run's record.
 
     Returns:
         What `bestrun restore --json` prints.
 
     Raises:
-        VerificationError: the checkpoint does not fit the network of its own settings.
+        VerificationError: the checkpoint does not fit the network of its own settings, or does not score as logged.
         DataError: the data is not the run's.
     """
     config = override(fetched.config, data_overrides)[0] if data_overrides else fetched.config
@@ -262,15 +272,16 @@ def restore(
 
     device.prepare(config.threads)
 
-    predict = evaluation.compile_predict(rebuild(fetched), config.training.evaluation_batch_size)
+    rebuilt = rebuild(fetched, allow_other_code=allow_other_code)
+    predict = evaluation.compile_predict(rebuilt.model, config.training.evaluation_batch_size)
     validation = evaluation.figures(predict(data.validation.images), data.validation.labels)
     is_own_data = data.digest == fetched.checkpoint.data_digest
     agrees = agreement(validation, fetched) if is_own_data else None
-    if agrees is False:
+    if agrees is False and not allow_other_code:
         raise VerificationError(
             f"run {fetched.run_name}: its checkpoint scores {figures_text(validation.accuracy, validation.loss)} on "
-            f"the validation split, but {figures_text(*logged_figures(fetched))} was logged: the network's code is "
-            "another one now, or the record is not this checkpoint's; the test split was not looked at"
+            f"the validation split, but {figures_text(*logged_figures(fetched))} was logged: the code is another one "
+            "now, or the record is not this checkpoint's; the test split was not looked at; --allow-other-code does"
         )
     logits = predict(data.test.images)
     test = evaluation.figures(logits, data.test.labels)
@@ -284,7 +295,7 @@ def restore(
     plots.example_errors_picture(
         data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
     )
-    if fetched.best and is_own_data:
+    if fetched.best and is_own_data and agrees is not False and rebuilt.function.is_same is not False:
         record(
             fetched,
             tracking_uri,
@@ -297,6 +308,7 @@ def restore(
         "run_id": fetched.run_id,
         "run_name": fetched.run_name,
         "checkpoint": {"step": step, "sha256": fetched.checkpoint.sha256, "path": fetched.path},
+        "function": vars(rebuilt.function),
         "validation": {
             "accuracy": validation.accuracy,
             "loss": validation.loss,
@@ -377,15 +389,30 @@ def keep(fetched: Fetched, place: Path) -> list[str]:
     return [path.name, "config.yaml"]
 
 
-def rebuild(fetched: Fetched) -> Any:
-    """The run's network with the checkpoint's weights: a keras.Model of uint8 images -> logits. Needs no data.
+@dataclass(frozen=True)
+class Rebuilt:
+    """A run's network with its checkpoint's weights.
+
+    Attributes:
+        model: a keras.Model of uint8 images -> logits.
+        function: whether it is the function it was.
+    """
+
+    model: Any
+    function: Function
+
+
+def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
+    """The run's network with the checkpoint's weights, proved to be the function it was. Needs no data.
 
     Raises:
-        VerificationError: the checkpoint does not fit the network of its own settings; no memory was taken.
+        VerificationError: the checkpoint does not fit the network of its own settings, for which no memory was taken;
+            or the network's function is another one now, unless `allow_other_code`.
     """
+    from .evaluation import compile_predict
     from .model import build_restored
 
-    return build_restored(
+    model = build_restored(
         image_shape=fetched.image_shape,
         num_classes=fetched.num_classes,
         tensors=fetched.checkpoint.tensors,
@@ -393,6 +420,15 @@ def rebuild(fetched: Fetched) -> Any:
         seed=fetched.config.seed,
         **dict(fetched.config.model),
     )
+    replies = proof.answers(compile_predict(model, proof.COUNT), fetched.image_shape)
+    function = proof.compare(fetched.checkpoint, replies, fetched.config.threads)
+    if function.is_same is False:
+        told = f"run {fetched.run_name}: the network's function is another one now: {function.words}"
+        if not allow_other_code:
+            commit = f"git checkout {fetched.commit}" if fetched.commit else "the code it was trained with"
+            raise VerificationError(f"{told}; its weights need {commit}, or add --allow-other-code")
+        log.warning("%s", told)
+    return Rebuilt(model, function)
 
 
 def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> None:
@@ -442,11 +478,14 @@ def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
     )
     if validation["agrees"] is None:
         agreement = "nothing to compare with was logged"
+    elif not validation["agrees"]:
+        agreement = f"NOT as logged: {figures_text(validation['logged_accuracy'], validation['logged_loss'])}"
     else:
         agreement = "as logged" if is_equal else "as logged, but for the last digits"
     lines = [
         f"run         {report['run_name']}  {report['run_id'] or ''}".rstrip(),
         f"checkpoint  step {checkpoint['step']:,}, SHA-256 {checkpoint['sha256'][:16]}..., verified",
+        f"network     {report['function']['words']}",
         f"validation  {100 * validation['accuracy']:.2f}%, loss {validation['loss']:.4f}: {agreement}",
         f"test        {100 * test['accuracy']:.1f}% ({test['correct']} / {test['total']}), loss {test['loss']:.4f}",
         "",

@@ -16,7 +16,7 @@ from .folder import RunFolder, create_run_folder, make_folder, read_json, sync_f
 from .history import CHANGEABLE, PLACES, History
 from .home import settle
 from .journal import Journal, read_lines
-from .provenance import available_threads, environment_differences, versions
+from .provenance import computed_by, environment_differences
 from .record import from_mlflow
 from .refusals import reason
 from .restore import fetch, fetch_anywhere, what_differs
@@ -123,9 +123,10 @@ def resume(
         with screen.shown(folder.log):
             for warning in warnings:
                 log.warning("%s", warning)
-            other = environment_differences(started["versions"], started["threads"], available_threads(config.threads))
+            now = computed_by(config.threads)
+            other = environment_differences(history.computed_by, now)
             if other:  # what keeps a resumed run from being bit-identical
-                log.warning("the run began with %s: results may differ in the last digits", "; ".join(other))
+                log.warning("it was trained with %s: what comes now may differ from one go", "; ".join(other))
             # Looked at before anything is written, so that a run without a good checkpoint is left as it was found
             newest = newest_checkpoint(folder, journal)
             if newest and newest.path != folder.last:
@@ -142,7 +143,7 @@ def resume(
             told = {name: values for name, values in changed.items() if name not in PLACES}
             places = {"places": {name: changed[name][1] for name in PLACES if name in changed}}
             journal.append(
-                "resumed", from_step=last, changed=told, versions=versions(), **(places if places["places"] else {})
+                "resumed", from_step=last, changed=told, **now, differs=other, **(places if places["places"] else {})
             )
             write_atomically(folder.config, to_yaml(config).encode())
             return carry_through(config, data, folder, journal, screen, uri, initial, asked)

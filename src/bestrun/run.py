@@ -18,14 +18,15 @@ import yaml
 from . import page
 from .checkpoint import Checkpoint
 from .compose import Composed
-from .config import Config, digest, flatten, mask_uri, to_yaml
+from .config import Config, Own, digest, flatten, mask_uri, to_yaml
 from .data import Dataset, load_dataset
+from .environment import refuse_other_backend
 from .errors import BestrunError, DivergedError, SettingsError
 from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
 from .history import History
 from .journal import Journal
 from .mirror import Mirror
-from .provenance import available_threads, code, versions
+from .provenance import code, computed_by
 from .reasons import STATUS
 from .restore import source_checkpoint
 from .screen import Screen, duration, shown_value
@@ -119,6 +120,11 @@ def start(
     began = time.perf_counter()
     data = data or load_data(config)
     source = source_checkpoint(config, data, home) if config.from_run else None
+    if isinstance(config.model, Own):  # code of one's own may be anything, so it is looked at before a folder is made
+        from . import device  # noqa: F401  (first, as it makes TensorFlow's start quiet)
+        from .model import refuse_unfit
+
+        refuse_unfit(image_shape=data.image_shape, num_classes=data.num_classes, **dict(config.model))
     folder = create_run_folder(home, config.name)
     with folder.owned():
         write_atomically(folder.config, to_yaml(config).encode())
@@ -150,8 +156,9 @@ def load_data(config: Config) -> Dataset:
 
     Raises:
         DataError: missing or damaged.
-        SettingsError: a batch is larger than the train split.
+        SettingsError: a batch is larger than the train split, or Keras is not to compute with TensorFlow.
     """
+    refuse_other_backend()
     data = load_dataset(**dict(config.data))
     if config.training.batch_size > len(data.train):
         raise SettingsError(
@@ -186,8 +193,7 @@ def describe(
             "image_shape": list(data.image_shape),
             "num_classes": data.num_classes,
         },
-        "versions": versions(),
-        "threads": available_threads(config.threads),
+        **computed_by(config.threads),
         "git": code().says(),
         "user": user,
         "command": [mask_uri(word) for word in sys.argv],

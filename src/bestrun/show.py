@@ -42,6 +42,8 @@ def as_json(record: Record) -> dict[str, Any]:
         "git": record.started["git"],
         "versions": record.started["versions"],
         "threads": record.started["threads"],
+        "machine": record.started.get("machine"),
+        "code_sha256": record.started.get("code_sha256"),
         **{key: record.started.get(key) for key in ("parent", "rerun_of", "sweep", "trial", "note", "tags")},
         "confusion_matrix": None if matrix is None else matrix.tolist(),
         "folder": str(record.folder.path) if record.folder else None,
@@ -73,6 +75,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
     for event in record.resumed:
         changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in (event.get("changed") or {}).items())
         rows.append(("resumed", f"from step {event['from_step']:,}" + f", {changed}" * bool(changed)))
+        rows += [("", f"trained before with {line}") for line in event.get("differs", ())]
     rows.append(("typed", " ".join(record.overrides) or "nothing: the default experiment"))
     sizes = "{train:,} / {validation:,} / {test:,} images of {shape}, {num_classes} classes".format(
         shape=" x ".join(map(str, data.get("image_shape", []))), **data
@@ -83,6 +86,9 @@ def facts(record: Record) -> list[tuple[str, str]]:
     rows.append(("code", f"commit {git['commit'][:10]}{dirty}" if git.get("commit") else "not in a git repository"))
     versions = ", ".join(f"{name} {version}" for name, version in started["versions"].items())
     rows.append(("versions", f"{versions}; {started['threads']} threads"))
+    if machine := started.get("machine"):
+        flags = "".join(f", {name}={value}" for name, value in machine["flags"].items())
+        rows.append(("computed on", ", ".join([machine["processor"], *machine["gpus"]]) + flags))
     for key, what in (("parent", "started from"), ("rerun_of", "rerun of"), ("sweep", "sweep"), ("note", "note")):
         if started.get(key):
             trial = f", trial {started['trial']}" if key == "sweep" else ""
