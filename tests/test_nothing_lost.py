@@ -27,6 +27,7 @@ from bestrun.listing import state
 from bestrun.mirror import Mirror
 from bestrun.refusals import is_permanent, remedy
 from bestrun.sender import OvertakenError, Sender
+from bestrun.signals import Signals
 from bestrun.sync import end_for_dead_process, sync
 from bestrun.tracking import run_folders
 from made_runs import add_evaluation, add_stop, make_run
@@ -940,7 +941,7 @@ def test_a_finished_run_waits_as_long_as_mlflow_advances(monkeypatch, fake_mirro
 
     monkeypatch.setattr(run, "MIRROR_SECONDS", 0.5)
     monkeypatch.setattr(run, "MIRROR_SECONDS_INTERRUPTED", 0.5)
-    signals = run.Signals()
+    signals = Signals()
     signals.received = received
     assert run.wait_for_mirror(fake_mirror(1.5, advancing), signals) is has_all
 

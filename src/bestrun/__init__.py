@@ -17,6 +17,11 @@ def __getattr__(name: str) -> Any:
     """The functions of api.py, imported when one is used: `bestrun --help` must not wait for them."""
     if name not in __all__:
         raise AttributeError(f"module 'bestrun' has no attribute {name!r}")
+    environment.refuse_windows()
     from . import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

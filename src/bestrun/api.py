@@ -16,10 +16,13 @@ from .errors import DataError
 from .home import find_home
 from .record import Record, find_record
 from .screen import Screen
+from .signals import pass_on
 from .tracking import connect, reaching, resolve_uri
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from .run import Result
 
 
 class Run:
@@ -154,6 +157,7 @@ class Run:
 
         home, screen = find_home(), Screen(quiet=True)
         result = rerun(self.record, overrides, home=home, screen=screen, allow_other_data=allow_other_data)
+        _hand_over_signal(result)
         return load_run(result.run_name, tracking_uri=self._tracking_uri)
 
     def compare(self, *others: Run) -> dict[str, Any]:
@@ -190,19 +194,35 @@ def load_run(
     return Run(find_record(reference, home=home, uri=resolve_uri(tracking_uri, home), **lookup), tracking_uri)
 
 
-def train(*overrides: str, quiet: bool = False) -> Run:
-    """Train as `bestrun train` does, with the same words: `bestrun.train("recipe=quick", "seed=1")`.
+def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as MLflow keeps them, as text, but for null."""
+    return {name: None if text == "null" else text for name, text in settings.items()}
+
+
+def train(*overrides: str | Sequence[str], quiet: bool = False) -> Run:
+    """Train as `bestrun train` does, with the same words: `bestrun.train("recipe=quick", "seed=1")`, or a list of them.
+
+    A Ctrl-C or SIGTERM saves everything and then does what it would have done here: KeyboardInterrupt, SystemExit(143),
+    or the handler that was set.
 
     Raises:
         SettingsError, DataError, DivergedError: as the command's exit codes 2, 3 and 4.
     """
     from .run import start
 
-    composed, home = compose(list(overrides)), find_home()
+    words = [word for given in overrides for word in ([given] if isinstance(given, str) else given)]
+    composed, home = compose(words), find_home()
     training = composed.config.training
     screen = Screen(total_steps=training.max_steps, batch_size=training.batch_size, quiet=quiet)
     result = start(composed, home=home, screen=screen)
+    _hand_over_signal(result)
     return load_run(result.run_name, tracking_uri=composed.config.tracking.uri)
+
+
+def _hand_over_signal(result: Result) -> None:
+    """A signal ended the run, which is saved; a script of several runs must not go on with the next one."""
+    if result.exit_code > 128:
+        pass_on(result.exit_code - 128)
 
 
 def runs(
@@ -233,5 +253,5 @@ def runs(
     with reaching(uri):
         store = connect(uri, create=False)
         rows = list_runs(store, experiment=experiment, sweep=sweep, filter=filter, sort=sort, most=most)
-    details = [{**row.settings, **row.metrics} for row in rows]
+    details = [{**_without_null(row.settings), **row.metrics} for row in rows]
     return DataFrame([found | detail for found, detail in zip(as_json(rows), details, strict=True)])

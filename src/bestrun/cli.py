@@ -1,6 +1,7 @@
 """The command `bestrun`. Nothing heavy is imported until a verb needs it: help and a settings error come at once."""
 
 import gc
+import io
 import json
 import os
 import signal
@@ -10,7 +11,8 @@ from typing import NoReturn
 
 import click
 
-from . import __version__
+from . import __version__, signals
+from .environment import refuse_windows
 from .errors import BestrunError
 from .options import RUN_HELP, finish, json_option, screen_for, tracking_option
 from .past import VERBS
@@ -19,7 +21,7 @@ EXIT_CODES = """
 \b
 Exit codes: 0 done; 1 unexpected; 2 bad settings or usage; 3 bad or missing data; 4 diverged;
 5 a checkpoint failed verification; 6 finished, but MLflow does not have everything yet;
-130 and 143 interrupted, with everything saved.
+129, 130 and 143 interrupted (SIGHUP, Ctrl-C, SIGTERM), with everything saved.
 """
 
 
@@ -200,17 +202,23 @@ for verb in VERBS:
 
 
 class Terminated(BaseException):
-    """SIGTERM where nothing needs saving; a run in progress has its own way."""
+    """SIGTERM or SIGHUP where nothing needs saving; a run in progress has its own way."""
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
+def _terminate(number: int, _: object) -> NoReturn:
+    raise Terminated(number)
 
 
 def main() -> NoReturn:
     """Run the command; a user's mistake is one line, never a traceback."""
-    signal.signal(signal.SIGTERM, _terminate)
+    open_streams()
+    begin_again_in_utf8()
+    signals.second_leaves_at_once = True
+    for number in signals.heard():
+        if number != signal.SIGINT:  # Python's own is KeyboardInterrupt
+            signal.signal(number, _terminate)
     try:
+        refuse_windows()
         cli.main(standalone_mode=False)
         code = 0
     except BestrunError as error:
@@ -222,8 +230,8 @@ def main() -> NoReturn:
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted", 130)
-    except Terminated:
-        code = _complain("terminated", 143)
+    except Terminated as terminated:
+        code = _complain("terminated", 128 + terminated.args[0])
     except BrokenPipeError:  # `bestrun runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -231,6 +239,30 @@ def main() -> NoReturn:
         code = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     gc.freeze()  # spares the interpreter, on its way out, two thirds of a second of looking through MLflow's objects
     sys.exit(code)
+
+
+def open_streams() -> None:
+    """See that stdin, stdout and stderr are open, and take any text.
+
+    Else the first file that is opened would be one of them, and what is printed would go into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path with an ü where the terminal has no ü
+
+
+def begin_again_in_utf8() -> None:
+    """Under LC_ALL=C with PYTHONUTF8=0, file names are ASCII to Python, and MLflow fails at the first ü in a path."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def _complain(message: str, code: int) -> int:

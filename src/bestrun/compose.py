@@ -2,7 +2,8 @@
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -50,13 +51,16 @@ def compose(overrides: Sequence[str]) -> Composed:
     """
     learn_networks()
     mistakes: list[str] = []
+    told: list[str] = []
     typed: dict[str, str] = {}
     lines: dict[str, str] = {}
     failed = set()
     for override in overrides:
         try:
             key, text, line = _read(override)
-            typed[key], lines[key] = text, line  # the last of two wins
+            if typed.get(key, text) != text:
+                told.append(f"{key}={shown(typed[key])} {shown(override)}: the last one counts")
+            typed[key], lines[key] = text, line
         except SettingsError as error:
             mistakes += error.args
             failed.add(override.lstrip("+").partition("=")[0])
@@ -67,6 +71,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     try:
         _check_files(typed.get("recipe"))
         settings, choices = _merge(heard, typed)
+        told += shrink_interval(settings, typed)
         config, warnings = validate(settings, typed)
     except SettingsError as error:
         mistakes += error.args
@@ -74,7 +79,20 @@ def compose(overrides: Sequence[str]) -> Composed:
         raise SettingsError(*dict.fromkeys(mistakes))
     if isinstance(config.model, Own):
         refuse_without_function(config.model.name)
-    return Composed(config, [mask_uri(override) for override in overrides], choices, warnings)
+    return Composed(config, [mask_uri(override) for override in overrides], choices, told + warnings)
+
+
+def shrink_interval(settings: Mapping[str, Any], typed: Mapping[str, str]) -> list[str]:
+    """A run shorter than the usual interval is evaluated at its end, where no interval was typed; says so."""
+    training: Any = settings.get("training")
+    name = "evaluate_every_steps"
+    if "training.max_steps" not in typed or f"training.{name}" in typed or not isinstance(training, dict):
+        return []
+    steps, every = training.get("max_steps"), training.get(name)
+    if type(steps) is not int or type(every) is not int or not 0 < steps < every:
+        return []
+    training[name] = steps
+    return [f"training.{name}={steps}: was {every}, more than training.max_steps"]
 
 
 def learn_networks() -> None:
@@ -186,7 +204,7 @@ def _merge(lines: list[str], typed: Mapping[str, str]) -> tuple[dict[str, Any], 
     from omegaconf import OmegaConf, open_dict
 
     try:
-        with hydra.initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        with _hydra_of_our_own(), hydra.initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             composed = hydra.compose("config", lines, return_hydra_config=True)
         choices = dict(composed.hydra.runtime.choices)
         with open_dict(composed):
@@ -195,6 +213,20 @@ def _merge(lines: list[str], typed: Mapping[str, str]) -> tuple[dict[str, Any], 
     except Exception as error:  # on odd files Hydra raises anything, AssertionError and AttributeError among it
         raise SettingsError(_reason(error, typed)) from None
     return settings, {group: choices.get(group) for group in (*OPTIONS, "recipe")}
+
+
+@contextmanager
+def _hydra_of_our_own() -> Iterator[None]:
+    """Hydra has one state a process, and a program around us, under @hydra.main, may need it afterwards."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+
+    theirs = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        Singleton.set_state(theirs)
 
 
 def _reason(error: BaseException, typed: Mapping[str, str] | None = None) -> str:
@@ -217,7 +249,7 @@ def read_config(path: Path) -> Config:
         VerificationError: they are not settings of this version.
     """
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         settings = yaml.safe_load(text)
         if not isinstance(settings, dict) or has_aliases(text):
             raise ValueError("not a mapping of plain values")
@@ -273,6 +305,7 @@ def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
     _derive_again(settings)
     typed: dict[str, str] = {}
     mistakes: list[str] = []
+    told: list[str] = []
     for text in overrides:
         try:
             key, typed_value, line = _read(text)
@@ -281,12 +314,16 @@ def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
             *parents, name = key.split(".", 1)
             section = settings[parents[0]] if parents else settings
             section[name] = plain_value(line)
+            if typed.get(key, typed_value) != typed_value:
+                told.append(f"{key}={shown(typed[key])} {shown(text)}: the last one counts")
             typed[key] = typed_value
         except SettingsError as error:
             mistakes += error.args
     if mistakes:
         raise SettingsError(*mistakes)
-    return validate(settings, typed)
+    told += shrink_interval(settings, typed)
+    changed, warnings = validate(settings, typed)
+    return changed, told + warnings
 
 
 def plain_value(line: str) -> object:

@@ -8,8 +8,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from .environment import refuse_other_backend
+from . import provenance
+from .environment import processors, refuse_other_backend
 from .errors import SettingsError
+from .provenance import available_threads
 
 refuse_other_backend()  # before Keras is imported, which would fail in its own words
 
@@ -20,6 +22,9 @@ BANNER = re.compile(rb"WARNING: All log messages before absl|I\d{4} |E\d{4} .*(c
 def _without_banner() -> Iterator[None]:
     """TensorFlow 2.21 greets with ten lines on stderr that no environment variable stops; all else is passed on."""
     with tempfile.TemporaryFile() as caught:
+        if sys.stderr is None:  # a program without a terminal
+            yield
+            return
         sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(caught.fileno(), 2)
@@ -33,6 +38,7 @@ def _without_banner() -> Iterator[None]:
 
 
 # Each run of a sweep compiles its own steps, which is not the mistake that TensorFlow takes it for
+log = logging.getLogger("bestrun")
 logging.getLogger("tensorflow").addFilter(lambda record: "retracing" not in str(record.msg))
 
 with _without_banner():
@@ -41,16 +47,16 @@ with _without_banner():
     tf.config.list_physical_devices()
 
 
-def prepare(threads: int | None) -> int:
+def prepare(threads: int | None, *, quiet: bool = False) -> int:
     """Fix determinism and threads, before the first operation. Returns the number of threads.
 
     Bit-identical results hold for the same versions, the same kind of processor and the same number of threads, so the
     number is always set and recorded, never left to TensorFlow's guess.
 
     Raises:
-        SettingsError: TensorFlow already runs in this process with another number of threads.
+        SettingsError: TensorFlow already runs in this process with another number of threads than `threads`.
     """
-    count = threads or len(os.sched_getaffinity(0))
+    count = available_threads(threads)
     _fix_keras()
     tf.config.experimental.enable_op_determinism()  # measured: it costs nothing here
     threading, within = tf.config.threading, (count + 1) // 2  # of one operation; parts() says why not all of them
@@ -61,10 +67,18 @@ def prepare(threads: int | None) -> int:
             for device in tf.config.list_physical_devices("GPU"):
                 tf.config.experimental.set_memory_growth(device, True)  # else one process takes all of it
         except RuntimeError:
-            raise SettingsError(
-                f"threads={count}: this process already computes with "
-                f"{threading.get_inter_op_parallelism_threads()} threads; start another process"
-            ) from None
+            computes = threading.get_inter_op_parallelism_threads() or processors()
+            if threads and threads != computes:
+                raise SettingsError(
+                    f"threads={threads}: TensorFlow was used before in this process, with {computes} threads; start "
+                    "another process, or leave threads out"
+                ) from None
+            given = f"{threading.get_intra_op_parallelism_threads()} within operations, {computes} between them"
+            provenance.threads_of_another(computes, given)
+            if quiet:
+                return computes
+            log.warning("TensorFlow was used before in this process: it computes with %s, not as a run alone", given)
+            return computes
     return count
 
 

@@ -1,5 +1,7 @@
 """The environment variables that TensorFlow, Keras, MLflow and GitPython read when they are imported."""
 
+import getpass
+import importlib.util
 import os
 import sys
 from typing import Any
@@ -21,6 +23,27 @@ def set_defaults() -> None:
     for name, value in DEFAULTS.items():
         if not os.environ.get(name):
             os.environ[name] = value
+
+
+def user_name() -> str:
+    """Who runs this: the login name, or the number of a user who has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid {os.getuid()}"
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
+def refuse_windows() -> None:
+    """Raises SettingsError: there are no file locks as this package needs them."""
+    if importlib.util.find_spec("fcntl") is None:
+        raise SettingsError("Windows has no file locks as this program needs them; in WSL it works: type wsl --install")
 
 
 def refuse_other_backend() -> None:

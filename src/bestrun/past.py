@@ -146,11 +146,11 @@ def predict_images(
 @click.command(short_help="Put the proved best into MLflow's model registry.", epilog=RUN_HELP)
 @click.argument("run")
 @click.option("--name", required=True, metavar="NAME", help="Of the registered model; made if it is new.")
-@click.option("--alias", required=True, metavar="ALIAS", help="What others load it by: models:/NAME@ALIAS.")
+@click.option("--alias", metavar="ALIAS", help="What others load it by: models:/NAME@ALIAS; else models:/NAME/VERSION.")
 @other_code_option
 @lookup_options
 @json_option
-def register(run: str, name: str, alias: str, allow_other_code: bool, as_json: bool, **lookup: Any) -> None:
+def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_json: bool, **lookup: Any) -> None:
     """Put a run's best checkpoint, once it is proved, into MLflow's registry as a model that others can load.
 
     \b

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .environment import processors
 from .machine import code_sha256, machine
 from .workplace import Workplace
 
@@ -131,9 +132,16 @@ def computed_by(threads: int | None) -> dict[str, Any]:
     return {
         "versions": versions(),
         "threads": available_threads(threads),
-        "machine": machine(),
+        "machine": _machine(),
         "code_sha256": code_sha256(),
     }
+
+
+def _machine() -> dict[str, Any]:
+    found = machine()
+    if _threads_of_another:
+        found = found | {"flags": found["flags"] | {"threads set by another program": _threads_of_another[1]}}
+    return found
 
 
 def environment_differences(then: Mapping[str, Any], now: Mapping[str, Any], *, code: bool = True) -> list[str]:
@@ -175,5 +183,17 @@ def _machine_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return lines
 
 
+_threads_of_another: tuple[int, str] | None = None
+
+
+def threads_of_another(count: int, words: str) -> None:
+    """Let the record say with how many threads TensorFlow computes, which another program has set in this process."""
+    global _threads_of_another
+    _threads_of_another = count, words
+
+
 def available_threads(setting: int | None) -> int:
-    return setting or len(os.sched_getaffinity(0))
+    """How many threads TensorFlow computes with; `setting` is that of a run."""
+    if _threads_of_another:
+        return _threads_of_another[0]
+    return setting or processors()

@@ -148,7 +148,7 @@ def from_folder(folder: RunFolder) -> Record:
         now_config=config_now(folder.config, history),
         **_typed(folder.overrides),
         history=history,
-        diff=folder.diff.read_text(errors="replace") if folder.diff.is_file() else "",
+        diff=folder.diff.read_text("utf-8", errors="replace") if folder.diff.is_file() else "",
         folder=folder,
     )
 
@@ -164,7 +164,7 @@ def from_mlflow(store: Store, run: Any) -> Record:
         config = read_config(download(store, run, "config/config.yaml", place, MOST_BYTES))
         typed = _typed(_optional(store, run, "config/overrides.yaml", place))
         diff = _optional(store, run, "code/uncommitted.diff", place)
-        text = diff.read_text(errors="replace") if diff else ""
+        text = diff.read_text("utf-8", errors="replace") if diff else ""
         found = _optional(store, run, "validation.json", place)
         validation = read_json(found) if found else {}
     lines: dict[int, Event] = {}
@@ -207,7 +207,7 @@ def from_mlflow(store: Store, run: Any) -> Record:
 def _typed(path: Path | None) -> dict[str, Any]:
     """What overrides.yaml says: what was typed, and the option of each group."""
     with contextlib.suppress(OSError, yaml.YAMLError, TypeError, KeyError):
-        found = yaml.safe_load(path.read_text()) if path else {}
+        found = yaml.safe_load(path.read_text("utf-8")) if path else {}
         return {"overrides": list(map(str, found["overrides"])), "choices": dict(found["choices"])}
     return {"overrides": [], "choices": {}}
 

@@ -12,14 +12,14 @@ from .tracking import ALIAS, REFERENCE, Store
 from .workplace import Workplace
 
 
-def check_names(name: str, alias: str) -> None:
+def check_names(name: str, alias: str | None) -> None:
     """Refuse, before anything is fetched, what MLflow or `NAME@ALIAS` as a RUN could not hold."""
     if not REFERENCE.fullmatch(name):
         raise SettingsError(
             f"--name {name[:60]!r}: takes 1 to 200 letters, digits and _ . - (the last two not in front), as in "
             "--name digits"
         )
-    if not ALIAS.fullmatch(alias):
+    if alias is not None and not ALIAS.fullmatch(alias):
         raise SettingsError(
             f"--alias {alias[:60]!r}: takes 1 to 200 letters, digits and _ -, except latest and v1, v2, ..., as in "
             "--alias champion"
@@ -27,9 +27,9 @@ def check_names(name: str, alias: str) -> None:
 
 
 def register(
-    fetched: Fetched, store: Store, *, name: str, alias: str, allow_other_code: bool = False
+    fetched: Fetched, store: Store, *, name: str, alias: str | None, allow_other_code: bool = False
 ) -> dict[str, Any]:
-    """Make NAME@ALIAS this checkpoint; the same once more changes nothing.
+    """Make a version of NAME of this checkpoint, and NAME@ALIAS that version; the same once more changes nothing.
 
     Returns:
         What `bestrun register --json` prints.
@@ -47,8 +47,10 @@ def register(
             function = write_mlflow_model(fetched, folder, allow_other_code=allow_other_code)
             send_model(store, run, folder, path, folder_digest(folder))
     version = _version(client, name, run, path) or _create(client, name, run, path, fetched)
-    client.set_registered_model_alias(name, alias, version.version)
-    registered = {"name": name, "alias": alias, "version": int(version.version), "uri": f"models:/{name}@{alias}"}
+    if alias:
+        client.set_registered_model_alias(name, alias, version.version)
+    uri = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version.version}"
+    registered = {"name": name, "alias": alias, "version": int(version.version), "uri": uri}
     return registered | identity(fetched) | {"function": vars(function)}
 
 

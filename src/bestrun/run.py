@@ -1,16 +1,12 @@
 """One run from settings to result: its folder, owner, signals, mirror and end. The training is loop.py's."""
 
-import getpass
 import logging
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -20,7 +16,7 @@ from .checkpoint import Checkpoint
 from .compose import Composed
 from .config import Config, Own, digest, flatten, mask_uri, to_yaml
 from .data import Dataset, load_dataset
-from .environment import refuse_other_backend
+from .environment import refuse_other_backend, user_name
 from .errors import BestrunError, DivergedError, SettingsError
 from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
 from .history import History
@@ -30,6 +26,7 @@ from .provenance import code, computed_by
 from .reasons import STATUS
 from .restore import source_checkpoint
 from .screen import Screen, duration, shown_value
+from .signals import Interrupted, Signals
 from .tracking import resolve_uri
 
 log = logging.getLogger("bestrun")
@@ -61,40 +58,6 @@ class Result:
 
 class UnwrittenError(BestrunError):
     """The end of a run could not be written down."""
-
-
-class Interrupted(BaseException):
-    """A signal came where nothing is lost by leaving at once."""
-
-
-class Signals:
-    """SIGINT and SIGTERM: the first asks the loop to stop, the second leaves at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.graceful = False  # while the loop runs: it asks `reason` between chunks of steps
-        self.answer = "stopping after this chunk of steps, with everything saved"
-
-    def reason(self) -> str | None:
-        return "interrupted" if self.received else None
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            os._exit(128 + number)  # every file is replaced atomically, so there is nothing to tidy up
-        self.received = number
-        if not self.graceful:
-            raise Interrupted
-        with suppress(RuntimeError):  # the signal may have come in the middle of writing a line
-            log.warning("%s; again leaves at once", self.answer)
-
-    @contextmanager
-    def handled(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def start(
@@ -159,6 +122,10 @@ def load_data(config: Config) -> Dataset:
         SettingsError: a batch is larger than the train split, or Keras is not to compute with TensorFlow.
     """
     refuse_other_backend()
+    if "tensorflow" in sys.modules:  # a program that uses it already may not let us set its threads
+        from . import device
+
+        device.prepare(config.threads, quiet=True)
     data = load_dataset(**dict(config.data))
     if config.training.batch_size > len(data.train):
         raise SettingsError(
@@ -176,8 +143,6 @@ def describe(
     source: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """The fields of the `started` event: all that MLflow will be told of how the run began."""
-    with suppress(KeyError, OSError):
-        user = getpass.getuser()
     return {
         "name": folder.name,
         "experiment": config.experiment or data.name,
@@ -195,7 +160,7 @@ def describe(
         },
         **computed_by(config.threads),
         "git": code().says(),
-        "user": user,
+        "user": user_name(),
         "command": [mask_uri(word) for word in sys.argv],
         "note": config.note,
         "tags": dict(config.tags),

@@ -102,7 +102,9 @@ class _ScreenHandler(logging.Handler):
             return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         with contextlib.suppress(OSError):  # `bestrun train > FILE` on a full disk
-            self._console.print(prefix + record.getMessage(), markup=False)
+            text, encoding = prefix + record.getMessage(), self._console.encoding
+            text = text.encode(encoding, "backslashreplace").decode(encoding)  # a path with an ü, a terminal without
+            self._console.print(text, markup=False)
 
 
 class _Console(Console):

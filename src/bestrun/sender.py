@@ -4,7 +4,6 @@ MLflow ignores a metric row it already has, so metrics replay freely. Creating a
 """
 
 import contextlib
-import getpass
 import hashlib
 import json
 import logging
@@ -21,6 +20,7 @@ from typing import Any
 from . import page
 from .artifacts import clear_torn_uploads, is_there, upload
 from .config import mask_uri
+from .environment import user_name
 from .errors import BestrunError, SettingsError, VerificationError
 from .folder import RunFolder, StorageError, fault, read_json, write_json
 from .history import History
@@ -638,10 +638,7 @@ def latest_evaluation(client: Any, run_id: str) -> tuple[int, int]:
 
 def writer(folder: RunFolder) -> dict[str, str]:
     """Who goes on with this folder's run: host, user, and the identity of its home, which a copy does not share."""
-    user = ""
-    with contextlib.suppress(KeyError, OSError):
-        user = getpass.getuser()
-    return {"host": socket.gethostname(), "user": user, "home": identity(folder.path.parents[1]) or ""}
+    return {"host": socket.gethostname(), "user": user_name(), "home": identity(folder.path.parents[1]) or ""}
 
 
 def writer_of(run: Any) -> dict[str, str]:

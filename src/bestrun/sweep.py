@@ -5,7 +5,6 @@ same command line again goes on where a sweep was killed, without a state of its
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +14,15 @@ from typing import Any
 from . import page
 from .board import Board, report_lines
 from .config import mask_uri
+from .environment import processors as usable_processors
 from .errors import SettingsError, VerificationError
 from .folder import new_name
 from .history import History
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import Parent, find_or_create, outline
 from .reasons import STATUS
-from .run import Signals
 from .sender import Sender
+from .signals import Signals
 from .space import Plan, plan
 from .study import Study
 from .summary import summary, write_plots
@@ -256,7 +256,7 @@ def _backend(planned: Plan, uri: str) -> tuple[int | None, Backend]:
     Raises:
         SettingsError: Ray is not installed, or cannot use this store.
     """
-    settings, processors = planned.settings, len(os.sched_getaffinity(0))
+    settings, processors = planned.settings, usable_processors()
     kind = settings.backend or ("local" if settings.workers > 1 else "inline")
     if kind == "ray":
         return settings.threads or 1, Ray(settings.threads or 1, uri)

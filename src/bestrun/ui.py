@@ -12,6 +12,7 @@ import click
 from . import page
 from .errors import SettingsError
 from .home import settle
+from .signals import heard
 from .tracking import OURS, Store, connect, sqlite_path
 
 
@@ -44,8 +45,8 @@ def serve(uri: str, port: int, home: Path) -> int:
         stopping = True
         os.killpg(server.pid, signal.SIGTERM)  # its workers outlive the parent otherwise
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    for number in heard():
+        signal.signal(number, stop)
     code = server.wait()
     if stopping:
         return 0

@@ -23,6 +23,7 @@ from .compose import Composed
 from .errors import BestrunError, SettingsError
 from .folder import RunFolder
 from .manifest import sweep_path
+from .signals import NUMBERS
 
 PRELOAD = ["bestrun.device", "bestrun.loop", "bestrun.resume", "mlflow.tracking"]
 PRELOAD.append("mlflow.store.tracking.sqlalchemy_store")  # 1 s at the first use of a store
@@ -66,7 +67,7 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
     def asked() -> str | None:
         poke()
         with contextlib.suppress(OSError):
-            return folder.stop.read_text() or None
+            return folder.stop.read_text("utf-8") or None
         return None
 
     try:
@@ -83,7 +84,7 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
     except Exception as error:
         return Ended(task.run_name, f"{type(error).__name__}: {error}")
     code = result.exit_code - 128
-    return Ended(task.run_name, signal=code if code in (signal.SIGINT, signal.SIGTERM) else None)
+    return Ended(task.run_name, signal=code if code in NUMBERS else None)
 
 
 class Backend(Protocol):
