@@ -305,14 +305,15 @@ class Server:
         """Start it unless it runs, and wait until it answers, 11 to 15 s."""
         if self._process and self._process.poll() is None:
             return
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-P", "-m", "bestrun.guard"]  # however pytest ends, it does not stay behind
+        command += [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"]
         command += ["--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                command, cwd=self.folder, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
             )
         deadline = time.monotonic() + 60
         while not self._answers():
@@ -322,16 +323,15 @@ class Server:
             time.sleep(0.1)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End its whole process group: uvicorn's workers outlive the process that started them."""
+        """End its whole process group, as uvicorn's workers outlive the process that started them; the guard waits."""
         if not self._process:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        pid = self._process.pid
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                os.killpg(int(child), number)
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.wait(30)
         self._process = None
 
     def _answers(self) -> bool:

@@ -14,14 +14,14 @@ def git(folder, *words):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """The current folder, a repository with one commit; the package itself stands in none."""
+    """A repository with one commit, in which the package stands."""
+    (tmp_path / "__init__.py").touch()
     (tmp_path / "loop.py").write_text("one\ntwo\nthree\n")
     (tmp_path / ".gitignore").write_text("ignored.py\n")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "first")
-    monkeypatch.setattr(provenance, "__file__", "/nowhere/provenance.py")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     yield tmp_path
     provenance.code.cache_clear()
 

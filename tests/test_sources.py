@@ -163,7 +163,7 @@ def test_warm_cache_needs_no_network(small, cache, monkeypatch):
         raise AssertionError("the network was used")
 
     monkeypatch.setattr(sources.urllib.request, "build_opener", forbidden)
-    monkeypatch.setattr(sources.subprocess, "run", forbidden)
+    monkeypatch.setattr(sources, "guarded", forbidden)
     assert equal(sources.load_mnist(), small)
 
 

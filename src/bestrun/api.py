@@ -155,7 +155,7 @@ class Run:
         """Train with the same settings anew; see `bestrun rerun --help`."""
         from .rerun import rerun
 
-        home, screen = find_home(), Screen(quiet=True)
+        home, screen = find_home(writes=True), Screen(quiet=True)
         result = rerun(self.record, overrides, home=home, screen=screen, allow_other_data=allow_other_data)
         _hand_over_signal(result)
         return load_run(result.run_name, tracking_uri=self._tracking_uri)
@@ -211,7 +211,7 @@ def train(*overrides: str | Sequence[str], quiet: bool = False) -> Run:
     from .run import start
 
     words = [word for given in overrides for word in ([given] if isinstance(given, str) else given)]
-    composed, home = compose(words), find_home()
+    composed, home = compose(words), find_home(writes=True)
     training = composed.config.training
     screen = Screen(total_steps=training.max_steps, batch_size=training.batch_size, quiet=quiet)
     result = start(composed, home=home, screen=screen)

@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from .manifest import OVER, Manifest, Run, Trial
 from .screen import duration, shown_value
+from .terminal import one_line, printable
 
 MOST_ROWS = 12
 
@@ -27,7 +29,7 @@ class Board:
 
     def line(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            self.console.print(text, markup=False)
+            self.console.print(printable(text), markup=False)
 
     def begin(self, manifest: Manifest, warnings: list[str]) -> None:
         for warning in warnings:
@@ -82,7 +84,8 @@ class Board:
         for trial in (running + rest)[:MOST_ROWS]:
             value = "-" if trial.value is None else shown_value(trial.value, manifest.objective["metric"])
             step = sum(run.step for run in trial.runs)
-            table.add_row(str(trial.number), trial.state, str(step), value, shown_point(trial.point))
+            point = Text(one_line(shown_point(trial.point)))  # not markup
+            table.add_row(str(trial.number), trial.state, str(step), value, point)
         return table
 
 

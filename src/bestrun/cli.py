@@ -1,5 +1,6 @@
 """The command `bestrun`. Nothing heavy is imported until a verb needs it: help and a settings error come at once."""
 
+import contextlib
 import gc
 import io
 import json
@@ -16,6 +17,7 @@ from .environment import refuse_windows
 from .errors import BestrunError
 from .options import RUN_HELP, finish, json_option, screen_for, tracking_option
 from .past import VERBS
+from .terminal import say
 
 EXIT_CODES = """
 \b
@@ -63,20 +65,20 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
     from .config import to_yaml
 
     if wants_help:
-        click.echo(click.get_current_context().get_help())
-        click.echo()
-        click.echo(settings_help())
+        say(click.get_current_context().get_help())
+        say()
+        say(settings_help())
         return
     if multirun:
         _sweep(overrides, cfg, as_json)
     composed = compose(list(overrides))
     if cfg:
-        click.echo(to_yaml(composed.config), nl=False)
+        say(to_yaml(composed.config).removesuffix("\n"))
         return
     from .home import find_home
     from .run import start
 
-    home, config = find_home(), composed.config
+    home, config = find_home(writes=True), composed.config
     result = start(composed, home=home, screen=screen_for(config, as_json))
     finish(result, as_json)
 
@@ -91,13 +93,13 @@ def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoRetu
     if cfg:
         planned = plan(overrides)
         described = planned.says() | {"overrides": list(map(mask_uri, planned.base)), "trials": planned.points}
-        click.echo(yaml.safe_dump(described, sort_keys=False), nl=False)
+        say(yaml.safe_dump(described, sort_keys=False).removesuffix("\n"))
         sys.exit(0)
     from .sweep import run_sweep
 
-    outcome = run_sweep(overrides, home=find_home(), stderr=as_json)
+    outcome = run_sweep(overrides, home=find_home(writes=True), stderr=as_json)
     if as_json:
-        click.echo(json.dumps(outcome.summary, indent=2))
+        say(json.dumps(outcome.summary, indent=2))
     sys.exit(outcome.exit_code)
 
 
@@ -129,7 +131,7 @@ def resume(
     if run and "=" in run:  # no RUN, settings only
         run = None
     overrides = tuple(words[1:] if run else words)
-    home = find_home()
+    home = find_home(writes=True)
     folder = choose(home, resolve_uri(tracking_uri, home), run, from_mlflow=from_mlflow)
     if tracking_uri:
         overrides = (*overrides, f"tracking.uri={tracking_uri}")
@@ -148,16 +150,16 @@ def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: b
     from .sync import sync as send
     from .tracking import local_folder, run_folders
 
-    home = find_home()
+    home = find_home(writes=True)
     folders = [local_folder(home, run)] if run and not everything else run_folders(home)
     reports = send(folders, home=home, setting=tracking_uri)
     if as_json:
-        click.echo(json.dumps(reports, indent=2))
+        say(json.dumps(reports, indent=2))
     for report in () if as_json else reports:
         text = report["error"] or f"{report['sent']} events sent"
-        click.echo(f"{report['run_name']:<24} {report['state']:<32} {text}")
+        say(f"{report['run_name']:<24} {report['state']:<32} {text}")
     if not reports and not as_json:
-        click.echo(f"no runs in {home / 'runs'}")
+        say(f"no runs in {home / 'runs'}")
     sys.exit(6 if any(report["error"] for report in reports) else 0)
 
 
@@ -179,7 +181,7 @@ def pack(folder: str, file: str, size: str | None) -> None:
     from .pack import pack as make
     from .pack import report_lines
 
-    click.echo("\n".join(report_lines(make(Path(folder), Path(file), size))))
+    say("\n".join(report_lines(make(Path(folder), Path(file), size))))
 
 
 @cli.command(short_help="The MLflow page of this store.")
@@ -193,7 +195,7 @@ def ui(port: int, tracking_uri: str | None) -> None:
     from .tracking import resolve_uri
     from .ui import serve
 
-    home = find_home()
+    home = find_home(writes=True)
     sys.exit(serve(resolve_uri(tracking_uri, home), port, home))
 
 
@@ -255,7 +257,8 @@ def open_streams() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a path with an ü where the terminal has no ü
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")  # a path with an ü where the terminal has no ü
 
 
 def begin_again_in_utf8() -> None:
@@ -267,5 +270,5 @@ def begin_again_in_utf8() -> None:
 
 def _complain(message: str, code: int) -> int:
     for line in message.splitlines():
-        click.echo(f"error: {line}", err=True)
+        say(f"error: {line}", err=True)
     return code

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -362,7 +363,7 @@ def is_locked(lock: Path) -> bool:
         UnreadableError: there is a lock, and it could not be asked.
     """
     try:
-        descriptor = os.open(lock, os.O_RDONLY)
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -385,11 +386,12 @@ def locked(lock: Path, what: str) -> Iterator[None]:
         StorageError: the lock file cannot be made.
     """
     try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise storage_error(lock, "open it", error) from error
     try:
         _acquire(descriptor, lock, what)
+        sign(descriptor, lock)
         _remove_leftovers(lock.parent, TEMPORARY)
         yield
     finally:
@@ -405,7 +407,6 @@ def _acquire(descriptor: int, lock: Path, what: str) -> None:
             if attempt == 4:
                 raise in_use(lock, what) from None
             time.sleep(0.05)
-    sign(descriptor)
 
 
 def in_use(lock: Path, what: str) -> SettingsError:
@@ -420,8 +421,17 @@ def in_use(lock: Path, what: str) -> SettingsError:
     )
 
 
-def sign(descriptor: int) -> None:
-    """Write into a lock file who holds it."""
+def sign(descriptor: int, lock: Path) -> None:
+    """Write into a lock file who holds it. What is no lock file of ours keeps its content.
+
+    Raises:
+        SettingsError: it is another file, put or linked there.
+    """
+    is_file, content = stat.S_ISREG(os.fstat(descriptor).st_mode), b""
+    with contextlib.suppress(OSError):
+        content = os.pread(descriptor, 4096, 0)
+    if not is_file or (content.strip(b"\0 ") and not (content.startswith(b"{") and b'"pid"' in content)):
+        raise SettingsError(f"{lock}: is no lock of this program, and was left as it is; remove it if it is of no use")
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
     with contextlib.suppress(OSError):  # the content is for that message only; the lock itself is the kernel's
         os.ftruncate(descriptor, 0)

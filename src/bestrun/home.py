@@ -11,9 +11,12 @@ import itertools
 import json
 import logging
 import os
+import pwd
 import re
 import secrets
+import shlex
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ MARKER = ".bestrun"  # a folder named mlruns that is ours holds this file
 DATABASE = "mlflow.db"
 FORMAT = 1
 MOST_FORMER = 50
+MOST_MARKER_BYTES = 1 << 20
 
 # Where MLflow keeps paths: table, column, of which rows
 ADDRESSES = [
@@ -44,8 +48,48 @@ ADDRESSES = [
 ]
 
 
-def find_home() -> Path:
-    """The mlruns folder to use: BESTRUN_MLRUNS, else the nearest marked `mlruns` at or above here, else ./mlruns."""
+def find_home(*, writes: bool = False) -> Path:
+    """The mlruns folder to use: BESTRUN_MLRUNS, else the nearest marked `mlruns` at or above here, else ./mlruns.
+
+    One that was found, and is somebody else's, is read and said to be theirs. Where others may put it, so may a trap.
+
+    Raises:
+        SettingsError: with `writes`, it is somebody else's.
+    """
+    home = _find()
+    if owners := foreign_owners(home):
+        if writes:
+            raise SettingsError(
+                f"{home}: belongs to {owners[0]}, not to {owners[1]}; nothing was written; if you trust it, type "
+                f"BESTRUN_MLRUNS={shlex.quote(str(home))} before the command, or name a folder of your own so"
+            )
+        print("warning: {} belongs to {}, not to {}".format(home, *owners), file=sys.stderr)
+    return home
+
+
+def foreign_owners(home: Path) -> tuple[str, str] | None:
+    """Whose a home is, and who we are, where neither it nor its marker is ours and BESTRUN_MLRUNS does not name it."""
+    if os.environ.get("BESTRUN_MLRUNS"):
+        return None
+    found = []
+    for path in (home, home / MARKER):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.lstat().st_uid if path != home else path.stat().st_uid)
+    us = os.geteuid() or os.stat(".").st_uid  # root, as in a container, writes for whose folder it stands in
+    if not found or us in found:
+        return None
+    return user_of(found[0]), user_of(us)
+
+
+def user_of(uid: int) -> str:
+    """A user's name, else number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _find() -> Path:
     if named := os.environ.get("BESTRUN_MLRUNS"):
         return Path(named).expanduser().absolute()
     here = Path.cwd()
@@ -118,7 +162,7 @@ def read_marker(home: Path) -> Marker:
     """
     path = home / MARKER
     try:
-        data = path.read_bytes()
+        data = _read_unlinked(path)
     except FileNotFoundError:
         data = b""
     except OSError as error:
@@ -136,6 +180,13 @@ def read_marker(home: Path) -> Marker:
             f"{path}: not the marker of a home: {data[:60]!r}; to have it made anew from what the store says: "
             f"truncate -s 0 {path}"
         ) from error
+
+
+def _read_unlinked(path: Path) -> bytes:
+    """The bytes of a file, which a link in its place does not lead to another."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        return file.read(MOST_MARKER_BYTES)
 
 
 def _write_marker(home: Path, marker: Marker) -> None:

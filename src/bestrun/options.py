@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 import click
 
+from .terminal import say
+
 RUN_HELP = """
 \b
 RUN is a run ID (or 8 and more of its first characters), a run name, `latest`, `best`
@@ -65,5 +67,5 @@ def screen_for(config: Any, as_json: bool) -> Any:
 
 def finish(result: Any, as_json: bool) -> NoReturn:
     if as_json:
-        click.echo(json.dumps({key: value for key, value in vars(result).items() if key != "exit_code"}, indent=2))
+        say(json.dumps({key: value for key, value in vars(result).items() if key != "exit_code"}, indent=2))
     sys.exit(result.exit_code)

@@ -1,6 +1,7 @@
 """The verbs that look at past runs; cli.py has those that make them."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .options import (
     sweep_option,
     tracking_option,
 )
+from .terminal import say
 
 
 @click.command(short_help="Fetch the best checkpoint, prove it, evaluate the test split.", epilog=RUN_HELP)
@@ -80,15 +82,13 @@ def restore(
             allow_other_code=allow_other_code,
         )
         if as_json:
-            click.echo(dumps(report))
+            say(dumps(report))
             return
         import numpy as np
 
         for line in report_lines(report, plots.confusion_matrix_text(np.array(report["confusion_matrix"]))):
-            click.echo(line)
-        click.echo(
-            f"\nkept in {out}" if out else "\npictures are in the run's MLflow artifacts; --out DIR keeps them here"
-        )
+            say(line)
+        say(f"\nkept in {out}" if out else "\npictures are in the run's MLflow artifacts; --out DIR keeps them here")
 
 
 @click.command("fetch", short_help="Put checkpoint, settings and a model.keras into a folder.", epilog=RUN_HELP)
@@ -110,11 +110,11 @@ def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **loo
         files = [*keep(fetched, place), "model.keras"]
         function = write_keras(fetched, place / files[-1], allow_other_code=allow_other_code)
     if as_json:
-        click.echo(dumps(identity(fetched) | {"function": vars(function), "out": out, "files": files}))
+        say(dumps(identity(fetched) | {"function": vars(function), "out": out, "files": files}))
         return
     step = fetched.checkpoint.state.step
-    click.echo(f"{fetched.run_name}, step {step:,}, {words_of(function)}; in {out}: {', '.join(files)}\n")
-    click.echo("\n".join(keras_lines(fetched, Path(out) / "model.keras")))
+    say(f"{fetched.run_name}, step {step:,}, {words_of(function)}; in {out}: {', '.join(files)}\n")
+    say("\n".join(keras_lines(fetched, Path(out) / "model.keras")))
 
 
 @click.command("predict", short_help="Classes and probabilities of images.", epilog=RUN_HELP)
@@ -140,7 +140,7 @@ def predict_images(
     with Screen(stderr=as_json).shown(), Workplace() as place:
         fetched = find_and_fetch(run, place, **lookup)
         report = predict(fetched, images, invert=invert, allow_other_code=allow_other_code)
-    click.echo(dumps(report) if as_json else "\n".join(report_lines(report)))
+    say(dumps(report) if as_json else "\n".join(report_lines(report)))
 
 
 @click.command(short_help="Put the proved best into MLflow's model registry.", epilog=RUN_HELP)
@@ -167,20 +167,18 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
 
     registry.check_names(name, alias)
     check_reference(run)
-    settle(home := find_home())
+    settle(home := find_home(writes=True))
     uri = resolve_uri(lookup["tracking_uri"], home)
     with Workplace() as place, reaching(uri):
         fetched = find_and_fetch(run, place, **lookup)
         store = connect(uri, create=False)
         report = registry.register(fetched, store, name=name, alias=alias, allow_other_code=allow_other_code)
     if as_json:
-        click.echo(dumps(report))
+        say(dumps(report))
         return
     step, verified = report["checkpoint"]["step"], words_of(Function(**report["function"]))
-    click.echo(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, {verified}")
-    click.echo(
-        f"serve it  MLFLOW_TRACKING_URI={mask_uri(uri)} mlflow models serve -m {report['uri']} --env-manager local"
-    )
+    say(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, {verified}")
+    say(f"serve it  MLFLOW_TRACKING_URI={mask_uri(uri)} mlflow models serve -m {report['uri']} --env-manager local")
 
 
 @click.command(short_help="A table of runs, best first.")
@@ -218,16 +216,16 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
         rows = list_runs(store, **wanted)
         check_columns(store, rows, named)
     if as_json:
-        table.write(json.dumps(rows_as_json(rows, named or FIELDS), indent=2))
+        say(json.dumps(rows_as_json(rows, named or FIELDS), indent=2))
     elif as_csv:
-        table.write(table.as_csv(rows, named or FIELDS))
+        say(table.as_csv(rows, named or FIELDS), raw=not sys.stdout.isatty())
     elif rows:
         columns_shown = named or table.usual_columns(wanted["sort"])
-        table.write("\n".join(table.lines(rows, columns_shown, table.terminal_width())))
+        say("\n".join(table.lines(rows, columns_shown, table.terminal_width())))
     elif wanted["filter"] or wanted["sweep"] or wanted["experiment"]:
-        click.echo("no such runs; all of them: bestrun runs")
+        say("no such runs; all of them: bestrun runs")
     else:
-        click.echo("no runs yet; the first is made by: bestrun train")
+        say("no runs yet; the first is made by: bestrun train")
 
 
 @click.command(short_help="What a run was, how it went, where everything is.", epilog=RUN_HELP)
@@ -239,7 +237,7 @@ def show(run: str, as_json: bool, **where: str | None) -> None:
     from . import show as told
 
     (record,) = find_records((run,), **where)
-    click.echo(json.dumps(told.as_json(record), indent=2) if as_json else "\n".join(told.lines(record)))
+    say(json.dumps(told.as_json(record), indent=2) if as_json else "\n".join(told.lines(record)))
 
 
 @click.command(short_help="Runs side by side: what differs, and which is better.", epilog=RUN_HELP)
@@ -252,7 +250,7 @@ def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:
 
     records = find_records(runs, **where)
     found = compared.comparison(records)
-    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(compared.lines(records, found)))
+    say(json.dumps(found, indent=2) if as_json else "\n".join(compared.lines(records, found)))
 
 
 @click.command(short_help="Train with a past run's settings anew.", epilog=RUN_HELP)
@@ -271,9 +269,10 @@ def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json:
     from .home import find_home
     from .rerun import rerun as again
 
+    home = find_home(writes=True)
     (record,) = find_records((run,), **where)
     screen = screen_for(record.config, as_json)
-    finish(again(record, overrides, home=find_home(), screen=screen, allow_other_data=allow_other_data), as_json)
+    finish(again(record, overrides, home=home, screen=screen, allow_other_data=allow_other_data), as_json)
 
 
 @click.command(short_help="What a sweep came to: trials, cost, importances.")
@@ -290,14 +289,14 @@ def sweep(name: str | None, as_json: bool) -> None:
     found = [read_manifest(home, each) for each in ([name] if name else sweep_names(home))]
     if as_json:
         reports = [summary(manifest) for manifest in found]
-        click.echo(json.dumps(reports[0] if name else reports, indent=2))
+        say(json.dumps(reports[0] if name else reports, indent=2))
     elif name:
-        click.echo("\n".join(report_lines(summary(found[0]))).lstrip("\n"))
+        say("\n".join(report_lines(summary(found[0]))).lstrip("\n"))
     for manifest in () if as_json or name else found:  # a line each, for which no importances are computed
         count = ", ".join(f"{number} {state}" for state, number in sorted(manifest.count().items()) if number)
-        click.echo(f"{manifest.name:<24} {manifest.line['kind']:<6} {count}")
+        say(f"{manifest.name:<24} {manifest.line['kind']:<6} {count}")
     if not found and not as_json:
-        click.echo("no sweeps yet; the first is made by: bestrun train -m optimizer.learning_rate=1e-4,1e-3")
+        say("no sweeps yet; the first is made by: bestrun train -m optimizer.learning_rate=1e-4,1e-3")
 
 
 @click.command(short_help="One HTML file of runs or of a sweep.", epilog=RUN_HELP)
@@ -337,7 +336,7 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
         else:
             document = told.of_runs(records, overrides, home=home, uri=uri)
     write_atomically(path, document)
-    click.echo(f"{path}  {len(document) / 1e6:.2f} MB")
+    say(f"{path}  {len(document) / 1e6:.2f} MB")
 
 
 VERBS = [restore, show, compare, runs, sweep, rerun, fetch_files, predict_images, register, report]

@@ -22,6 +22,7 @@ from .workplace import Workplace
 
 DIFF_BYTES = 1 << 20  # more of an uncommitted tree is not kept
 NEW_FILES = ("*.py", "*.yaml", "*.yml", "*.toml")  # of files git does not know, only code: not data, not secrets
+QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "diff.external=")  # run no program
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,15 @@ class Code:
 
 @lru_cache(1)  # a process runs the code it has imported, also when files change meanwhile
 def code() -> Code:
-    """Of the repository this package stands in, else of the current folder's."""
-    for folder in (Path(__file__).parent, Path.cwd()):
-        with suppress(OSError, subprocess.SubprocessError):
-            root = _git(folder, "rev-parse", "--show-toplevel").strip()
-            commit = _git(folder, "rev-parse", "HEAD").strip()
-            diff = _diff(Path(root))
-            return Code(commit, diff[:DIFF_BYTES])
+    """Of the repository that tracks this package. Another one, in which it is merely installed, is not asked: its
+    settings name programs that git would run.
+    """
+    package = Path(__file__).parent
+    with suppress(OSError, subprocess.SubprocessError):
+        _git(package, "ls-files", "--error-unmatch", "--", "__init__.py")
+        root = _git(package, "rev-parse", "--show-toplevel").strip()
+        commit = _git(package, "rev-parse", "HEAD").strip()
+        return Code(commit, _diff(Path(root))[:DIFF_BYTES])
     return Code()
 
 
@@ -57,7 +60,7 @@ def _git(folder: Path, *words: str, index: str | None = None) -> str:
     Raises:
         OSError, SubprocessError: there is no git, it refused, or it took longer than 5 s.
     """
-    command = ["git", "-C", str(folder), *words]
+    command = ["git", "--no-pager", *QUIET, "-C", str(folder), *words]
     environment = os.environ | ({"GIT_INDEX_FILE": index} if index else {})
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
         hung = threading.Timer(5, process.kill)

@@ -22,7 +22,7 @@ from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .folder import RunFolder, StorageError, make_folder, read_json, write_atomically
 from .history import History
-from .home import settle
+from .home import foreign_owners, settle
 from .journal import Journal
 from .proof import Function
 from .refusals import is_permanent, reason
@@ -434,6 +434,9 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
 def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> None:
     """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow."""
     hint = f"; the same again sends it: bestrun restore {fetched.run_name}"
+    if owners := foreign_owners(home):
+        log.warning("the test figures are not recorded: %s belongs to %s", home, owners[0])
+        return
     try:
         settle(home)
         if fetched.folder and not fetched.folder.is_owned():

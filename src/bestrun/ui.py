@@ -3,16 +3,15 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
-import click
-
 from . import page
 from .errors import SettingsError
+from .guard import guarded
 from .home import settle
 from .signals import heard
+from .terminal import say
 from .tracking import OURS, Store, connect, sqlite_path
 
 
@@ -30,27 +29,25 @@ def serve(uri: str, port: int, home: Path) -> int:
     address = latest_table(store)
     port = free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    command += ["--backend-store-uri", uri]
+    # By the environment, as everybody may read a command line, and the address may hold a password
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri}
     if path:
         command += ["--artifacts-destination", str(path.parent / "artifacts")]
     if not address:
-        click.echo("there are no runs yet; the first is made by: bestrun train")
-    click.echo(f"MLflow: {page.server(uri, port)}{address}   (Ctrl-C ends it)")
-    server = subprocess.Popen(command, env=environment, start_new_session=True)
+        say("there are no runs yet; the first is made by: bestrun train")
+    say(f"MLflow: {page.server(uri, port)}{address}   (Ctrl-C ends it)")
     stopping = False
+    with guarded(command, env=environment) as server:
 
-    def stop(*_: object) -> None:
-        nonlocal stopping
-        stopping = True
-        os.killpg(server.pid, signal.SIGTERM)  # its workers outlive the parent otherwise
+        def stop(*_: object) -> None:
+            nonlocal stopping
+            stopping = True
+            server.terminate()
 
-    for number in heard():
-        signal.signal(number, stop)
-    code = server.wait()
-    if stopping:
-        return 0
-    return code
+        for number in heard():
+            signal.signal(number, stop)
+        code = server.wait()
+    return 0 if stopping else code
 
 
 def latest_table(store: Store) -> str:

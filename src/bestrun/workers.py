@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from .errors import BestrunError, SettingsError
 from .folder import RunFolder
 from .manifest import sweep_path
 from .signals import NUMBERS
+
+LEAVE_SECONDS = 25.0  # so long a worker has to save, once nobody waits for it
 
 PRELOAD = ["bestrun.device", "bestrun.loop", "bestrun.resume", "mlflow.tracking"]
 PRELOAD.append("mlflow.store.tracking.sqlalchemy_store")  # 1 s at the first use of a store
@@ -178,11 +181,16 @@ def _in_worker(task: Task, sender: Any) -> None:
 
 
 def _leave_with_parent() -> None:
-    """A killed scheduler tells nobody: its end of this pipe closes. Then this run saves and leaves, as on SIGTERM."""
+    """A killed scheduler tells nobody: its end of this pipe closes. Then this run saves and leaves, as on SIGTERM.
+
+    If it hangs, it is ended: the same line again must not wait for it for ever.
+    """
     parent = multiprocessing.parent_process()
     if parent:
         multiprocessing.connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LEAVE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Ray:

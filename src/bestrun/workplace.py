@@ -56,7 +56,7 @@ class Workplace:
             time.sleep(0.01)
         self._descriptor = held
         try:
-            sign(held)
+            sign(held, self.folder / "lock")
             _empty(self.folder)  # one of a kind may have been another's a moment ago
             files = self.folder / "files"
             files.mkdir()
