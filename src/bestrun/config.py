@@ -47,7 +47,7 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))  # a resumed run must find it from any folder
 
 
-def _store(uri: str) -> str:
+def store_uri(uri: str) -> str:
     """A tracking URI that MLflow can open; the file of a SQLite one made absolute, for the reason above."""
     if sqlite := re.fullmatch(r"(sqlite(?:\+\w+)?://)/(.*[^/])", uri):
         if sqlite[2] == ":memory:" or os.path.isdir(sqlite[2]):
@@ -222,7 +222,9 @@ class Objective(Settings):
 class Tracking(Settings):
     uri: (
         Annotated[
-            str, AfterValidator(_store), _takes("sqlite:///FILE, http(s)://HOST or a database", "sqlite:///mlflow.db")
+            str,
+            AfterValidator(store_uri),
+            _takes("sqlite:///FILE, http(s)://HOST or a database", "sqlite:///mlflow.db"),
         ]
         | None
     )

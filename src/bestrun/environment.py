@@ -2,8 +2,10 @@
 
 import getpass
 import importlib.util
+import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from .errors import SettingsError
@@ -23,6 +25,11 @@ def set_defaults() -> None:
     for name, value in DEFAULTS.items():
         if not os.environ.get(name):
             os.environ[name] = value
+    try:
+        Path.home()
+    except RuntimeError:  # a user without a name, as in a container; MLflow and Keras would fail at this
+        os.environ["HOME"] = "/nonexistent"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells at length that it has no place for its cache
 
 
 def user_name() -> str:

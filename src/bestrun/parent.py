@@ -18,7 +18,7 @@ log = logging.getLogger("bestrun")
 
 def find_or_create(store: Store, manifest: Manifest) -> str:
     """The run ID of the sweep's parent. A crash may have come between its creation and the manifest: look first."""
-    experiment = store.experiment_id(manifest.experiment)
+    experiment = store.experiment_id(manifest.experiment, manifest.home)
     ours = (
         f"tags.\"bestrun.role\" = 'sweep' and tags.\"bestrun.sweep\" = '{manifest.name}' "
         f"and attributes.start_time = {manifest.created_ms}"

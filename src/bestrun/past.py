@@ -88,7 +88,12 @@ def restore(
 
         for line in report_lines(report, plots.confusion_matrix_text(np.array(report["confusion_matrix"]))):
             say(line)
-        say(f"\nkept in {out}" if out else "\npictures are in the run's MLflow artifacts; --out DIR keeps them here")
+        if out:
+            say(f"\nkept in {out}")
+        elif report["recorded"]:
+            say("\npictures are in the run's MLflow artifacts; --out DIR keeps them here")
+        else:
+            say("\n--out DIR keeps the pictures")
 
 
 @click.command("fetch", short_help="Put checkpoint, settings and a model.keras into a folder.", epilog=RUN_HELP)

@@ -295,8 +295,9 @@ def restore(
     plots.example_errors_picture(
         data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
     )
+    recorded = False
     if fetched.best and is_own_data and agrees is not False and rebuilt.function.is_same is not False:
-        record(
+        recorded = record(
             fetched,
             tracking_uri,
             home,
@@ -318,6 +319,7 @@ def restore(
         },
         "test": {"accuracy": test.accuracy, "correct": test.correct, "total": test.total, "loss": test.loss},
         "confusion_matrix": matrix.tolist(),
+        "recorded": recorded,
     }
 
 
@@ -431,12 +433,16 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
     return Rebuilt(model, function)
 
 
-def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> None:
-    """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow."""
+def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> bool:
+    """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow.
+
+    Returns:
+        Whether MLflow has it; if not, why was told.
+    """
     hint = f"; the same again sends it: bestrun restore {fetched.run_name}"
     if owners := foreign_owners(home):
         log.warning("the test figures are not recorded: %s belongs to %s", home, owners[0])
-        return
+        return False
     try:
         settle(home)
         if fetched.folder and not fetched.folder.is_owned():
@@ -450,11 +456,15 @@ def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, te
             run = store.client.get_run(fetched.run_id)
             for picture in sorted(pictures.glob("*.png")):
                 upload(store, run, picture, "pictures")
+        else:
+            return False
+        return True
     except StorageError as error:  # its own advice is that of a run; here the hint is what helps
         log.warning("MLflow has not got the test figures: %s%s", error.problem, hint)
     except Exception as error:
         told = str(error) if isinstance(error, BestrunError) else reason(error)
         log.warning("MLflow has not got the test figures: %s%s", told, "" if is_permanent(error) else hint)
+    return False
 
 
 def keep_test(folder: RunFolder, pictures: Path, tested: Mapping[str, Any]) -> None:

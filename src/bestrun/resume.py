@@ -11,6 +11,7 @@ from typing import Any
 from .checkpoint import Checkpoint, newest_checkpoint
 from .compose import config_now, override
 from .config import Config, flatten, mask_uri, to_yaml
+from .direct import refuse_unusable
 from .errors import DataError, SettingsError, VerificationError
 from .folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
 from .history import CHANGEABLE, PLACES, History
@@ -120,6 +121,7 @@ def resume(
         if folder.result.exists():  # else it was killed in its end, and goes through that again
             refuse_if_over(history, config, folder.name)
         others.refuse()
+        refuse_unusable(uri, started["experiment"], home)
         with screen.shown(folder.log):
             for warning in warnings:
                 log.warning("%s", warning)

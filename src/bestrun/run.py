@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint
 from .compose import Composed
 from .config import Config, Own, digest, flatten, mask_uri, to_yaml
 from .data import Dataset, load_dataset
+from .direct import refuse_unusable
 from .environment import refuse_other_backend, user_name
 from .errors import BestrunError, DivergedError, SettingsError
 from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
@@ -88,6 +89,8 @@ def start(
         from .model import refuse_unfit
 
         refuse_unfit(image_shape=data.image_shape, num_classes=data.num_classes, **dict(config.model))
+    uri = resolve_uri(config.tracking.uri, home)
+    refuse_unusable(uri, config.experiment or data.name, home)
     folder = create_run_folder(home, config.name)
     with folder.owned():
         write_atomically(folder.config, to_yaml(config).encode())
@@ -110,7 +113,6 @@ def start(
                 data.num_classes,
                 time.perf_counter() - began,
             )
-            uri = resolve_uri(config.tracking.uri, home)
             return carry_through(config, data, folder, journal, screen, uri, source, asked)
 
 

@@ -270,7 +270,7 @@ class Sender:
 
     def _created(self, started: Event) -> list[str]:
         """The run IDs MLflow has of this journal. Two machines may give runs the same name: their start differs."""
-        self.experiment_id = self.store.experiment_id(started["experiment"])
+        self.experiment_id = self.store.experiment_id(started["experiment"], self.folder.path.parents[1])
         ours = f"tags.\"bestrun.run\" = '{started['name']}' and attributes.start_time = {started['time_ms']}"
         found = self.store.client.search_runs([self.experiment_id], ours)
         return [str(run.info.run_id) for run in found]

@@ -14,6 +14,7 @@ from typing import Any
 from . import page
 from .board import Board, report_lines
 from .config import mask_uri
+from .direct import refuse_unusable
 from .environment import processors as usable_processors
 from .errors import SettingsError, VerificationError
 from .folder import new_name
@@ -184,6 +185,7 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
     name, board = settings.name or new_name(), Board(stderr=stderr)
     objective = {"metric": config.objective.metric, "direction": config.objective.direction}
     line = json.loads(json.dumps(planned.says() | {"overrides": [mask_uri(word) for word in planned.base]}))
+    refuse_unusable(uri, config.experiment or config.data.name, home)
     threads, backend = _backend(planned, uri)
     signals = Signals()
     signals.graceful, signals.answer = True, "stopping all runs, with everything saved"
@@ -196,7 +198,7 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         with reaching(uri):
             store = connect(uri)
             manifest.parent_run_id = find_or_create(store, manifest)
-            experiment_id, metric = store.experiment_id(manifest.experiment), objective["metric"]
+            experiment_id, metric = store.experiment_id(manifest.experiment, home), objective["metric"]
             experiment = store.client.get_experiment(experiment_id)
             page.save_view(store.client, experiment, metric, list(planned.space), name)
         manifest.save()

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from . import database
-from .config import mask_uri
+from .config import mask_uri, store_uri
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .folder import RunFolder, names_in, read_json
 from .home import DATABASE, Place, has_run, place_of
@@ -43,10 +43,20 @@ def resolve_uri(setting: str | None, home: Path) -> str:
     """The tracking URI: the setting, else MLFLOW_TRACKING_URI, else SQLite in the home.
 
     What was set may name the database in this home where that lay before: it is meant where it lies now.
+
+    Raises:
+        SettingsError: MLflow cannot open it, by whatever way it came.
     """
-    uri = setting or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    given = setting or variable
+    if not given:
         return own_store(home)
+    try:
+        uri = store_uri(given)
+    except ValueError as error:
+        name = "tracking.uri" if setting else "MLFLOW_TRACKING_URI"
+        why = str(error) or f"takes sqlite:///FILE, http(s)://HOST or a database; type {name}=sqlite:///mlflow.db"
+        raise SettingsError(f"{name}={mask_uri(given)}: {why}") from None
     path = sqlite_path(uri)
     return own_store(home) if path and not path.exists() and _lay_at(path, home) else uri
 
@@ -100,6 +110,9 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
 
 
+log = logging.getLogger("bestrun")
+
+
 @dataclass(frozen=True)
 class Store:
     """A connection to one tracking store."""
@@ -127,11 +140,14 @@ class Store:
                 return None
         return folder if folder.exists() else None
 
-    def experiment_id(self, name: str) -> str:
+    def experiment_id(self, name: str, home: Path | None = None) -> str:
         """The ID of the experiment, created if it is new; eight processes may do so at once.
 
+        Args:
+            home: whose runs go there; it keeps the artifacts where the store has no place of its own for them.
+
         Raises:
-            SettingsError: the experiment was deleted in MLflow.
+            SettingsError: the experiment was deleted in MLflow, or its artifacts belong to another machine.
         """
         from mlflow.exceptions import MlflowException
 
@@ -139,6 +155,10 @@ class Store:
         if found is None:
             path = sqlite_path(self.uri)
             root = self.place.path if self.place else path.parent if path else None
+            if root is None and home and not self.uri.startswith("http"):  # a database, which keeps no files
+                root = home.absolute()
+                (root / "artifacts" / name).mkdir(parents=True, exist_ok=True)  # its being there says whose it is
+                log.info("artifacts of experiment %s are kept in %s", name, root / "artifacts" / name)
             location = (root / "artifacts" / name).as_uri() if root else None
             try:
                 return str(self.client.create_experiment(name, artifact_location=location))
@@ -151,7 +171,30 @@ class Store:
                 f"experiment={name}: it was deleted in MLflow; restore it there "
                 f"(mlflow experiments restore -x {found.experiment_id}), or name another: experiment=NAME"
             )
+        if home:
+            self.refuse_elsewhere(found, home)
         return str(found.experiment_id)
+
+    def refuse_elsewhere(self, experiment: Any, home: Path) -> None:
+        """Refuse a local folder that is another machine's, or whatever folder we stand in: it would be made anew here.
+
+        Raises:
+            SettingsError: says what to do.
+        """
+        location = self.here(experiment.artifact_location or "")
+        path = local_path(location)
+        if self.uri.startswith("http") or path is None:
+            return
+        database = sqlite_path(self.uri)
+        ours = [folder.resolve() for folder in (home, database and database.parent) if folder]
+        is_ours = path.is_absolute() and any(path.resolve().is_relative_to(folder) for folder in ours)
+        is_here = path.is_absolute() and (path.exists() or (path.parent.exists() and path.parent != Path(path.root)))
+        if not (is_ours or (is_here and experiment.name != "Default")):  # MLflow's own is wherever MLflow stood
+            raise SettingsError(
+                f"experiment={experiment.name}: keeps its artifacts in {location or 'the current folder'}, which is no "
+                "place of theirs on this machine; name another: experiment=NAME; or let a server keep them: mlflow "
+                "server --artifacts-destination FOLDER"
+            )
 
     def artifacts(self, run: Any) -> Any:
         """The repository of a run's artifacts: `log_artifact(s)`, `list_artifacts`, `download_artifacts`,

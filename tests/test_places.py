@@ -1,0 +1,217 @@
+"""Stores and homes that are not as ours are: addresses in the environment, others' folders, databases without files."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from bestrun import tracking
+from bestrun.direct import refuse_unusable
+from bestrun.errors import SettingsError
+from bestrun.tracking import connect, own_store, resolve_uri
+
+QUICK = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
+
+
+def tree(folder):
+    return sorted((str(path), path.lstat().st_mtime_ns, path.lstat().st_size) for path in folder.rglob("*"))
+
+
+# ---- the address
+
+
+def test_a_relative_address_in_the_environment_is_the_file_in_the_current_folder(home, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert resolve_uri(None, home / "mlruns") == f"sqlite:///{tmp_path}/other.db"
+
+
+@pytest.mark.parametrize("uri", ["file:./mlruns", "./mlruns", "sqlite:///:memory:", "nonsense://x", "sqlite:////tmp"])
+def test_what_mlflow_cannot_open_is_refused_by_every_verb_as_the_setting_is(bestrun, home, settings, uri):
+    for words in (["train", *settings, *QUICK], ["runs"], ["restore", "best"], ["sync"]):
+        result = bestrun(*words, env={"MLFLOW_TRACKING_URI": uri})
+        if words != ["sync"]:  # there is no run to send
+            assert result.code == 2 and "MLFLOW_TRACKING_URI=" in result.err, result.err
+        assert result.err.count("\n") <= 1
+    assert not list((home / "mlruns").glob("runs/*")) and not list(home.glob("*.db"))
+
+
+# ---- the artifacts of experiments
+
+
+def test_mlflows_own_experiment_keeps_its_artifacts_in_the_home(bestrun, home, settings):
+    (home / "mlruns" / "mlflow.db").unlink()  # the tests' own was made by MLflow alone
+    (home / "here").mkdir()
+    result = bestrun("train", *settings, *QUICK, "experiment=Default", "name=r", cwd=home / "here")
+    assert result.code == 0, result.err
+    assert (home / "mlruns" / "artifacts" / "Default").is_dir() and not list((home / "here").iterdir())
+
+
+@pytest.mark.parametrize("location", ["./mlruns/0", "file:///nowhere/1", "/nowhere/else/1", "file:///tmp/mlruns/0"])
+def test_an_experiment_of_another_place_is_refused_before_a_folder_is_made(bestrun, home, settings, tmp_path, location):
+    uri = own_store(home / "mlruns")
+    name = "Default" if "mlruns/0" in location else "theirs"
+    connect(uri).experiment_id(name)
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE name = ?", (location, name))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    os.rename(home / "mlruns" / "mlflow.db", elsewhere / "shared.db")
+    before = tree(elsewhere)
+    setting = f"tracking.uri=sqlite:///{elsewhere}/shared.db"
+    result = bestrun("train", *settings, *QUICK, f"experiment={name}", setting)
+    (line,) = result.err.splitlines()
+    assert result.code == 2 and f"experiment={name}: keeps its artifacts in {location}" in line
+    assert "experiment=NAME" in line and "--artifacts-destination" in line
+    assert not list((home / "mlruns").glob("runs/*")) and tree(elsewhere) == before
+    result = bestrun("train", *settings, *QUICK, "experiment=other", setting)  # what it says
+    assert result.code == 0, result.err
+    assert (elsewhere / "artifacts" / "other").is_dir()
+
+
+# ---- direct stores
+
+
+@pytest.mark.parametrize(
+    ("uri", "package"),
+    [("postgresql+asyncpg://u:secret@127.0.0.1:1/x", "asyncpg"), ("mysql+pymysql://u:secret@127.0.0.1:1/x", "pymysql")],
+)
+def test_a_missing_driver_is_one_line_before_the_first_step(bestrun, home, settings, uri, package):
+    result = bestrun("train", *settings, *QUICK, f"tracking.uri='{uri}'")
+    assert result.code == 2 and result.err.count("\n") == 1 and "secret" not in result.err
+    assert f"pip install {package}" in result.err
+    assert not list((home / "mlruns").glob("runs/*"))
+
+
+class Refusing:
+    """What SQLAlchemy raises where the database says no."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def __call__(self, uri):
+        raise RuntimeError(self.words)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_refused"),
+    [
+        ('connection to server at "127.0.0.1": FATAL:  password authentication failed for user "u"', True),
+        ('FATAL:  database "x" does not exist', True),
+        ('FATAL:  no pg_hba.conf entry for host "1.2.3.4"', True),
+        ("(1045, \"Access denied for user 'u'@'localhost'\")", True),
+        ('connection to server at "127.0.0.1", port 1 failed: Connection refused', False),
+        ("timeout expired", False),
+    ],
+)
+def test_a_refused_account_is_told_from_an_outage(home, monkeypatch, words, is_refused):
+    monkeypatch.setattr("bestrun.direct._open_once", Refusing(words))
+    uri = "postgresql://u:secret@127.0.0.1:1/x"
+    if not is_refused:
+        refuse_unusable(uri, "e", home / "mlruns")
+        return
+    with pytest.raises(SettingsError, match="give a user and a password that may open it") as refused:
+        refuse_unusable(uri, "e", home / "mlruns")
+    assert "secret" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_silent_store_is_waited_for_no_longer_than_that(home, monkeypatch):
+    import time
+
+    from bestrun import direct
+
+    tracking.import_mlflow()
+    monkeypatch.setattr(direct, "SECONDS", 0.5)
+    monkeypatch.setattr(direct, "_open_once", lambda uri: time.sleep(5))
+    began = time.monotonic()
+    refuse_unusable("postgresql://u@127.0.0.1:1/x", "e", home / "mlruns")
+    assert time.monotonic() - began < 3
+
+
+# ---- a colleague's home, that can only be read
+
+
+@pytest.fixture
+def colleagues(bestrun, home, settings, tmp_path):
+    """A home with two runs, seen through a mount that cannot be written."""
+    for seed in (0, 1):
+        assert bestrun("train", *settings, *QUICK, f"seed={seed}", f"name=r{seed}").code == 0
+    view = tmp_path / "view"
+    view.mkdir()
+    for words in (["--bind", home, view], ["-o", "remount,ro,bind", view]):
+        if subprocess.run(["mount", *map(str, words)], capture_output=True).returncode:
+            pytest.skip("no right to mount")
+    yield view / "mlruns"
+    subprocess.run(["umount", str(view)], check=True)
+
+
+def test_reading_verbs_work_in_a_home_that_can_only_be_read_and_say_what_they_did_not_record(
+    bestrun, colleagues, tmp_path, home
+):
+    before = tree(home)
+    (tmp_path / "me").mkdir()
+    here = {"cwd": tmp_path / "me", "env": {"BESTRUN_MLRUNS": str(colleagues)}}
+    verbs = (["runs"], ["show", "r0"], ["show", "latest"], ["compare", "r0", "r1"], ["report", "r0"], ["sweep"])
+    for words in (*verbs, ["fetch", "best", "--out", "out"]):
+        result = bestrun(*words, **here)
+        assert result.code == 0 and "warning" not in result.err + result.out, (words, result.err)
+    for words in (["restore", "r0"], ["restore", "best"], ["restore", "r0", "--local"]):
+        result = bestrun(*words, **here)
+        assert result.code == 0, result.err
+        said = result.out + result.err
+        assert "MLflow has not got the test figures" in said and "are in the run's MLflow artifacts" not in said
+        assert json.loads(bestrun(*words, "--json", **here).out)["recorded"] is False
+    refused = bestrun("train", "data=npz", "data.path=x", *QUICK, **here)
+    assert refused.code in (2, 3) and refused.err.count("\n") == 1
+    assert tree(home) == before
+
+
+# ---- odd surroundings
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", ["no HOME", "umask", "read-only folder", "MLFLOW variables"])
+def test_every_verb_works_in_odd_surroundings(home, settings, tmp_path, case):
+    env = os.environ | {"BESTRUN_MLRUNS": str(home / "mlruns")}
+    place, prefix = tmp_path / "place", []
+    place.mkdir()
+    if case == "no HOME":
+        env = {name: value for name, value in env.items() if name != "HOME"}
+    if case == "umask":
+        prefix = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
+    if case == "MLFLOW variables":
+        env |= {"MLFLOW_RUN_ID": "0" * 32, "MLFLOW_EXPERIMENT_ID": "77", "MLFLOW_EXPERIMENT_NAME": "nonsense"}
+        env |= {"MLFLOW_ENABLE_ASYNC_LOGGING": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7"}
+        env |= {"MLFLOW_TRACKING_USERNAME": "u", "MLFLOW_TRACKING_PASSWORD": "p", "MLFLOW_DEFAULT_ARTIFACT_ROOT": "/x"}
+    if case == "read-only folder" and subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", place]).returncode:
+        pytest.skip("no right to mount")
+    np_file = settings[1].partition("=")[2]
+    verbs = (
+        ["train", *settings, *QUICK, "name=r"],
+        ["resume", "r", "training.max_steps=6"],
+        ["runs"],
+        ["show", "r"],
+        ["restore", "r"],
+        ["predict", "best", np_file],
+        ["fetch", "r", "--out", str(tmp_path / "out")],
+        ["register", "r", "--name", "d"],
+        ["rerun", "r", "name=again"],
+        ["compare", "r", "again"],
+        ["report", "r", "--out", str(tmp_path / "r.html")],
+        ["train", "-m", *settings, *QUICK, "seed=1,2", "sweep.name=s"],
+        ["sweep", "s"],
+        ["sync"],
+    )
+    try:
+        for words in verbs:
+            command = [*prefix, sys.executable, "-m", "bestrun", *words]
+            found = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=250)
+            assert found.returncode == 0, (words, found.stdout, found.stderr)
+            assert "Traceback" not in found.stderr
+    finally:
+        if case == "read-only folder":
+            subprocess.run(["umount", str(place)], check=True)
