@@ -321,7 +321,7 @@ def test_json_and_csv_have_the_same_raw_values(bestrun):
 
 def test_without_columns_json_and_csv_have_the_fields_that_programs_know(store):
     known = ["run_id", "run_name", "experiment", "state", "objective", "best", "best_step", "test_accuracy"]
-    known += ["stop_reason", "started_ms", "changed"]
+    known += ["stop_reason", "started_ms", "changed", "user"]
     rows = list_runs(store, most=3)
     assert [list(row) for row in as_json(rows)] == [known] * 6
     assert as_csv(rows).splitlines()[0] == ",".join(known)

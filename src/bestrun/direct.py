@@ -19,10 +19,11 @@ log = logging.getLogger("bestrun")
 
 SECONDS = 5.0  # for its answer
 REFUSED = re.compile(  # what PostgreSQL, MySQL and SQL Server say of an account, which a driver passes on as an outage
-    r"authentication failed|no password supplied|pg_hba|(role|database|user) \S+ does not exist|access denied|"
-    r"unknown database|login failed|permission denied",
+    r"authentication failed|no password supplied|pg_hba|(role|user) \S+ does not exist|access denied|login failed|"
+    r"permission denied",
     re.IGNORECASE,
 )
+MISSING = re.compile(r"database \S+ does not exist|unknown database", re.IGNORECASE)
 
 
 def refuse_unusable(uri: str, experiment: str, home: Path) -> None:

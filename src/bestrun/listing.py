@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .environment import user_name
 from .errors import SettingsError, UnreadableError
 from .folder import RunFolder
 from .history import History
@@ -33,6 +34,7 @@ class Row:
     stop_reason: str | None
     started_ms: int
     changed: dict[str, Any] | None  # setting -> [old, new] of what a resume changed
+    user: str
     settings: Mapping[str, str]
     metrics: Mapping[str, float]  # the last value of each, as MLflow has it
     tags: Mapping[str, str]
@@ -55,6 +57,7 @@ def list_runs(
     filter: str | None = None,
     sort: str | None = None,
     most: int = 20,
+    mine: bool = False,
 ) -> list[Row]:
     """The best `most` runs of each objective, or with `sort` the first `most` of all.
 
@@ -62,6 +65,7 @@ def list_runs(
 
     Args:
         filter: in MLflow's language, such as: metrics."best/accuracy" > 0.98 and params.seed = "1"
+        mine: only those of the user who runs this.
         sort: a metric, or `started`; a loss ascends and all else descends, unless `:asc` or `:desc` follows.
 
     Raises:
@@ -70,7 +74,11 @@ def list_runs(
     from mlflow.exceptions import MlflowException
 
     experiments = store.experiments(experiment)
-    asked = f"{of_sweep(sweep)} and {filter}" if filter else of_sweep(sweep)
+    asked = of_sweep(store, sweep)
+    if mine:
+        asked += f" and tags.\"mlflow.user\" = '{user_name()}'"
+    if filter:
+        asked += f" and {filter}"
     try:
         if sort:
             runs = _sorted(store, list(experiments), asked, sort, most)
@@ -191,6 +199,7 @@ def _row(store: Store, run: Any, experiments: dict[str, str]) -> Row:
         None if run.info.status == "RUNNING" else reason,  # a resumed run still has the reason of its last stop
         run.info.start_time,
         _changed(tags.get("bestrun.changed")),
+        tags.get("mlflow.user", ""),
         settings,
         metrics,
         tags,

@@ -84,6 +84,7 @@ class Manifest:
         line: what the sweep's command line says and may not change: overrides, space, kind, sampler, pruner.
         objective: metric and direction.
         uri: the tracking URI, credentials masked.
+        data_digests: of the images, by the values of the data that are tried; "data" where none is.
     """
 
     path: Path
@@ -96,6 +97,7 @@ class Manifest:
     uri: str
     parent_run_id: str | None = None
     trials: list[Trial] = field(default_factory=list)
+    data_digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def home(self) -> Path:

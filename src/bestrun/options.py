@@ -22,7 +22,9 @@ experiment_option = click.option("--experiment", metavar="NAME", help="Look only
 objective_option = click.option(
     "--objective", type=click.Choice(["val/accuracy", "val/loss"]), help="Which objective `best` goes by."
 )
-sweep_option = click.option("--sweep", metavar="NAME", help="Look only among the runs of this sweep.")
+sweep_option = click.option(
+    "--sweep", metavar="NAME", help="Look only among the runs of this sweep: its name, or its parent run's ID."
+)
 local_option = click.option(
     "--local", is_flag=True, help="Take the checkpoint from the run folder; MLflow is not asked for it."
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import clear_torn_uploads, upload
+from .environment import user_name
 from .manifest import Manifest
 from .refusals import is_permanent, reason
 from .tracking import Store
@@ -32,6 +33,7 @@ def find_or_create(store: Store, manifest: Manifest) -> str:
         "bestrun.sweep": manifest.name,
         "bestrun.folder": str(manifest.path.parent),
         "bestrun.space": json.dumps(manifest.line["space"])[:8000],
+        "mlflow.user": user_name(),
         "mlflow.source.name": "bestrun",
         "mlflow.source.type": "LOCAL",
         "mlflow.note.content": _description(manifest)[:8000],

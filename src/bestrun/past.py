@@ -193,6 +193,7 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
 @click.option("--filter", metavar="FILTER", help="Only these runs, in MLflow's language, as above.")
 @click.option("--sort", metavar="NAME[:asc|:desc]", help="By a metric or `started`; all objectives in one list.")
 @click.option("--columns", metavar="A,B,...", help="These instead; also metrics, settings, and tags.NAME.")
+@click.option("--mine", is_flag=True, help="Only those that I have made, on a server of several people.")
 @click.option("--csv", "as_csv", is_flag=True, help="For spreadsheets and scripts.")
 @experiment_option
 @sweep_option
@@ -225,9 +226,9 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
     elif as_csv:
         say(table.as_csv(rows, named or FIELDS), raw=not sys.stdout.isatty())
     elif rows:
-        columns_shown = named or table.usual_columns(wanted["sort"])
+        columns_shown = named or table.usual_columns(wanted["sort"], rows)
         say("\n".join(table.lines(rows, columns_shown, table.terminal_width())))
-    elif wanted["filter"] or wanted["sweep"] or wanted["experiment"]:
+    elif wanted["filter"] or wanted["sweep"] or wanted["experiment"] or wanted["mine"]:
         say("no such runs; all of them: bestrun runs")
     else:
         say("no runs yet; the first is made by: bestrun train")

@@ -9,6 +9,8 @@ from .folder import StorageError
 
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
+PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}  # module -> what pip calls a usable one
+
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error carries, wherever its library keeps it."""
@@ -65,7 +67,7 @@ def remedy(error: BaseException) -> str | None:
     for each in chain:
         status = status_of(each)
         if isinstance(each, ImportError):
-            return f"pip install {each.name or 'what it names'}"
+            return f"pip install {PACKAGES.get(each.name or '', each.name) or 'what it names'}"
         if type(each).__name__ in CREDENTIALS:
             return "give the artifact store's credentials, as its own tools take them"
         if isinstance(each, PermissionError):

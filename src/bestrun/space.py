@@ -13,7 +13,7 @@ from .compose import Composed, compose, conf_dir, learn_networks, options, overr
 from .config import FIELDS, OPTIONS, RunName, Seed, Settings
 from .errors import SettingsError
 from .messages import nearest, not_among, out_of_range, shown, unknown
-from .study import build, distributions
+from .study import build, distributions, try_sampler
 
 MOST_POINTS = 10_000
 NOT_TRIED = {  # setting -> why it cannot differ between the trials of one sweep
@@ -158,7 +158,7 @@ def plan(words: Sequence[str]) -> Plan:
     planned.settle({})  # mistakes in what all runs share are told once, not once a trial
     if settings.kind == "study":
         distributions(planned.dimensions)
-        build("sampler", settings.sampler, settings.seed)
+        try_sampler(settings.sampler, distributions(planned.dimensions), settings.seed)
         build("pruner", settings.pruner)
     else:
         planned = replace(planned, points=_points(dimensions))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -14,6 +15,9 @@ from .messages import not_among
 if TYPE_CHECKING:
     from .manifest import Manifest, Trial
     from .space import Dimension, Plan, Point
+
+
+TRIED_TRIALS = 12  # more than any of Optuna's samplers wants before it stops drawing at random
 
 
 def distributions(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
@@ -65,6 +69,32 @@ def build(kind: str, algorithm: Mapping[str, Any], *seed_parts: int) -> Any:
             return made(**arguments)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"sweep.{kind}: {name}: {str(error).splitlines()[0]}") from None
+
+
+def try_sampler(sampler: Mapping[str, Any], space: Mapping[str, Any], seed: int) -> None:
+    """Let a sampler propose once after some trials: what it needs, it says only then, in the middle of a sweep.
+
+    Raises:
+        SettingsError: no such sampler or argument, or it cannot propose points of this space; says what it needs.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    rng = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(sampler=rng)
+    study.stop = lambda: None
+    for number in range(TRIED_TRIALS):
+        study.tell(study.ask(dict(space)), float(number))
+    study.sampler = build("sampler", sampler, seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            study.ask(dict(space))
+    except Exception as error:  # whatever a sampler raises
+        words = " ".join(str(error).split())
+        missing = re.search(r"Tried to import '(\w+)'", words) or re.search(r"No module named '(\w+)'", words)
+        needs = f"needs the package {missing[1]}: pip install {missing[1]}" if missing else words[:300].rstrip(".")
+        raise SettingsError(f"sweep.sampler={sampler['name']}: {needs}; or type sweep.sampler=TPESampler") from None
 
 
 class Study:

@@ -7,6 +7,7 @@ same command line again goes on where a sweep was killed, without a state of its
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 from . import page
 from .board import Board, report_lines
 from .config import mask_uri
+from .data import load_dataset
 from .direct import refuse_unusable
 from .environment import processors as usable_processors
-from .errors import SettingsError, VerificationError
+from .errors import DataError, SettingsError, VerificationError
 from .folder import new_name
 from .history import History
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
@@ -195,6 +197,7 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         ) as manifest,
         signals.handled(),
     ):
+        refuse_other_data(manifest, planned)
         with reaching(uri):
             store = connect(uri)
             manifest.parent_run_id = find_or_create(store, manifest)
@@ -208,6 +211,9 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         try:
             with board.live():
                 scheduler.carry_through(signals)
+        except Exception:
+            parent.end("FAILED", [], PARENT_SECONDS)  # else it would be running for ever
+            raise
         finally:
             backend.close()
         manifest.save()
@@ -237,6 +243,43 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         board.line("\nMLflow does not have everything yet: bestrun sync --all, then the same line again")
     code = 128 + received if received else 1 if status == "FAILED" else 0 if mirrored and not behind else 6
     return Outcome(report, code)
+
+
+def refuse_other_data(manifest: Manifest, planned: Plan) -> None:
+    """See that the trials to come learn the same images as those there are, and write down which.
+
+    Where the data itself is tried, each of its values has its own.
+
+    Raises:
+        SettingsError: a path leads to other images now, or from here.
+    """
+    keys = [key for key in planned.space if key.partition(".")[0] == "data"]
+    if keys and not planned.points:
+        return  # a study says only later which it wants
+    for values in {tuple((key, point[key]) for key in keys): None for point in planned.points or [{}]}:
+        config = planned.settle(dict(values)).config
+        try:
+            digest = load_dataset(**dict(config.data)).digest
+        except DataError:  # not on this machine, which only hands out work; else the trial says so
+            continue
+        name = " ".join(f"{key}={value}" for key, value in values) or "data"
+        known = manifest.data_digests.setdefault(name, _digest_of(manifest, dict(values)) or digest)
+        if known != digest:
+            place = getattr(config.data, "path", None) or getattr(config.data, "dir", None) or config.data.name
+            raise SettingsError(
+                f"{name}: sweep {manifest.name} was made with other images (digest {known[:12]}) than {place} holds "
+                f"(digest {digest[:12]}); say where those are, or name another sweep: sweep.name=NAME"
+            )
+
+
+def _digest_of(manifest: Manifest, values: dict[str, str]) -> str | None:
+    """What the first trial with these values has learned, in a sweep that did not write it down."""
+    for trial in manifest.trials:
+        if all(trial.point.get(key) == value for key, value in values.items()):
+            for run in trial.runs:
+                with suppress(VerificationError):  # it has not begun, or is damaged; the next one tells
+                    return str(History.read(manifest.folder(run).journal).started["data_digest"])
+    return None
 
 
 def is_untold(manifest: Manifest, run: Run, uri: str) -> bool:

@@ -19,12 +19,15 @@ COLUMNS = ("run", "ID", "state", "best", "step", "started", "test", "experiment"
 ALWAYS = ("run_name", "run_id")
 
 
-def usual_columns(sort: str | None) -> list[str]:
-    """The columns of a list for which none were named; a list over all objectives says of each run which it has."""
+def usual_columns(sort: str | None, rows: Sequence[Row] = ()) -> list[str]:
+    """The columns of a list for which none were named; a list over all objectives says of each run which it has, and
+    one of several people whose it is.
+    """
+    columns = [*COLUMNS, "user"] if len({row.user for row in rows}) > 1 else list(COLUMNS)
     if not sort:
-        return list(COLUMNS)
+        return columns
     by = sort.removesuffix(":asc").removesuffix(":desc")
-    return list(dict.fromkeys(["run", "ID", by, "objective", *COLUMNS]))
+    return list(dict.fromkeys(["run", "ID", by, "objective", *columns]))
 
 
 def terminal_width() -> int | None:

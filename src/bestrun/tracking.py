@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from . import database
 from .config import mask_uri, store_uri
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .folder import RunFolder, names_in, read_json
-from .home import DATABASE, Place, has_run, place_of
+from .home import DATABASE, Place, find_home, has_run, place_of
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
 # answer was lost would make a second run. Read by MLflow at each call; what the user's environment says wins.
@@ -270,9 +271,10 @@ def import_mlflow() -> Any:
         os.environ.setdefault(name, value)
     import mlflow
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("mlflow", "mlflow.store.db.utils", "sqlalchemy", "alembic"):
+        logging.getLogger(name).setLevel(
+            logging.CRITICAL
+        )  # tracebacks of what they raise as well, and we tell in a line
     return mlflow
 
 
@@ -324,7 +326,7 @@ def _find(store: Store, reference: str, experiment: str | None, objective: str |
     experiments = list(store.experiments(experiment))
     if "@" in reference:
         return _registered_run(store, reference, experiments)
-    ours = of_sweep(sweep)
+    ours = of_sweep(store, sweep)
     if reference == "latest":
         found = search(store, experiments, ours, ["attributes.start_time DESC"], 1)
         return _one(found, "latest: there is no such run yet; make one: bestrun train")
@@ -384,17 +386,35 @@ def _register(reference: str, run: str = "RUN") -> str:
 OURS = "tags.\"bestrun.run\" != ''"
 
 
-def of_sweep(sweep: str | None) -> str:
-    """The filter for all our runs, or for the runs of one sweep.
+def of_sweep(store: Store, sweep: str | None) -> str:
+    """The filter for all our runs, or for the runs of one sweep: those of its parent run.
+
+    Args:
+        sweep: its name, or the ID of its parent run. Of several of one name, that of our home is meant.
 
     Raises:
-        SettingsError: it cannot be the name of a sweep.
+        SettingsError: it cannot be the name of a sweep, or means several of other people.
     """
     if sweep is None:
         return OURS
     if not REFERENCE.fullmatch(sweep):
         raise SettingsError(f"--sweep {sweep[:60]!r}: not the name of a sweep; list them: bestrun sweep")
-    return f"{OURS} and tags.\"bestrun.sweep\" = '{sweep}'"
+    if re.fullmatch("[0-9a-f]{32}", sweep):
+        return f"{OURS} and tags.\"mlflow.parentRunId\" = '{sweep}'"
+    role = f"tags.\"bestrun.role\" = 'sweep' and tags.\"bestrun.sweep\" = '{sweep}'"
+    parents = search(store, list(store.experiments(None)), role, ["attributes.start_time DESC"], 20)
+    ours = read_json(find_home() / "sweeps" / sweep / "manifest.json").get("parent_run_id")
+    chosen = [run for run in parents if run.info.run_id == ours] or parents
+    if len(chosen) > 1:
+        each = "; ".join(
+            f"{run.data.tags.get('mlflow.user') or 'somebody'}'s of "
+            f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(run.info.start_time / 1000))}: --sweep {run.info.run_id}"
+            for run in chosen
+        )
+        raise SettingsError(f"--sweep {sweep}: means {len(chosen)} sweeps; type which: {each}")
+    if not chosen:  # its parent was deleted
+        return f"{OURS} and tags.\"bestrun.sweep\" = '{sweep}'"
+    return f"{OURS} and tags.\"mlflow.parentRunId\" = '{chosen[0].info.run_id}'"
 
 
 def best_run(store: Store, experiments: list[str], objective: str | None, ours: str = OURS) -> Any:
