@@ -83,7 +83,7 @@ def _replace_what_computes(loop):
     loop.compile_steps, loop.figures = compile_steps, figures
     loop.confusions = lambda logits, labels: [[0, 0, 4], [1, 1, 4]]
     loop.compile_predict = lambda model, _: lambda images: model
-    loop.proof.answers = lambda predict, shape: np.zeros((8, 10), "f4")
+    loop.proof.answers = lambda *_: np.zeros((8, 10), "f4")
     loop.are_probabilities = lambda logits: False
 
 

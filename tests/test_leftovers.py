@@ -400,7 +400,7 @@ def _from_wheel():
         os.kill(os.getpid(), signal.SIGKILL)
 
     tempfile.tempdir = None
-    sources.subprocess.run = killed
+    sources.guarded = killed
     sources._mnist_from_wheel()
 
 

@@ -171,22 +171,41 @@ def test_reading_verbs_work_in_a_home_that_can_only_be_read_and_say_what_they_di
 
 # ---- odd surroundings
 
+UNSET = {"no HOME": ("HOME",), "no USER": ("USER", "LOGNAME", "LNAME", "USERNAME")}
+SET = {
+    "C locale": {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"},
+    "HYDRA variables": {"HYDRA_FULL_ERROR": "1", "HYDRA_MAIN_MODULE": "nonsense"},
+    "MLFLOW variables": {
+        "MLFLOW_RUN_ID": "0" * 32,
+        "MLFLOW_EXPERIMENT_ID": "77",
+        "MLFLOW_EXPERIMENT_NAME": "nonsense",
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",
+        "MLFLOW_TRACKING_USERNAME": "u",
+        "MLFLOW_TRACKING_PASSWORD": "p",
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": "/x",
+    },
+}
+SHELL = {"umask": 'umask 077; exec "$@"', "stdout closed": 'exec "$@" >&-'}
+CASES = [*UNSET, *SET, *SHELL, "keras.json", "read-only folder"]
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("case", ["no HOME", "umask", "read-only folder", "MLFLOW variables"])
+@pytest.mark.parametrize("case", CASES)
 def test_every_verb_works_in_odd_surroundings(home, settings, tmp_path, case):
     env = os.environ | {"BESTRUN_MLRUNS": str(home / "mlruns")}
     place, prefix = tmp_path / "place", []
     place.mkdir()
-    if case == "no HOME":
-        env = {name: value for name, value in env.items() if name != "HOME"}
-    if case == "umask":
-        prefix = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
-    if case == "MLFLOW variables":
-        env |= {"MLFLOW_RUN_ID": "0" * 32, "MLFLOW_EXPERIMENT_ID": "77", "MLFLOW_EXPERIMENT_NAME": "nonsense"}
-        env |= {"MLFLOW_ENABLE_ASYNC_LOGGING": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7"}
-        env |= {"MLFLOW_TRACKING_USERNAME": "u", "MLFLOW_TRACKING_PASSWORD": "p", "MLFLOW_DEFAULT_ARTIFACT_ROOT": "/x"}
+    if case in UNSET:
+        env = {name: value for name, value in env.items() if name not in UNSET[case]}
+    env |= SET.get(case, {})
+    if case == "keras.json":
+        written = {"floatx": "float16", "epsilon": 0.1, "backend": "jax", "image_data_format": "channels_first"}
+        (tmp_path / "keras.json").write_text(json.dumps(written))
+        env |= {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": ""}
+    if case in SHELL:
+        prefix = ["sh", "-c", SHELL[case], "sh"]
     if case == "read-only folder" and subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", place]).returncode:
         pytest.skip("no right to mount")
     np_file = settings[1].partition("=")[2]

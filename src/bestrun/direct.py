@@ -45,9 +45,10 @@ def refuse_unusable(uri: str, experiment: str, home: Path) -> None:
         except BestrunError as error:
             found.append(error)
         except Exception as error:
-            if advice := remedy(error) or (
-                REFUSED.search(str(error)) and "give a user and a password that may open it"
-            ):
+            account = "give a user and a password that may open it" if REFUSED.search(str(error)) else None
+            if MISSING.search(str(error)):
+                account = "make the database, or name another"
+            if advice := remedy(error) or account:
                 found.append(SettingsError(f"tracking.uri={mask_uri(uri)}: {reason(error)}; {advice}"))
             else:
                 log.debug("%s was not looked at: %s", mask_uri(uri), reason(error))

@@ -6,7 +6,9 @@ never those of the original: reading verbs translate the addresses in memory, th
 """
 
 import contextlib
+import errno
 import fcntl
+import functools
 import itertools
 import json
 import logging
@@ -63,8 +65,13 @@ def find_home(*, writes: bool = False) -> Path:
                 f"{home}: belongs to {owners[0]}, not to {owners[1]}; nothing was written; if you trust it, type "
                 f"BESTRUN_MLRUNS={shlex.quote(str(home))} before the command, or name a folder of your own so"
             )
-        print("warning: {} belongs to {}, not to {}".format(home, *owners), file=sys.stderr)
+        _tell_whose(home, *owners)
     return home
+
+
+@functools.cache  # once a process
+def _tell_whose(home: Path, owner: str, us: str) -> None:
+    print(f"warning: {home} belongs to {owner}, not to {us}", file=sys.stderr)
 
 
 def foreign_owners(home: Path) -> tuple[str, str] | None:
@@ -166,7 +173,9 @@ def read_marker(home: Path) -> Marker:
     except FileNotFoundError:
         data = b""
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+        if error.errno != errno.ELOOP:  # a link, which is not followed, and replaced by the first verb that writes
+            raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+        data = b""
     if not data.strip():  # made by an earlier version, or copied without its hidden files
         return Marker(None, home, tuple(_lay_at(home)))
     try:

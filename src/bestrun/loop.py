@@ -88,7 +88,7 @@ def train(
     )
     made_on = computed_by(config.threads)
     if source := own or initial:
-        tell_of_another_function(source, proof.answers(predict, data.image_shape), config)
+        tell_of_another_function(source, proof.answers(model, predict, data.image_shape), config)
     chunk = 1  # the first says how long a step takes; one step is the shortest that a signal can wait
 
     # Asked before anything is trained, too: a run killed between its last evaluation and its end must not go on.
@@ -162,7 +162,7 @@ def train(
 
         # Test, then commit; the order is what survives a crash. First the new best, under a name of its own: a crash
         # here leaves a file that no journal line names, and the repeated evaluation writes it again.
-        replies = proof.answers(predict, data.image_shape)
+        replies = proof.answers(model, predict, data.image_shape)
         encoded = encode(tensors, state, **stamp, answers=replies, made_on=made_on)
         best = folder.best(state.step)
         lost = known and known["improved"] and not is_recorded(best, known["sha256"])

@@ -50,9 +50,12 @@ def images(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     return np.frombuffer(drawn, np.uint8).reshape(count, *shape)
 
 
-def answers(predict: Callable[[Any], Any], shape: tuple[int, int, int]) -> Answers:
-    """A network's logits (8, classes) of the eight images, one at a time: so much memory any network may take."""
-    return np.concatenate([predict(image[np.newaxis]) for image in images(shape)])
+def answers(model: Any, predict: Callable[[Any], Any], shape: tuple[int, int, int]) -> Answers:
+    """A network's logits (8, classes) of the eight images, by its compiled `predict`; fewer at once of a large one."""
+    from .model import MOST_VALUES, values_per_image
+
+    asked, at_once = images(shape), max(1, min(COUNT, MOST_VALUES // values_per_image(model)))
+    return np.concatenate([predict(asked[start : start + at_once]) for start in range(0, len(asked), at_once)])
 
 
 def compare(checkpoint: Checkpoint, now: Answers, threads: int | None) -> Function:

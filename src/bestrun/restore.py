@@ -422,7 +422,7 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
         seed=fetched.config.seed,
         **dict(fetched.config.model),
     )
-    replies = proof.answers(compile_predict(model, proof.COUNT), fetched.image_shape)
+    replies = proof.answers(model, compile_predict(model, proof.COUNT), fetched.image_shape)
     function = proof.compare(fetched.checkpoint, replies, fetched.config.threads)
     if function.is_same is False:
         told = f"run {fetched.run_name}: the network's function is another one now: {function.words}"
