@@ -5,9 +5,11 @@ import io
 import json
 import os
 import pty
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from bestrun.errors import SettingsError
 from bestrun.folder import RunFolder, is_locked
 from bestrun.home import find_home, foreign_owners
 from bestrun.terminal import one_line, printable
+from conftest import _command
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 QUICK = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
@@ -151,6 +154,73 @@ def test_a_home_is_ours_by_its_marker_or_its_folder_alone(planted, monkeypatch):
     os.chown(planted / "mlruns" / ".bestrun", 4321, 4321)
     os.chown(planted / "work", 4321, 4321)  # root writes for whose folder it stands in
     assert foreign_owners(find_home(writes=True)) is None
+
+
+def test_roots_own_home_in_the_folder_of_another_is_roots(planted, monkeypatch):
+    """As in a container with a mounted project: the second command must take the home that the first one made."""
+    monkeypatch.chdir(planted / "work")
+    for path in (planted / "mlruns", planted / "mlruns" / ".bestrun"):
+        os.chown(path, 0, 0)
+    os.chown(planted / "work", 4321, 4321)
+    assert find_home(writes=True) == planted / "mlruns"
+
+
+def test_a_second_name_of_a_file_of_ours_is_no_marker_of_ours(planted, tmp_path, monkeypatch):
+    monkeypatch.chdir(planted / "work")
+    ours, marker = tmp_path / "ours", planted / "mlruns" / ".bestrun"
+    ours.touch()
+    for link in (os.link, os.symlink):
+        marker.unlink()
+        link(ours, marker)
+        with pytest.raises(SettingsError, match="uid 4321"):
+            find_home(writes=True)
+
+
+@pytest.fixture
+def public():
+    """A folder that everybody may enter; pytest's are for their owner alone."""
+    if os.geteuid():
+        pytest.skip("only root can become somebody else")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _as_another(uid, folder, words):
+    """In a child: the command as a user who is not root."""
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+    os.chdir(folder)
+    _command(words)
+
+
+@pytest.mark.parametrize("words", [["train", "data=mnist"], ["runs"], ["show", "r"]], ids=" ".join)
+def test_a_folder_that_lets_nobody_in_is_one_line_not_another_home(start_process, public, words):
+    """Anybody can make /tmp/mlruns, with mode 700, above a folder of mine."""
+    (public / "mlruns").mkdir(0o700)
+    (public / "work").mkdir()
+    os.chown(public / "mlruns", 4321, 4321)
+    os.chown(public / "work", 4322, 4322)
+    env = {"BESTRUN_MLRUNS": None, "HOME": str(public / "work")}
+    result = start_process(_as_another, 4322, str(public / "work"), tuple(words), env=env).wait()
+    *warnings, error = result.err.splitlines()
+    assert f"{public}/mlruns" in error and "Traceback" not in result.err
+    if words[0] == "train":
+        assert result.code == 2 and "belongs to uid 4321, not to uid 4322" in error and "BESTRUN_MLRUNS=" in error
+    else:
+        assert result.code in (1, 5) and warnings == [f"warning: {public}/mlruns belongs to uid 4321, not to uid 4322"]
+    assert not (public / "work" / "mlruns").exists()
+
+
+def test_whose_a_home_is_is_said_in_text(planted, monkeypatch, capsys):
+    folder = planted / "work\x1b]0;owned\x07"
+    os.rename(planted / "work", folder)
+    os.rename(planted / "mlruns", folder / "mlruns")
+    monkeypatch.chdir(folder)
+    find_home()
+    assert "\x1b" not in (said := capsys.readouterr().err) and "\\x1b]0;owned" in said
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard", "fifo"])
