@@ -89,6 +89,56 @@ def test_no_program_of_a_repository_is_run_but_filters_of_one_that_tracks_us(tra
         provenance.code.cache_clear()
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What git says of a package in this folder."""
+
+    def ask(package):
+        monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+        provenance.code.cache_clear()
+        return provenance.code()
+
+    yield ask
+    provenance.code.cache_clear()
+
+
+def repository(folder, file):
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text("")
+    git(folder, "init", "-q")
+    git(folder, "add", file)
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "first")
+    return folder
+
+
+def test_a_submodule_runs_no_program(trap, asked, tmp_path):
+    """git would ask it for its changes, by its own settings."""
+    theirs, ran = trap
+    ours = repository(tmp_path / "ours", "src/__init__.py")
+    git(ours, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(theirs), "sub")
+    git(ours, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "second")
+    (ours / "sub" / "code.py").write_text("x = 3\n")
+    for key in ("core.fsmonitor", "filter.f.clean"):
+        git(ours / "sub", "config", key, str(tmp_path / "program"))
+    (ours / "sub" / ".gitattributes").write_text("*.py filter=f\n")
+    ran.unlink(missing_ok=True)
+    (ours / "src" / "__init__.py").write_text("y = 1\n")
+    assert "y = 1" in asked(ours / "src").diff
+    assert not ran.exists()
+
+
+def test_the_repository_is_ours_also_in_a_hook_of_another(asked, tmp_path, monkeypatch):
+    """One that tracks a file of the same name: with GIT_DIR, any folder is its work tree."""
+    ours, theirs = repository(tmp_path / "ours", "src/__init__.py"), repository(tmp_path / "theirs", "__init__.py")
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "__init__.py").write_text("")
+    commit = asked(ours / "src").commit
+    for name in ("GIT_DIR", "GIT_INDEX_FILE"):
+        monkeypatch.setenv(name, str(theirs / ".git" / ("index" if "INDEX" in name else "")))
+    assert asked(ours / "src").commit == commit
+    assert asked(tmp_path / "installed") == provenance.Code()
+
+
 # ---- a home of somebody else
 
 
