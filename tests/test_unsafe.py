@@ -1,11 +1,13 @@
 """What others put in our way: programs in a git repository, traps in a shared folder, commands to a terminal."""
 
 import csv
+import http.client
 import io
 import json
 import os
 import pty
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -360,17 +362,64 @@ def test_csv_cells_that_a_spreadsheet_would_run_are_quoted_and_numbers_stay_numb
     assert found == [*(f"'{cell}" for cell in FORMULAS), *PLAIN, "-0.5", "3", "\\r=1"]
 
 
-def test_the_address_of_a_store_is_not_on_a_command_line(bestrun, home):
-    process = bestrun.start("ui", "--port", "5057")
+@pytest.fixture
+def ui(bestrun):
+    """`ui(cwd=, env=) -> port`, where the page is served."""
+    started = []
 
-    deadline = time.monotonic() + 90
-    while "Uvicorn running" not in process.out + process.err:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
+    def start(**options):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        process = bestrun.start("ui", "--port", str(port), **options)
+        started.append(process)
+        deadline = time.monotonic() + 90
+        while "Uvicorn running" not in process.out + process.err:
+            assert process.poll() is None and time.monotonic() < deadline, process.out + process.err
+            time.sleep(0.2)
+        return port
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def test_the_address_of_a_store_is_not_on_a_command_line(ui, home):
+    port = str(ui()).encode()
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _is_readable(path)]
-    process.kill()
     assert not [line for line in lines if f"sqlite:///{home}".encode() in line]
-    assert [line for line in lines if b"mlflow" in line and b"5057" in line]
+    assert [line for line in lines if b"mlflow" in line and port in line]
+
+
+def test_the_page_is_as_safe_where_the_environment_is_that_of_a_server(ui):
+    env = {"MLFLOW_STATIC_PREFIX": "/x", "MLFLOW_ARTIFACTS_ONLY": "true", "MLFLOW_UVICORN_OPTS": "--nonsense"}
+    env |= {"MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true", "MLFLOW_HOST": "0.0.0.0"}
+    port = ui(env=env)
+    for host, status in (f"127.0.0.1:{port}", 200), ("evil.example", 403):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/", headers={"Host": host})
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+@pytest.fixture
+def strewn(tmp_path):
+    """A folder with files named as modules that the programs we start would import, each of which tells that it ran."""
+    folder = tmp_path / "strewn"
+    folder.mkdir()
+    for name in ("mlflow", "uvicorn", "multiprocessing", "selectors", "socket", "pip", "bestrun"):
+        (folder / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write('{name}')\nraise SystemExit(3)\n"
+        )
+    return folder
+
+
+def test_no_module_of_the_current_folder_is_run(ui, bestrun, home, settings, strewn, tmp_path):
+    ui(cwd=strewn)
+    words = ["train", "-m", *settings, *QUICK, "seed=1,2", "sweep.workers=2"]
+    result = bestrun(*words, cwd=strewn)
+    assert result.code == 0, result.err
+    assert not (tmp_path / "ran").exists()
 
 
 def _is_readable(path):

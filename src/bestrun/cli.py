@@ -215,6 +215,7 @@ def main() -> NoReturn:
     """Run the command; a user's mistake is one line, never a traceback."""
     open_streams()
     begin_again_in_utf8()
+    os.environ["PYTHONSAFEPATH"] = "1"  # what we start (MLflow's server, workers) takes no mlflow.py of this folder
     signals.second_leaves_at_once = True
     for number in signals.heard():
         if number != signal.SIGINT:  # Python's own is KeyboardInterrupt
