@@ -348,7 +348,7 @@ def _signal_in(phase, number, times, argv):
     if where == "data":
         before(run, "load_dataset")
     elif where == "device":
-        before(device, "prepare")
+        before(device, "prepare", lambda *_, quiet=False: not quiet)  # not the look before there is a folder
     elif where == "network":
         before(loop, "build_model")
     elif where == "trace":
