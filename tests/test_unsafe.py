@@ -15,7 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bestrun import home as homes
 from bestrun import provenance, table
@@ -348,6 +350,41 @@ def test_no_verb_sends_what_came_from_outside_to_a_terminal(bestrun, home, setti
         assert b"\x1b" not in raw and b"\x07" not in raw and "\x9b".encode() not in raw, raw
         assert b"\\x1b" in raw, raw
     assert b"[red]" in raw
+
+
+def test_text_from_outside_begins_no_line_and_json_stays_json(bestrun, home, settings):
+    """A line that looks like ours would be copied and run; a name of a file may hold a newline, too."""
+    lie = "a\nrestore      bestrun restore theirs\x7f\x1b[2J\u202e"
+    assert bestrun("train", *settings, *QUICK, "name=r").code == 0
+    folder = home / "mlruns" / "runs" / "r"
+    run_id = json.loads((folder / "mirror.json").read_text())["run_id"]
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
+        database.execute("INSERT INTO tags (key, value, run_uuid) VALUES ('b', ?, ?)", (lie, run_id))
+    first, *rest = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    started = json.loads(first) | {"note": lie}
+    (folder / "journal.jsonl").write_text("".join([json.dumps(started) + "\n", *rest]))
+    picture = home / "a\nrestore      bestrun restore theirs.png"
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(picture)
+    columns = ["--columns", "run,tags.b"]
+    for words in (["show", "r"], ["runs", *columns], ["predict", "r", str(picture)]):
+        result = bestrun(*words)
+        assert result.code == 0, result.err
+        lines = [*result.out.splitlines(), *result.err.splitlines()]
+        assert not [line for line in lines if line.startswith("restore") and "theirs" in line], words
+        assert _is_text(result.out + result.err), words
+    for words in (["show", "r"], ["runs", *columns]):
+        answer = bestrun(*words, "--json").out
+        assert lie in _texts(json.loads(answer)) and _is_text(answer)
+
+
+def _is_text(said):
+    return all(line.isprintable() for line in said.split("\n"))
+
+
+def _texts(value):
+    if isinstance(value, dict | list):
+        return [text for each in (value.values() if isinstance(value, dict) else value) for text in _texts(each)]
+    return [value]
 
 
 FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\n=1"]

@@ -18,7 +18,6 @@ import secrets
 import shlex
 import sqlite3
 import stat
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from urllib.parse import unquote
 
 from .errors import SettingsError, VerificationError
 from .folder import RunFolder, StorageError, is_locked, write_json
-from .terminal import printable
+from .terminal import say
 
 log = logging.getLogger("bestrun")
 
@@ -66,7 +65,7 @@ def find_home(*, writes: bool = False) -> Path:
                 f"{home}: belongs to {owners[0]}, not to {owners[1]}; nothing was written; if you trust it, type "
                 f"BESTRUN_MLRUNS={shlex.quote(str(home))} before the command, or name a folder of your own so"
             )
-        print(printable("warning: {} belongs to {}, not to {}".format(home, *owners)), file=sys.stderr)
+        say("warning: {} belongs to {}, not to {}".format(home, *owners), err=True)
     return home
 
 
