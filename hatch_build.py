@@ -20,6 +20,6 @@ class TrackedConf(BuildHookInterface):  # type: ignore[type-arg]
 def tracked(root: Path) -> list[str]:
     """Files of conf/, relative to it; all of them where there is no repository, as in an unpacked distribution."""
     if (root / ".git").exists():
-        command = ["git", "-C", str(root / "conf"), "ls-files", "-z"]
+        command = ["git", "-c", "core.fsmonitor=false", "-C", str(root / "conf"), "ls-files", "-z"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
     return [str(path.relative_to(root / "conf")) for path in sorted((root / "conf").rglob("*.yaml"))]

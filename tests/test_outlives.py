@@ -1,6 +1,7 @@
 """Nothing that we start outlives us by more than 30 s, however we end; and waiting says for whom."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -98,35 +99,49 @@ def _text(path: Path) -> str:
     return ""
 
 
-def _hung_worker(path):
+def _hung_worker(path, how):
     """What a worker does whose scheduler is killed, and which hears no SIGTERM."""
     import multiprocessing
 
-    workers.LEAVE_SECONDS = 1.0
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_hang, args=(path,))
+    process = context.Process(target=_hang, args=(path, how))
     process.start()
     process.join()
 
 
-def _hang(path):
-    import threading
-
+def _hang(path, how):
     workers.LEAVE_SECONDS = 1.0
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=workers._leave_with_parent, daemon=True).start()
+    os.setsid()  # as a worker does; else the kernel ends a stopped one of a group without a parent
+    workers._end_with_parent()
     Path(path).write_text(str(os.getpid()))
+    if how == "is stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "holds Python's lock":
+        ctypes.PyDLL(None).sleep(1000)
     while True:
         time.sleep(0.1)
 
 
-def test_a_hung_worker_of_a_killed_scheduler_is_ended(start_process, tmp_path):
-    process = start_process(_hung_worker, str(tmp_path / "pid"))
+@pytest.mark.parametrize("how", ["runs on", "is stopped", "holds Python's lock"])
+def test_a_hung_worker_of_a_killed_scheduler_is_ended(start_process, tmp_path, how):
+    process = start_process(_hung_worker, str(tmp_path / "pid"), how)
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 60)
     pid = int((tmp_path / "pid").read_text())
+    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     process.kill()
-    until(lambda: not is_alive(pid), 15)
+    until(lambda: not any(map(is_alive, [pid, *children])), 15)
     assert workers.LEAVE_SECONDS <= 30
+
+
+def test_what_watches_a_worker_ends_with_it(start_process, tmp_path):
+    process = start_process(_hung_worker, str(tmp_path / "pid"), "runs on")
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 60)
+    pid = int((tmp_path / "pid").read_text())
+    (watch,) = (int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_alive(watch), 5)
+    assert process.wait(20).code == 0
 
 
 def test_the_same_line_says_for_whom_it_waits(bestrun, home, settings):

@@ -84,7 +84,7 @@ class Board:
         for trial in (running + rest)[:MOST_ROWS]:
             value = "-" if trial.value is None else shown_value(trial.value, manifest.objective["metric"])
             step = sum(run.step for run in trial.runs)
-            point = Text(one_line(shown_point(trial.point)))  # not markup
+            point = Text(shown_point(trial.point))  # not markup
             table.add_row(str(trial.number), trial.state, str(step), value, point)
         return table
 
@@ -97,7 +97,7 @@ def _short(value: str) -> str:
     try:
         return f"{float(value):.4g}" if "." in value or "e" in value else value
     except ValueError:
-        return value
+        return one_line(value)
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from .environment import refuse_windows
 from .errors import BestrunError
 from .options import RUN_HELP, finish, json_option, screen_for, tracking_option
 from .past import VERBS
-from .terminal import say
+from .terminal import say, say_lines
 
 EXIT_CODES = """
 \b
@@ -157,7 +157,7 @@ def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: b
         say(json.dumps(reports, indent=2))
     for report in () if as_json else reports:
         text = report["error"] or f"{report['sent']} events sent"
-        say(f"{report['run_name']:<24} {report['state']:<32} {text}")
+        say_lines([f"{report['run_name']:<24} {report['state']:<32} {text}"])
     if not reports and not as_json:
         say(f"no runs in {home / 'runs'}")
     sys.exit(6 if any(report["error"] for report in reports) else 0)
@@ -181,7 +181,7 @@ def pack(folder: str, file: str, size: str | None) -> None:
     from .pack import pack as make
     from .pack import report_lines
 
-    say("\n".join(report_lines(make(Path(folder), Path(file), size))))
+    say_lines(report_lines(make(Path(folder), Path(file), size)))
 
 
 @cli.command(short_help="The MLflow page of this store.")
@@ -215,6 +215,7 @@ def main() -> NoReturn:
     """Run the command; a user's mistake is one line, never a traceback."""
     open_streams()
     begin_again_in_utf8()
+    os.environ["PYTHONSAFEPATH"] = "1"  # what we start (MLflow's server, workers) takes no mlflow.py of this folder
     signals.second_leaves_at_once = True
     for number in signals.heard():
         if number != signal.SIGINT:  # Python's own is KeyboardInterrupt

@@ -10,6 +10,7 @@ from .provenance import code_differences
 from .record import Record
 from .screen import shown_value
 from .show import as_json, steps
+from .terminal import one_line
 
 OWN = ("name", "note", "tracking.uri")  # of course these differ, and change nothing
 
@@ -81,7 +82,7 @@ def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
     """What `bestrun compare` prints of a comparison: a column a run."""
     best, tested = [record.best or {} for record in records], [record.tested or {} for record in records]
     table = [
-        ["", *(record.name for record in records)],
+        ["", *(one_line(record.name) for record in records)],
         ["run ID", *((record.run_id or "-")[:8] for record in records)],
         ["state", *(record.state for record in records)],
         *([f"best {key}", *(shown_value(line.get(key), key) for line in best)] for key in ("val/accuracy", "val/loss")),
@@ -92,13 +93,13 @@ def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
     ]
     sections = {"settings that differ": found["settings"], "data": found["data"], "versions": found["versions"]}
     for title, rows in sections.items():
-        table.append([f"\n{title}" + ("" if rows else ": none" if title.startswith("settings") else ": the same")])
+        table += [[""], [title + ("" if rows else ": none" if title.startswith("settings") else ": the same")]]
         table += [[f"  {key}", *(_text(value) for value in row)] for key, row in rows.items()]
     widths = [max(len(row[i]) for row in table if len(row) > 1) for i in range(len(records) + 1)]
     text = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip() for row in table]
     for name, changed in found["changed"].items():
         text += [f"  {name}, by a resume: {key} {old} -> {new}" for key, (old, new) in changed.items()]
-    text += ["\ncode" if found["code"] else "\ncode: the same", *(f"  {line}" for line in found["code"])]
+    text += ["", "code" if found["code"] else "code: the same", *(f"  {line}" for line in found["code"])]
     for record, matrix in zip(records[1:], found["confusion_difference"], strict=True):
         text.append("")
         if matrix is None:
@@ -107,7 +108,7 @@ def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
             )
         else:
             text.append(f"validation images in each cell, {record.name} minus {records[0].name}")
-            text.append(plots.confusion_difference_text(matrix))
+            text += plots.confusion_difference_text(matrix).splitlines()
     return text
 
 
@@ -116,4 +117,4 @@ def _stop(record: Record) -> str:
 
 
 def _text(value: Any) -> str:
-    return "-" if value is None else str(value)[:40]
+    return "-" if value is None else one_line(str(value)[:40])

@@ -18,7 +18,7 @@ import re
 import secrets
 import shlex
 import sqlite3
-import sys
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from urllib.parse import unquote
 
 from .errors import SettingsError, VerificationError
 from .folder import RunFolder, StorageError, is_locked, write_json
+from .terminal import say
 
 log = logging.getLogger("bestrun")
 
@@ -71,21 +72,23 @@ def find_home(*, writes: bool = False) -> Path:
 
 @functools.cache  # once a process
 def _tell_whose(home: Path, owner: str, us: str) -> None:
-    print(f"warning: {home} belongs to {owner}, not to {us}", file=sys.stderr)
+    say(f"warning: {home} belongs to {owner}, not to {us}", err=True)
 
 
 def foreign_owners(home: Path) -> tuple[str, str] | None:
     """Whose a home is, and who we are, where neither it nor its marker is ours and BESTRUN_MLRUNS does not name it."""
-    if os.environ.get("BESTRUN_MLRUNS"):
+    if os.environ.get("BESTRUN_MLRUNS") or not os.path.lexists(home):
         return None
-    found = []
-    for path in (home, home / MARKER):
-        with contextlib.suppress(FileNotFoundError):
-            found.append(path.lstat().st_uid if path != home else path.stat().st_uid)
-    us = os.geteuid() or os.stat(".").st_uid  # root, as in a container, writes for whose folder it stands in
-    if not found or us in found:
+    # A link to a folder that may not be looked into is its owner's who made the link
+    owners = [(home.stat() if os.access(home, os.F_OK) else home.lstat()).st_uid]
+    with contextlib.suppress(OSError):
+        marker = (home / MARKER).lstat()
+        if stat.S_ISREG(marker.st_mode) and marker.st_nlink == 1:  # a second name of a file of ours is no sign of ours
+            owners.append(marker.st_uid)
+    us = os.geteuid() or Path.cwd().stat().st_uid  # root, as in a container, writes for whose folder it stands in
+    if {us, os.geteuid()} & set(owners):
         return None
-    return user_of(found[0]), user_of(us)
+    return user_of(owners[0]), user_of(us)
 
 
 def user_of(uid: int) -> str:
@@ -100,10 +103,20 @@ def _find() -> Path:
     if named := os.environ.get("BESTRUN_MLRUNS"):
         return Path(named).expanduser().absolute()
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "mlruns" / MARKER).exists():
-            return folder / "mlruns"
-    return here / "mlruns"
+    return next((home for folder in (here, *here.parents) if _is_marked(home := folder / "mlruns")), here / "mlruns")
+
+
+def _is_marked(home: Path) -> bool:
+    """Whether it holds our marker. What may not be looked into may: whoever would use another home instead, is told."""
+    try:
+        (home / MARKER).stat()
+    except PermissionError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
+    return True
 
 
 def create_home(home: Path) -> None:
@@ -245,7 +258,7 @@ def _same(path: Path, other: Path) -> bool:
 def _is_copy(home: Path, marker: Marker) -> bool:
     """Whether the home that the marker speaks of still lies there, and is not this one."""
     try:
-        return bool(json.loads((marker.path / MARKER).read_bytes())["identity"] == marker.identity)
+        return bool(json.loads(_read_unlinked(marker.path / MARKER))["identity"] == marker.identity)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return False
     except OSError:  # somebody else's, perhaps: what still lies there was not moved here

@@ -23,7 +23,7 @@ from .options import (
     sweep_option,
     tracking_option,
 )
-from .terminal import say
+from .terminal import say, say_lines
 
 
 @click.command(short_help="Fetch the best checkpoint, prove it, evaluate the test split.", epilog=RUN_HELP)
@@ -86,8 +86,7 @@ def restore(
             return
         import numpy as np
 
-        for line in report_lines(report, plots.confusion_matrix_text(np.array(report["confusion_matrix"]))):
-            say(line)
+        say_lines(report_lines(report, plots.confusion_matrix_text(np.array(report["confusion_matrix"]))))
         if out:
             say(f"\nkept in {out}")
         elif report["recorded"]:
@@ -119,7 +118,7 @@ def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **loo
         return
     step = fetched.checkpoint.state.step
     say(f"{fetched.run_name}, step {step:,}, {words_of(function)}; in {out}: {', '.join(files)}\n")
-    say("\n".join(keras_lines(fetched, Path(out) / "model.keras")))
+    say_lines(keras_lines(fetched, Path(out) / "model.keras"))
 
 
 @click.command("predict", short_help="Classes and probabilities of images.", epilog=RUN_HELP)
@@ -145,7 +144,10 @@ def predict_images(
     with Screen(stderr=as_json).shown(), Workplace() as place:
         fetched = find_and_fetch(run, place, **lookup)
         report = predict(fetched, images, invert=invert, allow_other_code=allow_other_code)
-    say(dumps(report) if as_json else "\n".join(report_lines(report)))
+    if as_json:
+        say(dumps(report))
+    else:
+        say_lines(report_lines(report))
 
 
 @click.command(short_help="Put the proved best into MLflow's model registry.", epilog=RUN_HELP)
@@ -205,7 +207,7 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
     \b
     bestrun runs --filter 'metrics."best/accuracy" > 0.98 and params.seed = "1"'
     bestrun runs --sort images_per_second --columns run,images_per_second,training.batch_size,tags.author
-    bestrun runs --csv | head
+    bestrun runs --csv > runs.csv
     """
     from . import table
     from .home import find_home
@@ -227,7 +229,7 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
         say(table.as_csv(rows, named or FIELDS), raw=not sys.stdout.isatty())
     elif rows:
         columns_shown = named or table.usual_columns(wanted["sort"], rows)
-        say("\n".join(table.lines(rows, columns_shown, table.terminal_width())))
+        say_lines(table.lines(rows, columns_shown, table.terminal_width()))
     elif wanted["filter"] or wanted["sweep"] or wanted["experiment"] or wanted["mine"]:
         say("no such runs; all of them: bestrun runs")
     else:
@@ -243,7 +245,10 @@ def show(run: str, as_json: bool, **where: str | None) -> None:
     from . import show as told
 
     (record,) = find_records((run,), **where)
-    say(json.dumps(told.as_json(record), indent=2) if as_json else "\n".join(told.lines(record)))
+    if as_json:
+        say(json.dumps(told.as_json(record), indent=2))
+    else:
+        say_lines(told.lines(record))
 
 
 @click.command(short_help="Runs side by side: what differs, and which is better.", epilog=RUN_HELP)
@@ -256,7 +261,10 @@ def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:
 
     records = find_records(runs, **where)
     found = compared.comparison(records)
-    say(json.dumps(found, indent=2) if as_json else "\n".join(compared.lines(records, found)))
+    if as_json:
+        say(json.dumps(found, indent=2))
+    else:
+        say_lines(compared.lines(records, found))
 
 
 @click.command(short_help="Train with a past run's settings anew.", epilog=RUN_HELP)
@@ -297,7 +305,7 @@ def sweep(name: str | None, as_json: bool) -> None:
         reports = [summary(manifest) for manifest in found]
         say(json.dumps(reports[0] if name else reports, indent=2))
     elif name:
-        say("\n".join(report_lines(summary(found[0]))).lstrip("\n"))
+        say_lines(report_lines(summary(found[0]))[1:])
     for manifest in () if as_json or name else found:  # a line each, for which no importances are computed
         count = ", ".join(f"{number} {state}" for state, number in sorted(manifest.count().items()) if number)
         say(f"{manifest.name:<24} {manifest.line['kind']:<6} {count}")

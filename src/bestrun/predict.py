@@ -8,6 +8,7 @@ import numpy as np
 
 from .images import read_images
 from .restore import Fetched, identity, rebuild
+from .terminal import one_line
 
 
 def predict(
@@ -50,10 +51,11 @@ def probabilities(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def report_lines(report: dict[str, Any]) -> list[str]:
     """A line an image: its class and the second best, with their probabilities."""
-    width = max(5, *(len(row["image"]) for row in report["predictions"]))
+    names = [one_line(row["image"]) for row in report["predictions"]]
+    width = max(5, *map(len, names))
     lines = [f"{'image':<{width}}  class  probability  second  probability"]
-    for row in report["predictions"]:
+    for name, row in zip(names, report["predictions"], strict=True):
         best, second = np.argsort(row["probabilities"], kind="stable")[::-1][:2].tolist()
         shown = [f"{100 * row['probabilities'][label]:.2f} %" for label in (best, second)]
-        lines.append(f"{row['image']:<{width}}  {best:>5}  {shown[0]:>11}  {second:>6}  {shown[1]:>11}")
+        lines.append(f"{name:<{width}}  {best:>5}  {shown[0]:>11}  {second:>6}  {shown[1]:>11}")
     return lines

@@ -22,6 +22,8 @@ from .workplace import Workplace
 
 DIFF_BYTES = 1 << 20  # more of an uncommitted tree is not kept
 NEW_FILES = ("*.py", "*.yaml", "*.yml", "*.toml")  # of files git does not know, only code: not data, not secrets
+# A hook of git exports which repository it is of; and what a partial clone lacks would be fetched by its programs
+ANOTHER = ("DIR", "WORK_TREE", "INDEX_FILE", "COMMON_DIR", "OBJECT_DIRECTORY", "ALTERNATE_OBJECT_DIRECTORIES", "PREFIX")
 QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "diff.external=")  # run no program
 
 
@@ -61,7 +63,8 @@ def _git(folder: Path, *words: str, index: str | None = None) -> str:
         OSError, SubprocessError: there is no git, it refused, or it took longer than 5 s.
     """
     command = ["git", "--no-pager", *QUIET, "-C", str(folder), *words]
-    environment = os.environ | ({"GIT_INDEX_FILE": index} if index else {})
+    environment = {name: text for name, text in os.environ.items() if name not in {f"GIT_{word}" for word in ANOTHER}}
+    environment |= {"GIT_NO_LAZY_FETCH": "1"} | ({"GIT_INDEX_FILE": index} if index else {})
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
         hung = threading.Timer(5, process.kill)
         hung.start()
@@ -85,7 +88,13 @@ def _diff(root: Path) -> str:
         found = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *NEW_FILES)
         if new := found.split("\0")[:-1][:200]:
             _git(root, "add", "--intent-to-add", "--", *new, index=copy)
-        return _git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", index=copy)
+        quiet = (
+            "--no-ext-diff",
+            "--no-textconv",
+            "--no-color",
+            "--ignore-submodules=dirty",
+        )  # of those, only the commit
+        return _git(root, "diff", "HEAD", *quiet, index=copy)
 
 
 def versions() -> dict[str, str]:

@@ -507,7 +507,7 @@ def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
     for label, row in enumerate(report["confusion_matrix"]):
         share = f"{100 * row[label] / sum(row):.1f}% ({row[label]} / {sum(row)})" if sum(row) else "-"
         lines.append(f"{label:>5}  {share}")
-    return [*lines, "", matrix_text]
+    return [*lines, "", *matrix_text.splitlines()]
 
 
 def dumps(report: dict[str, Any]) -> str:

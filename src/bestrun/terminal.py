@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Iterable
 
 import click
 
@@ -31,3 +32,8 @@ def say(text: str = "", *, err: bool = False, raw: bool = False) -> None:
         click.echo(text if raw else printable(text), err=err, color=True)
     except BrokenPipeError:  # to click an error; and what is left in the buffer would fail again at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Print lines; what came from outside ends none of them, and so begins none that looks like ours."""
+    say("\n".join(map(one_line, lines)))

@@ -1,6 +1,7 @@
 """`bestrun ui`: MLflow's own server on loopback, which leaves no process behind."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -13,6 +14,11 @@ from .home import settle
 from .signals import heard
 from .terminal import say
 from .tracking import OURS, Store, connect, sqlite_path
+
+# What shapes another server of the user's: without a page, below another path, open to other hosts
+OF_A_SERVER = re.compile(
+    r"MLFLOW_(SERVER_\w+|STATIC_PREFIX|ARTIFACTS_ONLY|EXPOSE_PROMETHEUS|(GUNICORN|UVICORN|WAITRESS)_OPTS)"
+)
 
 
 def serve(uri: str, port: int, home: Path) -> int:
@@ -30,14 +36,15 @@ def serve(uri: str, port: int, home: Path) -> int:
     port = free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # By the environment, as everybody may read a command line, and the address may hold a password
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri}
+    environment = {name: text for name, text in os.environ.items() if not OF_A_SERVER.fullmatch(name)}
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": uri}
     if path:
         command += ["--artifacts-destination", str(path.parent / "artifacts")]
     if not address:
         say("there are no runs yet; the first is made by: bestrun train")
     say(f"MLflow: {page.server(uri, port)}{address}   (Ctrl-C ends it)")
     stopping = False
-    with guarded(command, env=environment) as server:
+    with guarded(command, env=environment, cwd="/") as server:  # uvicorn would import files of the current folder
 
         def stop(*_: object) -> None:
             nonlocal stopping

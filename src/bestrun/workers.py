@@ -13,7 +13,6 @@ import secrets
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,23 +173,36 @@ class Local:
 
 def _in_worker(task: Task, sender: Any) -> None:
     os.setsid()  # Ctrl-C on the terminal is for the scheduler, which tells each worker once
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    _end_with_parent()
     ended = work(task)
     with contextlib.suppress(BrokenPipeError):  # the scheduler is gone
         sender.send(ended)
 
 
-def _leave_with_parent() -> None:
+def _end_with_parent() -> None:
     """A killed scheduler tells nobody: its end of this pipe closes. Then this run saves and leaves, as on SIGTERM.
 
-    If it hangs, it is ended: the same line again must not wait for it for ever.
+    If it hangs, it is ended: the same line again must not wait for it for ever. A process of its own sees to that, as
+    one that is stopped, or waits in a library with Python's lock in hand, runs no thread and no handler.
     """
-    parent = multiprocessing.parent_process()
-    if parent:
-        multiprocessing.connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(LEAVE_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
+    parent, worker = multiprocessing.parent_process(), os.getpid()
+    if not parent or os.fork():
+        return
+    try:
+        sentinel = int(parent.sentinel)
+        os.closerange(3, sentinel)  # the worker's end of its own pipes is to close with the worker
+        os.closerange(sentinel + 1, os.sysconf("SC_OPEN_MAX"))
+        while not multiprocessing.connection.wait([sentinel], 1.0):
+            if os.getppid() != worker:
+                return
+        deadline = time.monotonic() + LEAVE_SECONDS
+        os.kill(worker, signal.SIGTERM)
+        while os.getppid() == worker and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if os.getppid() == worker:
+            os.kill(worker, signal.SIGKILL)
+    finally:
+        os._exit(0)
 
 
 class Ray:
