@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import http.client
 import json
 import multiprocessing
@@ -147,6 +148,10 @@ def _run_as_program(
 ) -> NoReturn:
     """In the child: become what a new interpreter is, run `target`, end as an interpreter ends."""
     os.setpgid(0, 0)
+    # However pytest ends, no process of a test stays: once nobody holds this the forkserver ends, and this with that
+    os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

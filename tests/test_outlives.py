@@ -144,6 +144,28 @@ def test_what_watches_a_worker_ends_with_it(start_process, tmp_path):
     assert process.wait(20).code == 0
 
 
+SESSION = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import conftest
+if __name__ == "__main__":
+    print(conftest.Starter(Path(sys.argv[2]))(time.sleep, 1000).pid, flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_a_process_of_the_tests_ends_with_the_tests_however_they_end(tmp_path):
+    words = [sys.executable, "-c", SESSION, str(Path(__file__).parent), str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as session:
+        pid = int(session.stdout.readline())
+        until(lambda: (tmp_path / "1.out").exists(), 60)
+        time.sleep(0.5)
+        assert is_alive(pid)
+        session.kill()
+    until(lambda: not is_alive(pid))
+
+
 def test_the_same_line_says_for_whom_it_waits(bestrun, home, settings):
     words = ["train", "-m", *settings, "training.max_steps=20", "pictures=false", "seed=1,2", "sweep.name=s"]
     assert bestrun(*words).code == 0
