@@ -149,7 +149,9 @@ def _run_as_program(
     """In the child: become what a new interpreter is, run `target`, end as an interpreter ends."""
     os.setpgid(0, 0)
     # However pytest ends, no process of a test stays: once nobody holds this the forkserver ends, and this with that
-    os.close(multiprocessing.forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    alive = multiprocessing.forkserver._forkserver._forkserver_alive_fd  # type: ignore[attr-defined]
+    if alive is not None:  # None in a process of failing_calls, which forks by itself
+        os.close(alive)
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:

@@ -337,7 +337,7 @@ def _replace_what_computes() -> None:
     test_crashes._replace_what_computes(loop)
     _everywhere(data.load_dataset, lambda **_: test_crashes._data())
     _everywhere(model.assign_variables, _assign)
-    device.prepare = lambda threads: 1
+    device.prepare = lambda threads, quiet=False: 1
     evaluation.figures = loop.figures
     evaluation.compile_predict = loop.compile_predict = lambda model, _: lambda images: _Logits(model)
     _everywhere(evaluation.confusion_matrix, lambda logits, labels, classes: np.eye(classes, dtype=int) * 4)
