@@ -33,6 +33,7 @@ import pytest
 
 # The package sets what its libraries read from the environment; the tests' processes start from it.
 import bestrun as package
+from bestrun.guard import guarded
 
 # oneDNN decides at TensorFlow's import, so every process of the tests, the forkserver first, has the same kernels.
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
@@ -307,21 +308,21 @@ class Server:
             self.port = int(free.getsockname()[1])
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._until_stopped = contextlib.ExitStack()
 
     def start(self) -> None:
         """Start it unless it runs, and wait until it answers, 11 to 15 s."""
         if self._process and self._process.poll() is None:
             return
-        command = [sys.executable, "-P", "-m", "bestrun.guard"]  # however pytest ends, it does not stay behind
-        command += [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"]
         command += ["--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
-            )
+            # However pytest ends, it does not stay behind
+            watched = guarded(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+            self._process = self._until_stopped.enter_context(watched)
         deadline = time.monotonic() + 60
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -337,8 +338,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
                 os.killpg(int(child), number)
-        self._process.stdin.close()  # type: ignore[union-attr]
-        self._process.wait(30)
+        self._until_stopped.close()
         self._process = None
 
     def _answers(self) -> bool:

@@ -69,6 +69,21 @@ def test_a_command_ends_with_its_block_and_its_code_is_known(tmp_path):
     until(lambda: not any(map(is_alive, found)), 1)
 
 
+def test_a_command_that_a_signal_ended_is_no_success():
+    with guarded([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) as process:
+        assert process.wait(20) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("signals", ["", STUBBORN], ids=["obeys", "stubborn"])
+def test_a_command_whose_guard_was_killed_ends_with_its_block(tmp_path, signals):
+    with guarded([sys.executable, "-c", PROGRAM.format(signals=signals), str(tmp_path / "pid")]) as process:
+        found = pids(tmp_path / "pid")
+        process.kill()
+        process.wait()
+        assert all(map(is_alive, found))
+    until(lambda: not any(map(is_alive, found)), 5)
+
+
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -77,6 +92,15 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def test_a_page_whose_server_was_killed_is_no_success(bestrun, home):
+    process = bestrun.start("ui")
+    until(lambda: "Uvicorn running" in process.out + process.err or process.poll() is not None, 90)
+    (guard,) = (int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    for child in Path(f"/proc/{guard}/task/{guard}/children").read_text().split():
+        os.killpg(int(child), signal.SIGKILL)
+    assert process.wait(30).code == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
@@ -174,15 +198,13 @@ def test_the_same_line_says_for_whom_it_waits(bestrun, home, settings):
     lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
     (folder / "journal.jsonl").write_text("".join(line for line in lines if '"stopped"' not in line))
     holder = "import fcntl, sys, time; f = open(sys.argv[1], 'r+'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
-    held = subprocess.Popen(
-        [sys.executable, "-c", f"{holder}; time.sleep(1000)", folder / "lock"], stdout=subprocess.PIPE
-    )
-    try:
-        held.stdout.readline()
-        process = bestrun.start(*words)
-        until(lambda: "waiting for s-001" in process.out or process.poll() is not None, 60)
-        assert process.out.count("waiting for s-001: a worker of a sweep that was killed saves there") == 1
-    finally:
-        held.kill()
-        held.wait()
+    holding = [sys.executable, "-c", f"{holder}; time.sleep(1000)", folder / "lock"]
+    with subprocess.Popen(holding, stdout=subprocess.PIPE) as held:
+        try:
+            held.stdout.readline()
+            process = bestrun.start(*words)
+            until(lambda: "waiting for s-001" in process.out or process.poll() is not None, 60)
+            assert process.out.count("waiting for s-001: a worker of a sweep that was killed saves there") == 1
+        finally:
+            held.kill()
     assert process.wait().code == 0
