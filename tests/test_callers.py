@@ -233,6 +233,89 @@ def test_closed_streams_do_not_end_a_run_or_get_into_its_files(home, settings, c
     assert [event["event"] for event in events(home, "r")][-1] == "stopped"
 
 
+def test_a_full_disk_behind_stderr_costs_a_new_process_nothing(home, settings):
+    words = [sys.executable, "-m", "bestrun", "train", *settings, *SHORT, "name=r"]
+    with open("/dev/full", "w") as full:  # TensorFlow's import writes there before we do
+        assert subprocess.run(words, stdout=subprocess.DEVNULL, stderr=full, timeout=200).returncode == 0
+    assert events(home, "r")[-1]["reason"] == "max_steps"
+
+
+def _with_streams(words, paths):
+    for number, path in paths.items():
+        os.dup2(os.open(path, os.O_RDWR), number)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
+    sys.argv = ["bestrun", *words]
+    cli.main()
+
+
+@pytest.mark.parametrize("numbers", [(1,), (2,), (1, 2)])
+def test_a_full_disk_behind_a_stream_costs_a_run_nothing(start_process, home, settings, numbers):
+    words = ["train", *settings, *SHORT, "name=r"]
+    result = start_process(_with_streams, words, dict.fromkeys(numbers, "/dev/full"), cwd=home).wait()
+    assert result.code == 0 and "Exception ignored" not in result.err, result.err
+    assert result.err.count("stdout takes no more lines (No space left on device)") == (numbers == (1,))
+    assert events(home, "r")[-1]["reason"] == "max_steps"
+
+
+def test_a_reader_that_leaves_costs_a_run_nothing(start_process, home, settings, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    process = start_process(
+        _with_streams, ["train", *settings, *SHORT, "name=r"], {1: str(tmp_path / "pipe")}, cwd=home
+    )
+    deadline = time.monotonic() + 60
+    while not _read(reader) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.close(reader)
+    assert process.wait().code == 0
+    assert events(home, "r")[-1]["reason"] == "max_steps"
+
+
+def _read(descriptor):
+    try:
+        return os.read(descriptor, 4096)
+    except BlockingIOError:
+        return b""
+
+
+def _on_a_terminal_that_is_closed(start_process, words, home, when):
+    """The exit code of a command whose terminal is closed once it has shown `when`."""
+    ours, theirs = os.openpty()
+    process = start_process(_with_streams, words, dict.fromkeys((0, 1, 2), os.ttyname(theirs)), cwd=home)
+    seen = b""
+    while when not in seen:
+        seen += os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
+    return process.wait().code
+
+
+@pytest.mark.parametrize(
+    "when", [b"run r", b"val loss", b"at most"], ids=["at the start", "before the bar", "beside the bar"]
+)
+def test_a_closed_terminal_with_its_bar_costs_a_run_nothing(start_process, home, settings, when):
+    words = ["training.max_steps=20", "training.evaluate_every_steps=2", "training.patience_steps=20", "pictures=false"]
+    assert _on_a_terminal_that_is_closed(start_process, ["train", *settings, *words, "name=r"], home, when) == 0
+    assert events(home, "r")[-1]["reason"] == "max_steps"
+
+
+def test_a_closed_terminal_with_its_table_costs_a_sweep_nothing(start_process, home, settings):
+    words = ["train", "-m", *settings, *SHORT, "seed=1,2", "sweep.name=s"]
+    assert _on_a_terminal_that_is_closed(start_process, words, home, b"running") == 0
+    assert [events(home, f"s-00{number}")[-1]["reason"] for number in (0, 1)] == ["max_steps"] * 2
+
+
+def _without_streams(words):
+    sys.stdout.close()
+    sys.stderr.close()
+    package.train(words)
+
+
+def test_a_program_that_closed_its_streams_trains(start_process, home, settings):
+    start_process(_without_streams, [*settings, *SHORT, "name=r"], cwd=home).wait()
+    assert events(home, "r")[-1]["reason"] == "max_steps"
+
+
 # ---- machines without
 
 

@@ -5,13 +5,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from .manifest import OVER, Manifest, Run, Trial
-from .screen import duration, shown_value
+from .screen import console, duration, shown_value
 from .terminal import one_line, printable
 
 MOST_ROWS = 12
@@ -21,15 +20,14 @@ class Board:
     """Lines and the live table of one sweep; to stderr where stdout is for a program."""
 
     def __init__(self, *, stderr: bool = False) -> None:
-        self.console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+        self.console = console(stderr=stderr)
         self._live: Live | None = None
         self._began = self._last = time.monotonic()
         self._shown = 0.0
         self._before = 0
 
     def line(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self.console.print(printable(text), markup=False)
+        self.console.print(printable(text), markup=False)
 
     def begin(self, manifest: Manifest, warnings: list[str]) -> None:
         for warning in warnings:

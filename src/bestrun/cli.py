@@ -240,6 +240,7 @@ def main() -> NoReturn:
         code = 0
     except OSError as error:  # a full disk, a missing right; that of a run names what to do, and is a BestrunError
         code = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+    close_streams()
     gc.freeze()  # spares the interpreter, on its way out, two thirds of a second of looking through MLflow's objects
     sys.exit(code)
 
@@ -260,6 +261,15 @@ def open_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):
                 stream.reconfigure(errors="backslashreplace")  # a path with an ü where the terminal has no ü
+
+
+def close_streams() -> None:
+    """Let go of what a stream could not take: Python would try again at its exit, and end with a code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def begin_again_in_utf8() -> None:

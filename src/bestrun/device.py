@@ -22,10 +22,11 @@ BANNER = re.compile(rb"WARNING: All log messages before absl|I\d{4} |E\d{4} .*(c
 def _without_banner() -> Iterator[None]:
     """TensorFlow 2.21 greets with ten lines on stderr that no environment variable stops; all else is passed on."""
     with tempfile.TemporaryFile() as caught:
-        if sys.stderr is None:  # a program without a terminal
+        if sys.stderr is None or sys.stderr.closed:  # a program without a terminal
             yield
             return
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(caught.fileno(), 2)
         try:
@@ -34,7 +35,8 @@ def _without_banner() -> Iterator[None]:
             os.dup2(stderr, 2)
             os.close(stderr)
             caught.seek(0)
-            os.write(2, b"".join(line for line in caught if not BANNER.match(line)))
+            with contextlib.suppress(OSError):  # a full disk, a closed terminal
+                os.write(2, b"".join(line for line in caught if not BANNER.match(line)))
 
 
 # Each run of a sweep compiles its own steps, which is not the mistake that TensorFlow takes it for

@@ -2,13 +2,11 @@
 
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 
 from .errors import SettingsError
@@ -16,6 +14,7 @@ from .folder import replacing, storage_error
 from .formats import MAX_ARRAY_BYTES, refusal
 from .images import SUFFIXES, fit, open_picture
 from .messages import shown
+from .screen import console
 
 SEED = 0  # the same folder gives the same file
 TEST_SHARE = 0.2  # of each class, where the folder has no test split
@@ -196,8 +195,8 @@ def _inside(folder: Path) -> list[Path]:
 def _read(paths: list[Path], size: str | None) -> NDArray[np.uint8]:
     """All pictures as (n, height, width, channels): grey if all of them are."""
     pictures: list[NDArray[np.uint8]] = []
-    console = Console(stderr=True)
-    for path in track(paths, "reading", console=console, transient=True, disable=not sys.stderr.isatty()):
+    bar = console(stderr=True)
+    for path in track(paths, "reading", console=bar, transient=True, disable=not bar.is_terminal):
         picture = open_picture(path)
         width, height = map(int, size.split("x")) if size else picture.size
         pixels = fit(picture, (height, width, len(picture.getbands())), path)

@@ -6,17 +6,24 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .checkpoint import LoopState
 from .journal import Event
-from .terminal import printable
+from .terminal import Unbreakable, printable
 
 log = logging.getLogger("bestrun")
 
 HEADER = "    step   train acc  train loss    val acc   val loss  steps/s"
+
+
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """For lines and bars beside work, which ends with none of them."""
+    stream = cast(IO[str], Unbreakable("stderr" if stderr else "stdout"))
+    return Console(file=stream, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 class Screen:
@@ -25,7 +32,7 @@ class Screen:
     """
 
     def __init__(self, *, total_steps: int = 0, batch_size: int = 1, stderr: bool = False, quiet: bool = False) -> None:
-        self.console = _Console(stderr=stderr, highlight=False, soft_wrap=True, quiet=quiet)
+        self.console = console(stderr=stderr, quiet=quiet)
         self._batch_size = batch_size
         self._total = total_steps
         self._progress: Progress | None = None
@@ -102,15 +109,9 @@ class _ScreenHandler(logging.Handler):
         if getattr(record, "file_only", False):  # tracebacks go to run.log
             return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        with contextlib.suppress(OSError):  # `bestrun train > FILE` on a full disk
-            text, encoding = prefix + printable(record.getMessage()), self._console.encoding
-            text = text.encode(encoding, "backslashreplace").decode(encoding)  # a path with an ü, a terminal without
-            self._console.print(text, markup=False)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:  # `bestrun train | head`: rich would end the process here, and with it the run
-        self.quiet = True
+        text, encoding = prefix + printable(record.getMessage()), self._console.encoding
+        text = text.encode(encoding, "backslashreplace").decode(encoding)  # a path with an ü, a terminal without
+        self._console.print(text, markup=False)
 
 
 class _LogFile(logging.FileHandler):
@@ -161,9 +162,3 @@ def shown_value(value: float | None, metric: str) -> str:
 
 def ago(time_ms: int) -> str:
     return duration(max(0.0, time.time() - time_ms / 1000)) + " ago"
-
-
-def complain(message: object) -> None:
-    """An error on stderr, each line marked."""
-    for line in str(message).splitlines() or ["unknown error"]:
-        print(f"error: {line}", file=sys.stderr)
