@@ -354,6 +354,31 @@ def test_a_password_in_the_address_stands_nowhere(bestrun, start_process, home, 
     assert not leaks
 
 
+@pytest.mark.parametrize("how", ["address", "user"])
+def test_one_sync_sends_all_runs_of_an_address_whose_password_is_kept_nowhere(
+    bestrun, home, settings, mlflow_server, proxy, how
+):
+    uri = proxy.uri.replace("//", "//ada:w0rd@")
+    short = [*settings, "training.max_steps=4", "training.evaluate_every_steps=2", "pictures=false"]
+    proxy.fail("refuse")
+    for name in ("a", "b"):
+        process = bestrun.starter(train, 0.5, False, *short, f"name={how}-{name}", f"tracking.uri={uri}", cwd=home)
+        assert process.wait().code == 6
+    assert bestrun("train", *short, "name=c").code == 0
+    proxy.heal()
+    told = bestrun("sync", "--all")
+    assert told.code == 6 and told.out.count("MLFLOW_TRACKING_URI=ADDRESS bestrun sync") == 1 == told.out.count(
+        "as above"
+    )
+    user = {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "w0rd"}
+    done = bestrun("sync", "--all", env={"MLFLOW_TRACKING_URI": uri} if how == "address" else user)
+    assert done.code == 0 and done.out.count("complete") == 3, done.out
+    for name in ("a", "b"):
+        assert_server_has_it(mlflow_server, run_folder(home, f"{how}-{name}"))
+    names = sqlite3.connect(home / "mlruns" / "mlflow.db").execute("select name from runs").fetchall()
+    assert names == [("c",)]
+
+
 # ---- the sender alone, no TensorFlow ----
 
 

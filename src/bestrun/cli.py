@@ -155,8 +155,10 @@ def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: b
     reports = send(folders, home=home, setting=tracking_uri)
     if as_json:
         say(json.dumps(reports, indent=2))
+    told = None
     for report in () if as_json else reports:
         text = report["error"] or f"{report['sent']} events sent"
+        text, told = "as above" if report["error"] and text == told else text, text
         say_lines([f"{report['run_name']:<24} {report['state']:<32} {text}"])
     if not reports and not as_json:
         say(f"no runs in {home / 'runs'}")

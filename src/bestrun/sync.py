@@ -158,10 +158,13 @@ def own_uri(folder: RunFolder, setting: str | None, home: Path) -> str:
             return resolve_uri(None, home)
     if "***" not in uri:
         return str(uri)
+    open_address = uri.replace("***@", "")
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given and mask_uri(given) in (uri, uri.replace("***@", "")):
+    if given and mask_uri(given) in (uri, open_address):
         return given
+    if uri.startswith("http") and any(os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "TOKEN")):
+        return open_address  # MLflow takes them from there
     raise SettingsError(
         f"{uri} needs the user and password that *** stands for, which are kept in no file; give the whole address: "
-        f"in MLFLOW_TRACKING_URI, or with --tracking-uri"
+        f"MLFLOW_TRACKING_URI=ADDRESS bestrun sync sends every run of it, --tracking-uri ADDRESS this one"
     )
