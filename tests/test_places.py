@@ -1,12 +1,18 @@
 """Stores and homes that are not as ours are: addresses in the environment, others' folders, databases without files."""
 
+import itertools
 import json
 import os
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
+import urllib.request
 
 import pytest
+from PIL import Image
 
 from bestrun import tracking
 from bestrun.direct import refuse_unusable
@@ -119,8 +125,6 @@ def test_a_refused_account_is_told_from_an_outage(home, monkeypatch, words, is_r
 
 
 def test_a_silent_store_is_waited_for_no_longer_than_that(home, monkeypatch):
-    import time
-
     from bestrun import direct
 
     tracking.import_mlflow()
@@ -190,6 +194,31 @@ SHELL = {"umask": 'umask 077; exec "$@"', "stdout closed": 'exec "$@" >&-'}
 CASES = [*UNSET, *SET, *SHELL, "keras.json", "read-only folder"]
 
 
+def make_pictures(folder):
+    for split, name in itertools.product(("train", "test"), "ab"):
+        (folder / split / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (8, 8), 60 * number).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+def look_at_the_page(command, place, env):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [*command, "--port", str(port)]
+    with subprocess.Popen(words, cwd=place, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        said, deadline = b"", time.monotonic() + 120
+        while b"Uvicorn running" not in said:
+            assert process.poll() is None and time.monotonic() < deadline, said
+            said += process.stderr.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(30) == 0 and b"Traceback" not in said + rest, said + rest
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", CASES)
@@ -224,6 +253,7 @@ def test_every_verb_works_in_odd_surroundings(home, settings, tmp_path, case):
         ["train", "-m", *settings, *QUICK, "seed=1,2", "sweep.name=s"],
         ["sweep", "s"],
         ["sync"],
+        ["pack", str(make_pictures(tmp_path / "pictures")), str(tmp_path / "pictures.npz")],
     )
     try:
         for words in verbs:
@@ -231,6 +261,7 @@ def test_every_verb_works_in_odd_surroundings(home, settings, tmp_path, case):
             found = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=250)
             assert found.returncode == 0, (words, found.stdout, found.stderr)
             assert "Traceback" not in found.stderr
+        look_at_the_page([*prefix, sys.executable, "-m", "bestrun", "ui"], place, env)
     finally:
         if case == "read-only folder":
             subprocess.run(["umount", str(place)], check=True)
