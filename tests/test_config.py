@@ -9,8 +9,9 @@ import yaml
 
 from bestrun import compose as settings
 from bestrun.compose import Composed, compose, conf_dir
-from bestrun.config import Config, digest, flatten, mask_uri, to_yaml
+from bestrun.config import Config, digest, flatten, to_yaml
 from bestrun.errors import SettingsError
+from bestrun.formatting import mask_uri
 from bestrun.messages import validate
 from bestrun.space import plan
 

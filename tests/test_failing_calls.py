@@ -385,6 +385,9 @@ def look(
     wrong, said = [], ended.out + ended.err
     if "Traceback" in ended.err:
         wrong.append(Wrong("a traceback", "a traceback on stderr"))
+    logs = [path.read_text(errors="replace") for path in place.mlruns.glob("runs/*/run.log")]
+    if lines := [len(text.splitlines()) for text in (said, *logs) if text.count("\n") > MANY_LINES]:
+        wrong.append(Wrong("a wall of lines", f"{max(lines)} lines about one error"))
     if ended.code == -9 and faulty and case.fault.mode in ("before", "after"):
         pass
     elif ended.code < 0:
@@ -567,6 +570,7 @@ def test_protocol_calls_of_the_database_may_fail(bench: Bench, name: str) -> Non
     bench.carry_out(random.Random(name).sample(bench.cases(SCENARIOS[name]), 60))
 
 
+MANY_LINES = 150  # on the screen or in run.log, of a run of three evaluations, with one traceback in run.log
 QUICK = {"train": 14, "pictures": 2, "resume": 7, "sync": 4, "deadsync": 3, "fetch": 3, "restore": 3, "sweep": 2}
 QUICK |= {"database": 2}
 

@@ -9,9 +9,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from .formatting import duration, short_form, shown_point, shown_value
 from .manifest import OVER, Manifest, Run, Trial
-from .screen import console, duration, shown_value
-from .terminal import one_line, printable
+from .screen import console
+from .terminal import printable
 
 MOST_ROWS = 12
 
@@ -87,22 +88,11 @@ class Board:
         return table
 
 
-def shown_point(point: dict[str, str]) -> str:
-    return " ".join(f"{key}={_short(value)}" for key, value in point.items())
-
-
-def _short(value: str) -> str:
-    try:
-        return f"{float(value):.4g}" if "." in value or "e" in value else value
-    except ValueError:
-        return one_line(value)
-
-
 def report_lines(report: dict[str, Any]) -> list[str]:
     """`bestrun sweep NAME`: the trials best first with the settings that differ, then cost and importances."""
     metric, keys = report["objective"]["metric"], list({key: 0 for t in report["trials"] for key in t["settings"]})
     keys = [key for key in keys if len({t["settings"].get(key) for t in report["trials"]}) > 1] or keys
-    widths = [max(len(key), *(len(_short(t["settings"].get(key, "-"))) for t in report["trials"])) for key in keys]
+    widths = [max(len(key), *(len(short_form(t["settings"].get(key, "-"))) for t in report["trials"])) for key in keys]
     head = f"{'trial':>5}  {'state':<11} {'best':>8} {'steps':>7}  {'run ID':<8}  "
     lines = ["", head + "  ".join(f"{key:<{width}}" for key, width in zip(keys, widths, strict=True))]
     for trial in report["trials"]:
@@ -110,7 +100,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         run_id = (trial["runs"][0]["run_id"] or "-")[:8]
         row = f"{trial['trial']:>5}  {trial['state']:<11} {value:>8} {trial['steps']:>7}  {run_id:<8}  "
         settings = (
-            f"{_short(trial['settings'].get(key, '-')):<{width}}" for key, width in zip(keys, widths, strict=True)
+            f"{short_form(trial['settings'].get(key, '-')):<{width}}" for key, width in zip(keys, widths, strict=True)
         )
         lines.append((row + "  ".join(settings)).rstrip())
         lines += [

@@ -86,7 +86,7 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
 def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoReturn:
     import yaml
 
-    from .config import mask_uri
+    from .formatting import mask_uri
     from .home import find_home
     from .space import plan
 

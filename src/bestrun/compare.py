@@ -6,9 +6,9 @@ from typing import Any
 from . import plots
 from .config import flatten
 from .errors import SettingsError
+from .formatting import shown_value
 from .provenance import code_differences
 from .record import Record
-from .screen import shown_value
 from .show import as_json, steps
 from .terminal import one_line
 

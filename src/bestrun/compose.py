@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, Own, flatten, mask_uri
+from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, Own, flatten
 from .errors import SettingsError, VerificationError
+from .formatting import mask_uri, shown
 from .history import CHANGEABLE, History
-from .messages import not_among, shown, unknown, validate
+from .messages import not_among, unknown, validate
 from .own import derive, refuse_without_function
 
 

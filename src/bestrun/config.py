@@ -25,6 +25,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from .formatting import mask_uri, typed_form
+
 MOST_BLOCKS = 20
 MOST_WEIGHTS = 100_000_000  # of all convolutions: 400 MB, and Adam keeps three times that
 ONE_LINE = r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f\u2028-\u202e]+\Z"  # \Z, since $ lets a last newline pass
@@ -335,24 +337,6 @@ FIELDS = {key: field for key, field in Config.model_fields.items() if key not in
     if key != "name"
 }
 TEXTS = ("experiment", "name", "note", "from_run", "data.dir", "data.path", "tracking.uri")  # 1e3 is text to these
-
-
-def mask_uri(text: str) -> str:
-    """The text with user, password and query of a URI in it replaced by ***. SQLite has none."""
-    # Greedy on purpose: a password may hold / @ or a space, and too much masked is better than too little
-    text = re.sub(r"(?<!sqlite)://.*@", "://***@", text, flags=re.DOTALL)
-    return re.sub(r"((?<!sqlite)://[^?]*\?).*", r"\1***", text, flags=re.DOTALL)
-
-
-def typed_form(value: object) -> str:
-    """A value as one types it."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(typed_form, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {typed_form(inner)}' for key, inner in value.items())}}}"
-    return str(value)
 
 
 def to_yaml(config: Config) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from .environment import user_name
 from .errors import SettingsError, UnreadableError
 from .folder import RunFolder
+from .formatting import nearest, shown
 from .history import History
-from .messages import nearest, shown
 from .reasons import STATES
 from .tracking import LARGEST, OURS, Store, of_sweep, ranked, search
 

@@ -1,27 +1,14 @@
 """Wrong settings in plain words: a line a mistake, with what was given, what is allowed and what to type."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from .config import FIELDS, OPTIONS, SECTIONS, Config, doubts, mask_uri, typed_form
+from .config import FIELDS, OPTIONS, SECTIONS, Config, doubts
 from .errors import SettingsError
-
-
-def shown(value: object) -> str:
-    """A value as messages show it: masked, on one line, not for ever."""
-    text = mask_uri(typed_form(value))
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def nearest(typed: str, names: Sequence[str]) -> str | None:
-    lower = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(typed.lower(), lower, 1, 0.5)
-    return lower[found[0]] if found else None
+from .formatting import nearest, shown
 
 
 def unknown(key: str, given: str) -> str:

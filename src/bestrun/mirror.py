@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from .config import mask_uri
 from .errors import UnreadableError
 from .folder import RunFolder, StorageError
+from .formatting import mask_uri
 from .refusals import is_permanent, reason
 from .sender import Sender
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from .config import FIELDS, ONE_LINE, OPTIONS, SECTIONS, Settings, typed_form
+from .config import FIELDS, ONE_LINE, OPTIONS, SECTIONS, Settings
 from .errors import SettingsError
+from .formatting import typed_form
 
 MOST = 10**9
 TYPES: dict[type, tuple[Any, str]] = {  # of a value in the file -> type of the setting, and in words

@@ -12,8 +12,8 @@ from rich.progress import track
 from .errors import SettingsError
 from .folder import replacing, storage_error
 from .formats import MAX_ARRAY_BYTES, refusal
+from .formatting import shown
 from .images import SUFFIXES, fit, open_picture
-from .messages import shown
 from .screen import console
 
 SEED = 0  # the same folder gives the same file

@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .formatting import shown_value
 from .refusals import lost_a_race
-from .screen import shown_value
 
 SETTINGS = ("optimizer.learning_rate", "model.num_filters", "seed")  # what fits beside the rest on a laptop
 RULE = "\n\n---\n\n"  # in a description: above it the user's words, below it ours

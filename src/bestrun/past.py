@@ -165,7 +165,7 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
     mlflow models serve -m models:/digits@champion --env-manager local
     """
     from . import registry
-    from .config import mask_uri
+    from .formatting import mask_uri
     from .home import find_home, settle
     from .proof import Function, words_of
     from .restore import dumps

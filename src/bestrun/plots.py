@@ -90,7 +90,7 @@ def curve_text(
     The worst tenth of the values, the begin of a run, lies on the lowest or highest line: else nothing is seen of the
     rest.
     """
-    from .screen import shown_value
+    from .formatting import shown_value
 
     name = metric.removeprefix("val/")
     series = {mark: finite_points(history, f"{split}/{name}") for mark, split in ((".", "train"), ("o", "val"))}

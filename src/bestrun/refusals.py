@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from .config import mask_uri
 from .errors import BestrunError, UnreadableError
 from .folder import StorageError
+from .formatting import mask_uri
 
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 

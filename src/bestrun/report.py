@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from . import __version__, charts, plots
-from .board import shown_point
 from .checkpoint import Tensors
 from .compare import comparison
 from .compose import override
@@ -21,10 +20,10 @@ from .config import flatten
 from .data import Dataset, load_dataset
 from .document import heading, page, paragraph, picture, table
 from .errors import BestrunError, DataError, SettingsError
+from .formatting import duration, shown_point, shown_value
 from .manifest import Manifest
 from .record import Record, from_folder
 from .restore import fetch_anywhere, rebuild, what_differs
-from .screen import duration, shown_value
 from .show import facts, steps
 from .summary import has_importances, summary
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .compose import Composed, override
-from .config import Config, digest, mask_uri
+from .config import Config, digest
 from .data import Dataset
 from .errors import DataError
+from .formatting import mask_uri
 from .history import History
 from .provenance import code, code_differences, computed_by, environment_differences
 from .record import Record

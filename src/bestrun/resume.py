@@ -10,10 +10,11 @@ from typing import Any
 
 from .checkpoint import Checkpoint, newest_checkpoint
 from .compose import config_now, override
-from .config import Config, flatten, mask_uri, to_yaml
+from .config import Config, flatten, to_yaml
 from .direct import refuse_unusable
 from .errors import DataError, SettingsError, VerificationError
 from .folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
+from .formatting import mask_uri
 from .history import CHANGEABLE, PLACES, History
 from .home import settle
 from .journal import Journal, read_lines

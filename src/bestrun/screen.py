@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .checkpoint import LoopState
+from .formatting import shown_value
 from .journal import Event
 from .terminal import Unbreakable, printable
 
@@ -141,24 +141,3 @@ class _LogFile(logging.FileHandler):
     def close(self) -> None:
         with contextlib.suppress(OSError):  # of what waits in its buffer
             super().close()
-
-
-def duration(seconds: float) -> str:
-    """3725 -> '1 h 02 min'; from two days on '2 d'."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds >= 48 * 3600:
-        return f"{seconds // 86400:.0f} d"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def shown_value(value: float | None, metric: str) -> str:
-    """An accuracy in percent, a loss in nats."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.2f} %" if metric.endswith("accuracy") else f"{value:.4f}"
-
-
-def ago(time_ms: int) -> str:
-    return duration(max(0.0, time.time() - time_ms / 1000)) + " ago"

@@ -19,10 +19,10 @@ from typing import Any
 
 from . import page
 from .artifacts import clear_torn_uploads, is_there, upload
-from .config import mask_uri
 from .environment import user_name
 from .errors import BestrunError, SettingsError, VerificationError
 from .folder import RunFolder, StorageError, fault, read_json, write_json
+from .formatting import mask_uri
 from .history import History
 from .home import copied_from, identity
 from .journal import Event, Line, read_lines

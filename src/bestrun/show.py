@@ -5,9 +5,9 @@ from typing import Any
 
 from . import plots
 from .config import flatten
+from .formatting import duration, shown_value
 from .provenance import changed_files
 from .record import Record
-from .screen import duration, shown_value
 from .terminal import one_line
 
 REASONS = {

@@ -12,7 +12,8 @@ from pydantic import AfterValidator, Field, ValidationError
 from .compose import Composed, compose, conf_dir, learn_networks, options, override, parse, plain_value, read_file
 from .config import FIELDS, OPTIONS, RunName, Seed, Settings
 from .errors import SettingsError
-from .messages import nearest, not_among, out_of_range, shown, unknown
+from .formatting import nearest, shown
+from .messages import not_among, out_of_range, unknown
 from .study import build, distributions, try_sampler
 
 MOST_POINTS = 10_000

@@ -14,12 +14,12 @@ from typing import Any
 
 from . import page
 from .board import Board, report_lines
-from .config import mask_uri
 from .data import load_dataset
 from .direct import refuse_unusable
 from .environment import processors as usable_processors
 from .errors import DataError, SettingsError, VerificationError
 from .folder import new_name
+from .formatting import mask_uri
 from .history import History
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import Parent, find_or_create, outline

@@ -6,9 +6,9 @@ from typing import Any
 
 from .checkpoint import load
 from .compose import config_now
-from .config import mask_uri
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .folder import RunFolder, read_json, write_json
+from .formatting import mask_uri
 from .history import DIED, History
 from .home import settle
 from .journal import Journal

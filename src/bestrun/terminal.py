@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterable
 from typing import TextIO
 
-import click
-
 # All but tab and newline: C0, DEL, C1, and what turns the direction of a line
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -33,9 +31,8 @@ def say(text: str = "", *, err: bool = False, raw: bool = False) -> None:
         raw: as it is, for a program that reads it.
     """
     try:
-        # Without `color`, click takes out of a tag what looks like a colour
-        click.echo(text if raw else printable(text), err=err, color=True)
-    except BrokenPipeError:  # to click an error; and what is left in the buffer would fail again at the exit
+        print(text if raw else printable(text), file=sys.stderr if err else sys.stdout, flush=True)
+    except BrokenPipeError:  # what is left in the buffer would fail again at the exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -15,9 +15,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from . import database
-from .config import mask_uri, store_uri
+from .config import store_uri
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .folder import RunFolder, names_in, read_json
+from .formatting import mask_uri
 from .home import DATABASE, Place, find_home, has_run, place_of
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose

@@ -1,0 +1,75 @@
+"""How values, addresses and durations are written for people; and which known name is nearest to a mistyped one."""
+
+import difflib
+import re
+import time
+from collections.abc import Mapping, Sequence
+
+from .terminal import one_line
+
+
+def mask_uri(text: str) -> str:
+    """The text with user, password and query of a URI in it replaced by ***. SQLite has none."""
+    # Greedy on purpose: a password may hold / @ or a space, and too much masked is better than too little
+    text = re.sub(r"(?<!sqlite)://.*@", "://***@", text, flags=re.DOTALL)
+    return re.sub(r"((?<!sqlite)://[^?]*\?).*", r"\1***", text, flags=re.DOTALL)
+
+
+def typed_form(value: object) -> str:
+    """A value as one types it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(typed_form, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {typed_form(inner)}' for key, inner in value.items())}}}"
+    return str(value)
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: masked, on one line, not for ever."""
+    text = mask_uri(typed_form(value))
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def nearest(typed: str, names: Sequence[str]) -> str | None:
+    """The name that was probably meant by what was typed; None where none is near."""
+    lower = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(typed.lower(), lower, 1, 0.5)
+    return lower[found[0]] if found else None
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1 h 02 min'; from two days on '2 d'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds >= 48 * 3600:
+        return f"{seconds // 86400:.0f} d"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def shown_value(value: float | None, metric: str) -> str:
+    """An accuracy in percent, a loss in nats."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if metric.endswith("accuracy") else f"{value:.4f}"
+
+
+def ago(time_ms: int) -> str:
+    """How long ago a moment was, in words. Milliseconds since 1970."""
+    return duration(max(0.0, time.time() - time_ms / 1000)) + " ago"
+
+
+def shown_point(point: dict[str, str]) -> str:
+    """The settings of a trial as one types them, numbers short."""
+    return " ".join(f"{key}={short_form(value)}" for key, value in point.items())
+
+
+def short_form(value: str) -> str:
+    """A number in four digits; anything else on one line."""
+    try:
+        return f"{float(value):.4g}" if "." in value or "e" in value else value
+    except ValueError:
+        return one_line(value)
