@@ -53,7 +53,12 @@ LIBRARIES = [
     "rich",
     "safetensors.numpy",
 ]
-OURS = [f"bestrun.{path.stem}" for path in Path(package.__file__).parent.glob("*.py") if not path.stem.startswith("_")]
+PACKAGE = Path(package.__file__).parent
+OURS = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not path.stem.startswith("_")
+]
 
 
 # ---- processes ----

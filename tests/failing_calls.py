@@ -290,7 +290,7 @@ def _become(request: dict[str, Any]) -> None:
 
 def _command(words: list[str], arm: list[Any], stub: bool) -> None:
     from bestrun.cli import main
-    from bestrun.provenance import Code, code
+    from bestrun.storage.provenance import Code, code
 
     signal.alarm(SECONDS)
     warnings.filterwarnings("ignore", category=ResourceWarning)  # of a file left open by an error: as for a user

@@ -5,8 +5,8 @@ from functools import lru_cache
 
 from bestrun.compose import compose
 from bestrun.config import to_yaml
-from bestrun.folder import RunFolder
-from bestrun.journal import Journal
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.journal import Journal
 
 SETTINGS = {
     "seed": "0",

@@ -17,7 +17,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from bestrun import plots
-from bestrun.journal import read_journal
+from bestrun.storage.journal import read_journal
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 CHROMIUM = (

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 import bestrun as package
-from bestrun import cli, environment, provenance
+from bestrun import cli, environment
 from bestrun.compose import compose
 from bestrun.errors import SettingsError
-from bestrun.folder import RunFolder
-from bestrun.journal import read_journal
+from bestrun.storage import provenance
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.journal import read_journal
 
 SHORT = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
 LONG = ["training.max_steps=100000", "training.evaluate_every_steps=20", "training.patience_steps=100000"]

@@ -11,8 +11,8 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bestrun.checkpoint import LoopState, encode, load, remove_older, save
 from bestrun.errors import VerificationError
+from bestrun.storage.checkpoint import LoopState, encode, load, remove_older, save
 
 STAMP = dict(run_name="a-run", config_digest="c" * 64, data_digest="d" * 64)
 STATE = LoopState(step=300, best_step=200, best_value=0.9876, loss_sum=1.25e-5, correct=7, images=64, seconds=1.5)

@@ -15,11 +15,11 @@ import threading
 import numpy as np
 import pytest
 
-from bestrun.checkpoint import load
 from bestrun.errors import SettingsError
-from bestrun.folder import read_json
-from bestrun.journal import read_journal
 from bestrun.listing import as_json, list_runs
+from bestrun.storage.checkpoint import load
+from bestrun.storage.folder import read_json
+from bestrun.storage.journal import read_journal
 from bestrun.tracking import connect, find_run
 from conftest import _command
 from test_run import mlflow_record, run_folder, sqlite_uri

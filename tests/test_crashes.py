@@ -19,12 +19,12 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from bestrun.checkpoint import load
 from bestrun.compose import compose
 from bestrun.config import Config
 from bestrun.data import Dataset, Split
-from bestrun.folder import RunFolder
-from bestrun.journal import Journal, read_journal
+from bestrun.storage.checkpoint import load
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.journal import Journal, read_journal
 
 # ---- R1: the real loop, journal, checkpoints and mirror around a network of three arrays, killed at every point ----
 #
@@ -111,11 +111,11 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
         The step it went on from.
     """
     from bestrun import loop
-    from bestrun.checkpoint import newest_checkpoint
-    from bestrun.folder import write_atomically
     from bestrun.gallery import Gallery
-    from bestrun.history import History
     from bestrun.sender import Sender
+    from bestrun.storage.checkpoint import newest_checkpoint
+    from bestrun.storage.folder import write_atomically
+    from bestrun.storage.history import History
 
     _replace_what_computes(loop)
     folder = RunFolder(path)
@@ -173,7 +173,8 @@ STARTED = {
 
 def _rehearse(path, config, uri):
     """A whole run that counts how often it passes each point. Prints the counts."""
-    from bestrun import folder, loop, sender
+    from bestrun import loop, sender
+    from bestrun.storage import folder
 
     passes = Counter()
     for module in (folder, loop, sender):
@@ -348,7 +349,7 @@ def _fill_with_zeros(path):
 
 
 def _swap_with_another_run(path):
-    from bestrun.checkpoint import encode, save
+    from bestrun.storage.checkpoint import encode, save
 
     whole = load(path)
     stamp = dict(config_digest=whole.config_digest, data_digest=whole.data_digest)

@@ -27,8 +27,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from bestrun.checkpoint import load
 from bestrun.errors import VerificationError
+from bestrun.storage.checkpoint import load
 from failing_calls import CLASSES, Call, Ended, Fault, Place, Server, build
 
 PLACES = 4  # so many cases at once: a case waits more than it computes

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from bestrun.checkpoint import load
+from bestrun.storage.checkpoint import load
 
 
 def fetched(trained, reference, out, *words):

@@ -20,7 +20,7 @@ import pytest
 
 from bestrun import database
 from bestrun.errors import SettingsError
-from bestrun.folder import StorageError
+from bestrun.storage.folder import StorageError
 from bestrun.tracking import connect, import_mlflow
 
 # ---- databases, whole and half made ----

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import bestrun as package
-from bestrun import machine, proof, provenance
-from bestrun.checkpoint import encode, load, save
-from bestrun.folder import RunFolder
-from bestrun.journal import read_journal
+from bestrun import proof
+from bestrun.storage import machine, provenance
+from bestrun.storage.checkpoint import encode, load, save
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.journal import read_journal
 
 QUICK = ["training.max_steps=20", "training.evaluate_every_steps=10", "training.patience_steps=20", "pictures=false"]
 
@@ -182,7 +183,7 @@ def test_the_eight_images_are_drawn_by_a_hash_and_never_change():
 
 
 def made(answers, **changes):
-    from bestrun.checkpoint import Checkpoint, LoopState
+    from bestrun.storage.checkpoint import Checkpoint, LoopState
 
     now = provenance.computed_by(None)
     on = None if answers is None else now | changes

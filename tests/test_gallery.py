@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bestrun import tiles
-from bestrun.journal import read_journal
+from bestrun.storage.journal import read_journal
 from test_run import mlflow_record, run_folder, sqlite_uri
 
 LONGER = ["training.max_steps=160", "training.evaluate_every_steps=10", "training.patience_steps=160"]

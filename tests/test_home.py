@@ -17,11 +17,11 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from bestrun import home as homes
 from bestrun.errors import SettingsError, VerificationError
-from bestrun.folder import RunFolder, read_json
-from bestrun.home import DATABASE, MARKER, create_home, identity, place_of, rebased, settle
-from bestrun.journal import read_journal
+from bestrun.storage import home as homes
+from bestrun.storage.folder import RunFolder, read_json
+from bestrun.storage.home import DATABASE, MARKER, create_home, identity, place_of, rebased, settle
+from bestrun.storage.journal import read_journal
 from bestrun.tracking import connect, is_own_store, is_same_store, own_store, resolve_uri, store_of
 from conftest import SMALL, Command, Starter
 

@@ -75,7 +75,7 @@ def _header(length: int, header: bytes) -> bytes:
 
 def _rebuilt(whole: bytes, change) -> bytes:
     """The checkpoint with other tensors, its digests right again, as only its maker can have them."""
-    from bestrun.checkpoint import _digest, _dumps
+    from bestrun.storage.checkpoint import _digest, _dumps
 
     tensors = safetensors.numpy.load(whole)
     header = json.loads(json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]["bestrun"])

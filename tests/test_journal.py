@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestrun.errors import VerificationError
-from bestrun.folder import StorageError
-from bestrun.journal import Journal, read_journal
+from bestrun.storage.folder import StorageError
+from bestrun.storage.journal import Journal, read_journal
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from bestrun.errors import SettingsError
-from bestrun.folder import RunFolder, create_run_folder, locked, write_atomically
-from bestrun.journal import Journal
+from bestrun.storage.folder import RunFolder, create_run_folder, locked, write_atomically
+from bestrun.storage.journal import Journal
 
 # ---- killed before the N-th change of a folder ----
 
@@ -105,7 +105,7 @@ def test_a_file_whose_writer_was_killed_is_whole_and_the_next_leaves_nothing(sta
 
 
 def test_an_error_in_the_block_leaves_the_old_file(tmp_path):
-    from bestrun.folder import replacing
+    from bestrun.storage.folder import replacing
 
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -203,7 +203,7 @@ def test_a_killed_pack_leaves_nothing_for_ever(start_process, tmp_path):
 
 
 def _work_often(parent, rounds, seed):
-    from bestrun.workplace import Workplace
+    from bestrun.storage.workplace import Workplace
 
     choice = random.Random(seed)
     for number in range(rounds):
@@ -229,7 +229,7 @@ def test_processes_that_make_and_remove_places_at_once_do_each_other_no_harm(sta
 
 
 def test_only_dead_places_are_removed(tmp_path):
-    from bestrun.workplace import Workplace
+    from bestrun.storage.workplace import Workplace
 
     foreign = ["bestrun-analysis", "bestrun-0123456789abcde", ".partial-mine", "bestrun-fetch"]
     for name in foreign:
@@ -254,7 +254,7 @@ NAMES = re.compile("a|b|c")
 def _deliver(out):
     import filecmp
 
-    from bestrun.workplace import delivered
+    from bestrun.storage.workplace import delivered
 
     with delivered(Path(out), NAMES, lambda one, other: filecmp.cmp(one, other, shallow=False)) as place:
         for name in "abc":
@@ -405,7 +405,7 @@ def _from_wheel():
 
 
 def _make_a_place():
-    from bestrun.workplace import Workplace
+    from bestrun.storage.workplace import Workplace
 
     tempfile.tempdir = None
     with Workplace():

@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bestrun.checkpoint import LoopState, encode, newest_checkpoint, save
 from bestrun.compose import compose, config_now, read_config
 from bestrun.config import to_yaml
 from bestrun.errors import UnreadableError
-from bestrun.folder import RunFolder, StorageError, names_in, read_json
-from bestrun.history import History
-from bestrun.home import settle
-from bestrun.journal import Journal, read_journal
 from bestrun.listing import state
 from bestrun.mirror import Mirror
 from bestrun.refusals import is_permanent, remedy
 from bestrun.sender import OvertakenError, Sender
 from bestrun.signals import Signals
+from bestrun.storage.checkpoint import LoopState, encode, newest_checkpoint, save
+from bestrun.storage.folder import RunFolder, StorageError, names_in, read_json
+from bestrun.storage.history import History
+from bestrun.storage.home import settle
+from bestrun.storage.journal import Journal, read_journal
 from bestrun.sync import end_for_dead_process, sync
 from bestrun.tracking import run_folders
 from made_runs import add_evaluation, add_stop, make_run
@@ -206,7 +206,8 @@ def test_a_run_that_diverged_is_not_called_finished_where_mlflow_is_behind(home)
 
 def unwritable_end(kind, *argv):
     """`bestrun train` where the last journal line, or result.json, meets a full disk."""
-    from bestrun import cli, folder, journal, run
+    from bestrun import cli, run
+    from bestrun.storage import folder, journal
 
     if kind == "stopped":
         real = journal.Journal.append
@@ -479,7 +480,7 @@ def test_sync_compares_the_best_that_mlflow_names_and_sends_it_again(home, uri, 
 
 
 def test_a_new_run_folder_is_durable_in_its_parent(home, monkeypatch):
-    from bestrun.folder import create_run_folder
+    from bestrun.storage.folder import create_run_folder
 
     synced, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.path.realpath(f"/proc/self/fd/{fd}")), fsync(fd))[1])
@@ -519,7 +520,7 @@ def test_every_call_that_mlflow_could_defer_says_synchronous():
     import bestrun
 
     deferrable = {"log_batch", "log_metric", "log_param", "set_tag", "log_image"}
-    for path in Path(bestrun.__file__).parent.glob("*.py"):
+    for path in Path(bestrun.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in deferrable:
                 assert "synchronous" in {word.arg for word in node.keywords}, f"{path.name}:{node.lineno}"

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from bestrun.errors import SettingsError
-from bestrun.folder import StorageError, read_json
-from bestrun.home import create_home, find_home
-from bestrun.journal import Journal, read_journal
 from bestrun.mirror import Mirror
 from bestrun.refusals import is_permanent
 from bestrun.sender import Sender
+from bestrun.storage.folder import StorageError, read_json
+from bestrun.storage.home import create_home, find_home
+from bestrun.storage.journal import Journal, read_journal
 from made_runs import add_evaluation, add_stop, make_run
 from proxy import Proxy
 from test_run import SMALL_NETWORK, assert_record_agrees, run_folder, sqlite_uri

@@ -1,11 +1,12 @@
 """What code a run had: commit, uncommitted changes, new files of code; bounded, and without touching the repository."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from bestrun import provenance
-from bestrun.provenance import Code, changed_files, code_differences, environment_differences, versions
+from bestrun.storage import provenance
+from bestrun.storage.provenance import Code, changed_files, code_differences, environment_differences, versions
 
 
 def git(folder, *words):
@@ -21,7 +22,7 @@ def repository(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "first")
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
     yield tmp_path
     provenance.code.cache_clear()
 
@@ -59,7 +60,7 @@ def test_a_huge_diff_is_cut_and_says_so(repository):
 
 
 def test_outside_a_repository_nothing_is_known(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "__file__", "/nowhere/provenance.py")
+    monkeypatch.setattr(provenance, "PACKAGE", Path("/nowhere"))
     monkeypatch.chdir(tmp_path)
     assert code() == Code() and code().says() == {}
     provenance.code.cache_clear()

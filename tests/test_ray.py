@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from bestrun.compose import compose
-from bestrun.folder import RunFolder, read_json
-from bestrun.journal import read_journal
 from bestrun.manifest import Manifest, read_manifest
+from bestrun.storage.folder import RunFolder, read_json
+from bestrun.storage.journal import read_journal
 from bestrun.workers import Task, _on_node
 from conftest import Command, Process, Server
 

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from bestrun.checkpoint import load
+from bestrun.storage.checkpoint import load
 from test_resume import assert_same_checkpoint, evaluations, figures, wait_for
 from test_run import run_folder
 

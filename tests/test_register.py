@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bestrun.journal import read_journal
+from bestrun.storage.journal import read_journal
 from test_fetch import changed, database, tree  # noqa: F401  (fixtures)
 from test_run import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from bestrun import document, report
-from bestrun.folder import RunFolder
 from bestrun.record import from_folder
+from bestrun.storage.folder import RunFolder
 from conftest import Command, Starter, make_home
 from test_browser import CHROMIUM, QUIET, SHOTS
 from test_run import SHORT, SMALL_NETWORK, sqlite_uri

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bestrun.checkpoint import load
-from bestrun.folder import RunFolder
-from bestrun.journal import read_journal
+from bestrun.storage.checkpoint import load
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.journal import read_journal
 from conftest import Command, Starter, make_home
 from test_run import SHORT, SMALL_NETWORK, mlflow_record, sqlite_uri
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bestrun.checkpoint import load
-from bestrun.folder import RunFolder
+from bestrun.storage.checkpoint import load
+from bestrun.storage.folder import RunFolder
 from conftest import Command, Starter, make_home
 from test_run import SHORT, SMALL_NETWORK, mlflow_record, sqlite_uri
 

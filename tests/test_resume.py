@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pytest
 
-from bestrun.checkpoint import load
-from bestrun.folder import RunFolder, read_json
-from bestrun.journal import read_journal
+from bestrun.storage.checkpoint import load
+from bestrun.storage.folder import RunFolder, read_json
+from bestrun.storage.journal import read_journal
 from conftest import Command, Starter, _command, make_home
 from test_run import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
 
@@ -263,7 +263,7 @@ def patient(_forkserver, tmp_path_factory, ready_made_store, small_mnist_npz):
 
 def _die_while_saving(name, argv):
     """The command; killed in the middle of writing the file of this name."""
-    from bestrun import folder
+    from bestrun.storage import folder
 
     before = folder.fault
 
@@ -323,7 +323,8 @@ def _signal_in(phase, number, times, argv):
     import keras
     import tensorflow as tf
 
-    from bestrun import device, folder, loop, run, sender
+    from bestrun import device, loop, run, sender
+    from bestrun.storage import folder
 
     where, _, nth = phase.partition(":")
     passed = 0

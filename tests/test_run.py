@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bestrun.checkpoint import load
-from bestrun.folder import RunFolder
-from bestrun.journal import read_journal
+from bestrun.storage.checkpoint import load
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.journal import read_journal
 
 SMALL_NETWORK = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3"]
 SHORT = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
@@ -117,9 +117,9 @@ def test_same_settings_and_seed_give_bit_identical_tensors(bestrun, home, settin
 def _train_twice(settings):
     """In one process: another run first, then the one that is compared."""
     from bestrun.compose import compose
-    from bestrun.home import find_home
     from bestrun.run import start
     from bestrun.screen import Screen
+    from bestrun.storage.home import find_home
 
     for name, changed in (("before", ["seed=7", "model.filter_sizes=[3,3]"]), ("after", [])):
         start(compose([*settings, f"name={name}", *changed]), home=find_home(), screen=Screen())

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from bestrun.checkpoint import load
-from bestrun.folder import RunFolder, StorageError
-from bestrun.home import create_home
-from bestrun.journal import Journal, read_journal
 from bestrun.refusals import is_permanent
 from bestrun.screen import Screen
 from bestrun.sender import Sender
+from bestrun.storage.checkpoint import load
+from bestrun.storage.folder import RunFolder, StorageError
+from bestrun.storage.home import create_home
+from bestrun.storage.journal import Journal, read_journal
 from conftest import _command
 from test_crashes import ELSEWHERE, STARTED, evaluations, same_tensors
 
@@ -228,7 +228,7 @@ def journalled(home):
     """Makes a small run with a journal and one checkpoint in the folder given."""
 
     def make(path):
-        from bestrun.checkpoint import LoopState, encode, save
+        from bestrun.storage.checkpoint import LoopState, encode, save
 
         folder = RunFolder(path)
         folder.path.mkdir(parents=True)

@@ -16,8 +16,8 @@ import time
 
 import pytest
 
-from bestrun.folder import RunFolder, read_json
-from bestrun.journal import read_journal
+from bestrun.storage.folder import RunFolder, read_json
+from bestrun.storage.journal import read_journal
 from conftest import _command
 from proxy import Proxy
 from test_crashes import _own_until_killed, same_tensors

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestrun import home as homes
-from bestrun import provenance, table
+from bestrun import table
 from bestrun.errors import SettingsError
-from bestrun.folder import RunFolder, is_locked
-from bestrun.home import find_home, foreign_owners
+from bestrun.storage import home as homes
+from bestrun.storage import provenance
+from bestrun.storage.folder import RunFolder, is_locked
+from bestrun.storage.home import find_home, foreign_owners
 from bestrun.terminal import one_line, printable
 from conftest import _command
 
@@ -64,7 +65,7 @@ def test_a_repository_that_does_not_track_us_is_not_asked(trap, monkeypatch):
     (folder / "venv" / "bestrun" / "__init__.py").write_text("")
     ran.unlink(missing_ok=True)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(provenance, "__file__", str(folder / "venv" / "bestrun" / "provenance.py"))
+    monkeypatch.setattr(provenance, "PACKAGE", folder / "venv" / "bestrun")
     provenance.code.cache_clear()
     try:
         assert provenance.code() == provenance.Code()
@@ -83,7 +84,7 @@ def test_no_program_of_a_repository_is_run_but_filters_of_one_that_tracks_us(tra
     (folder / ".gitattributes").write_text("*.py diff=d\n")
     git(folder, "add", "src")
     ran.unlink(missing_ok=True)
-    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    monkeypatch.setattr(provenance, "PACKAGE", package)
     provenance.code.cache_clear()
     try:
         found = provenance.code()
@@ -98,7 +99,7 @@ def asked(monkeypatch):
     """What git says of a package in this folder."""
 
     def ask(package):
-        monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+        monkeypatch.setattr(provenance, "PACKAGE", package)
         provenance.code.cache_clear()
         return provenance.code()
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from .compose import compose
 from .config import Config
 from .errors import DataError
-from .home import find_home
 from .record import Record, find_record
 from .screen import Screen
 from .signals import pass_on
+from .storage.home import find_home
 from .tracking import connect, reaching, resolve_uri
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Run:
             DataError: the data is not the run's.
         """
         from .restore import restore
-        from .workplace import Workplace
+        from .storage.workplace import Workplace
 
         with Workplace() as place:
             return restore(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .folder import sync_folder
+from .storage.folder import sync_folder
 from .tracking import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for

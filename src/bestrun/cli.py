@@ -75,8 +75,8 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
     if cfg:
         say(to_yaml(composed.config).removesuffix("\n"))
         return
-    from .home import find_home
     from .run import start
+    from .storage.home import find_home
 
     home, config = find_home(writes=True), composed.config
     result = start(composed, home=home, screen=screen_for(config, as_json))
@@ -87,8 +87,8 @@ def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoRetu
     import yaml
 
     from .formatting import mask_uri
-    from .home import find_home
     from .space import plan
+    from .storage.home import find_home
 
     if cfg:
         planned = plan(overrides)
@@ -122,9 +122,9 @@ def resume(
     bestrun resume RUN training.max_steps=20000
     """
     from .compose import read_config
-    from .home import find_home
     from .resume import choose
     from .resume import resume as go_on
+    from .storage.home import find_home
     from .tracking import resolve_uri
 
     words = [run, *overrides] if run else []
@@ -146,7 +146,7 @@ def resume(
 @json_option
 def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
     """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
-    from .home import find_home
+    from .storage.home import find_home
     from .sync import sync as send
     from .tracking import local_folder, run_folders
 
@@ -193,7 +193,7 @@ def pack(folder: str, file: str, size: str | None) -> None:
 @tracking_option
 def ui(port: int, tracking_uri: str | None) -> None:
     """The MLflow page of this store, on 127.0.0.1; Ctrl-C ends it."""
-    from .home import find_home
+    from .storage.home import find_home
     from .tracking import resolve_uri
     from .ui import serve
 

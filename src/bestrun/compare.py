@@ -7,9 +7,9 @@ from . import plots
 from .config import flatten
 from .errors import SettingsError
 from .formatting import shown_value
-from .provenance import code_differences
 from .record import Record
 from .show import as_json, steps
+from .storage.provenance import code_differences
 from .terminal import one_line
 
 OWN = ("name", "note", "tracking.uri")  # of course these differ, and change nothing

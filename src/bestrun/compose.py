@@ -14,9 +14,9 @@ import yaml
 from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, Own, flatten
 from .errors import SettingsError, VerificationError
 from .formatting import mask_uri, shown
-from .history import CHANGEABLE, History
 from .messages import not_among, unknown, validate
 from .own import derive, refuse_without_function
+from .storage.history import CHANGEABLE, History
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 
 from .errors import SettingsError
 
+PACKAGE = Path(__file__).parent  # the folder of our own code
+
 DEFAULTS = {
     "TF_ENABLE_ONEDNN_OPTS": "1",  # 1.6 x the steps per second on the processors we measured
     "TF_CPP_MIN_LOG_LEVEL": "2",  # no banner about instruction sets

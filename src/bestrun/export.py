@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from .errors import VerificationError
-from .folder import RunFolder, sync_folder, sync_tree
-from .history import History
-from .journal import Journal
 from .proof import Function
 from .restore import Fetched, fetch_local, rebuild
+from .storage.folder import RunFolder, sync_folder, sync_tree
+from .storage.history import History
+from .storage.journal import Journal
+from .storage.workplace import Workplace
 from .tracking import import_mlflow
-from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
 

@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import tiles
-from .checkpoint import Tensors, load
 from .config import Config
 from .data import Dataset
 from .errors import VerificationError
 from .evaluation import Array, Predict, confusion_matrix
-from .folder import RunFolder, StorageError, make_folder, write_atomically
-from .history import History
-from .journal import Journal
 from .model import assign_variables
+from .storage.checkpoint import Tensors, load
+from .storage.folder import RunFolder, StorageError, make_folder, write_atomically
+from .storage.history import History
+from .storage.journal import Journal
 
 log = logging.getLogger("bestrun")
 

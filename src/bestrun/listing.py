@@ -10,10 +10,10 @@ from typing import Any
 
 from .environment import user_name
 from .errors import SettingsError, UnreadableError
-from .folder import RunFolder
 from .formatting import nearest, shown
-from .history import History
-from .reasons import STATES
+from .storage.folder import RunFolder
+from .storage.history import History
+from .storage.reasons import STATES
 from .tracking import LARGEST, OURS, Store, of_sweep, ranked, search
 
 log = logging.getLogger("bestrun")

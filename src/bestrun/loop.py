@@ -14,18 +14,27 @@ import tensorflow as tf
 
 from . import device, proof
 from .augment import AUGMENTATIONS
-from .checkpoint import Checkpoint, LoopState, Tensors, encode, is_recorded, newest_checkpoint, remove_older, save
 from .config import Config
 from .data import Dataset, Split, batch_indices
 from .evaluation import are_probabilities, compile_predict, confusions, figures
-from .folder import RunFolder, fault, write_atomically
 from .gallery import Gallery
-from .journal import Event, Journal
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
-from .provenance import computed_by
-from .reasons import stop_reason as stop_rule
 from .schedule import learning_rates
 from .screen import Screen
+from .storage.checkpoint import (
+    Checkpoint,
+    LoopState,
+    Tensors,
+    encode,
+    is_recorded,
+    newest_checkpoint,
+    remove_older,
+    save,
+)
+from .storage.folder import RunFolder, fault, write_atomically
+from .storage.journal import Event, Journal
+from .storage.provenance import computed_by
+from .storage.reasons import stop_reason as stop_rule
 
 log = logging.getLogger("bestrun")
 

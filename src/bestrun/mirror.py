@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 
 from .errors import UnreadableError
-from .folder import RunFolder, StorageError
 from .formatting import mask_uri
 from .refusals import is_permanent, reason
 from .sender import Sender
+from .storage.folder import RunFolder, StorageError
 
 log = logging.getLogger("bestrun")
 

@@ -42,8 +42,8 @@ def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -> Any:
-    from .home import find_home
     from .restore import fetch
+    from .storage.home import find_home
     from .tracking import resolve_uri
 
     home = find_home()
@@ -51,8 +51,8 @@ def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -
 
 
 def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup: str | None) -> list[Any]:
-    from .home import find_home
     from .record import find_record
+    from .storage.home import find_home
     from .tracking import resolve_uri
 
     home = find_home()

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from .errors import SettingsError
-from .folder import replacing, storage_error
 from .formats import MAX_ARRAY_BYTES, refusal
 from .formatting import shown
 from .images import SUFFIXES, fit, open_picture
 from .screen import console
+from .storage.folder import replacing, storage_error
 
 SEED = 0  # the same folder gives the same file
 TEST_SHARE = 0.2  # of each class, where the folder has no test split

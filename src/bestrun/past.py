@@ -61,11 +61,11 @@ def restore(
     if checkpoint == "last" and not lookup["local"]:
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
     from . import plots
-    from .home import find_home
     from .restore import dumps, keep, report_lines
     from .restore import restore as prove
     from .screen import Screen
-    from .workplace import Workplace
+    from .storage.home import find_home
+    from .storage.workplace import Workplace
 
     with Screen(stderr=as_json).shown(), Workplace(Path(out) if out else None) as place:
         fetched = find_and_fetch(run, place, last=checkpoint == "last", **lookup)
@@ -107,7 +107,7 @@ def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **loo
     from .export import FETCHED, is_same_file, keras_lines, write_keras
     from .proof import words_of
     from .restore import dumps, identity, keep
-    from .workplace import delivered
+    from .storage.workplace import delivered
 
     with delivered(Path(out), FETCHED, is_same_file) as place:
         fetched = find_and_fetch(run, place, **lookup)
@@ -139,7 +139,7 @@ def predict_images(
     from .predict import predict, report_lines
     from .restore import dumps
     from .screen import Screen
-    from .workplace import Workplace
+    from .storage.workplace import Workplace
 
     with Screen(stderr=as_json).shown(), Workplace() as place:
         fetched = find_and_fetch(run, place, **lookup)
@@ -166,11 +166,11 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
     """
     from . import registry
     from .formatting import mask_uri
-    from .home import find_home, settle
     from .proof import Function, words_of
     from .restore import dumps
+    from .storage.home import find_home, settle
+    from .storage.workplace import Workplace
     from .tracking import check_reference, connect, reaching, resolve_uri
-    from .workplace import Workplace
 
     registry.check_names(name, alias)
     check_reference(run)
@@ -210,9 +210,9 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
     bestrun runs --csv > runs.csv
     """
     from . import table
-    from .home import find_home
     from .listing import FIELDS, check_columns, list_runs
     from .listing import as_json as rows_as_json
+    from .storage.home import find_home
     from .tracking import connect, reaching, resolve_uri
 
     if as_json and as_csv:
@@ -280,8 +280,8 @@ def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json:
     bestrun rerun RUN                  on the same machine and code: the same result, bit by bit
     bestrun rerun RUN seed=1           with other settings
     """
-    from .home import find_home
     from .rerun import rerun as again
+    from .storage.home import find_home
 
     home = find_home(writes=True)
     (record,) = find_records((run,), **where)
@@ -295,8 +295,8 @@ def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json:
 def sweep(name: str | None, as_json: bool) -> None:
     """What a sweep came to so far: its trials best first, cost, importances. Without NAME: all sweeps."""
     from .board import report_lines
-    from .home import find_home
     from .manifest import read_manifest, sweep_names
+    from .storage.home import find_home
     from .summary import summary
 
     home = find_home()
@@ -328,10 +328,10 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     bestrun report --sweep NAME                a sweep: its trials, what mattered, its best runs
     """
     from . import report as told
-    from .folder import write_atomically
-    from .home import find_home
     from .manifest import read_manifest
     from .screen import Screen
+    from .storage.folder import write_atomically
+    from .storage.home import find_home
     from .tracking import resolve_uri
 
     references = tuple(word for word in runs if "=" not in word)

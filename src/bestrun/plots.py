@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .folder import replacing
+from .storage.folder import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,15 +12,15 @@ import yaml
 from .compose import config_now, override, read_config
 from .config import Config, flatten
 from .errors import SettingsError, VerificationError
-from .folder import RunFolder, read_json
-from .history import History
-from .journal import Event, read_journal
 from .listing import state
 from .page import RULE
 from .restore import download
 from .sender import METRICS
+from .storage.folder import RunFolder, read_json
+from .storage.history import History
+from .storage.journal import Event, read_journal
+from .storage.workplace import Workplace
 from .tracking import Store, check_reference, connect, find_run, local_folder, reaching
-from .workplace import Workplace
 
 MOST_BYTES = 1 << 24  # of a file that only describes a run
 

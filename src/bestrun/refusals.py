@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from .errors import BestrunError, UnreadableError
-from .folder import StorageError
 from .formatting import mask_uri
+from .storage.folder import StorageError
 
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from . import __version__, charts, plots
-from .checkpoint import Tensors
 from .compare import comparison
 from .compose import override
 from .config import flatten
@@ -25,6 +24,7 @@ from .manifest import Manifest
 from .record import Record, from_folder
 from .restore import fetch_anywhere, rebuild, what_differs
 from .show import facts, steps
+from .storage.checkpoint import Tensors
 from .summary import has_importances, summary
 
 log = logging.getLogger("bestrun")

@@ -9,13 +9,13 @@ from .config import Config, digest
 from .data import Dataset
 from .errors import DataError
 from .formatting import mask_uri
-from .history import History
-from .provenance import code, code_differences, computed_by, environment_differences
 from .record import Record
 from .restore import what_differs
 from .resume import parent_checkpoint
 from .run import Result, load_data, start
 from .screen import Screen
+from .storage.history import History
+from .storage.provenance import code, code_differences, computed_by, environment_differences
 from .tracking import resolve_uri
 
 log = logging.getLogger("bestrun")

@@ -15,18 +15,19 @@ from typing import Any
 
 from . import proof
 from .artifacts import upload
-from .checkpoint import MOST_BYTES, Checkpoint, load
 from .compose import config_now, override, read_config
 from .config import Config, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
-from .folder import RunFolder, StorageError, make_folder, read_json, write_atomically
-from .history import History
-from .home import foreign_owners, settle
-from .journal import Journal
 from .proof import Function
 from .refusals import is_permanent, reason
 from .sender import Sender, send_tested
+from .storage.checkpoint import MOST_BYTES, Checkpoint, load
+from .storage.folder import RunFolder, StorageError, make_folder, read_json, write_atomically
+from .storage.history import History
+from .storage.home import foreign_owners, settle
+from .storage.journal import Journal
+from .storage.workplace import Workplace
 from .sync import own_uri
 from .tracking import (
     Store,
@@ -39,7 +40,6 @@ from .tracking import (
     reaching,
     resolve_uri,
 )
-from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
 

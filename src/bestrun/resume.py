@@ -8,26 +8,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, newest_checkpoint
 from .compose import config_now, override
 from .config import Config, flatten, to_yaml
 from .direct import refuse_unusable
 from .errors import DataError, SettingsError, VerificationError
-from .folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
 from .formatting import mask_uri
-from .history import CHANGEABLE, PLACES, History
-from .home import settle
-from .journal import Journal, read_lines
-from .provenance import computed_by, environment_differences
 from .record import from_mlflow
 from .refusals import reason
 from .restore import fetch, fetch_anywhere, what_differs
 from .run import Result, carry_through, load_data
 from .screen import Screen
 from .sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
+from .storage.checkpoint import Checkpoint, newest_checkpoint
+from .storage.folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
+from .storage.history import CHANGEABLE, PLACES, History
+from .storage.home import settle
+from .storage.journal import Journal, read_lines
+from .storage.provenance import computed_by, environment_differences
+from .storage.workplace import Workplace
 from .sync import own_uri
 from .tracking import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
-from .workplace import Workplace
 
 log = logging.getLogger("bestrun")
 

@@ -12,23 +12,23 @@ from typing import Any
 import yaml
 
 from . import page
-from .checkpoint import Checkpoint
 from .compose import Composed
 from .config import Config, Own, digest, flatten, to_yaml
 from .data import Dataset, load_dataset
 from .direct import refuse_unusable
 from .environment import refuse_other_backend, user_name
 from .errors import BestrunError, DivergedError, SettingsError
-from .folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
 from .formatting import duration, mask_uri, shown_value
-from .history import History
-from .journal import Journal
 from .mirror import Mirror
-from .provenance import code, computed_by
-from .reasons import STATUS
 from .restore import source_checkpoint
 from .screen import Screen
 from .signals import Interrupted, Signals
+from .storage.checkpoint import Checkpoint
+from .storage.folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
+from .storage.history import History
+from .storage.journal import Journal
+from .storage.provenance import code, computed_by
+from .storage.reasons import STATUS
 from .tracking import resolve_uri
 
 log = logging.getLogger("bestrun")

@@ -10,9 +10,9 @@ from typing import IO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .checkpoint import LoopState
 from .formatting import shown_value
-from .journal import Event
+from .storage.checkpoint import LoopState
+from .storage.journal import Event
 from .terminal import Unbreakable, printable
 
 log = logging.getLogger("bestrun")

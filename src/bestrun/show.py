@@ -6,8 +6,8 @@ from typing import Any
 from . import plots
 from .config import flatten
 from .formatting import duration, shown_value
-from .provenance import changed_files
 from .record import Record
+from .storage.provenance import changed_files
 from .terminal import one_line
 
 REASONS = {

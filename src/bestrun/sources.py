@@ -25,9 +25,9 @@ from typing import IO, Any
 import numpy as np
 
 from .errors import DataError
-from .folder import replacing
 from .guard import guarded
-from .workplace import Workplace
+from .storage.folder import replacing
+from .storage.workplace import Workplace
 
 log = logging.getLogger("bestrun")
 

@@ -18,15 +18,15 @@ from .data import load_dataset
 from .direct import refuse_unusable
 from .environment import processors as usable_processors
 from .errors import DataError, SettingsError, VerificationError
-from .folder import new_name
 from .formatting import mask_uri
-from .history import History
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import Parent, find_or_create, outline
-from .reasons import STATUS
 from .sender import Sender
 from .signals import Signals
 from .space import Plan, plan
+from .storage.folder import new_name
+from .storage.history import History
+from .storage.reasons import STATUS
 from .study import Study
 from .summary import summary, write_plots
 from .sync import sync

@@ -4,17 +4,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import load
 from .compose import config_now
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
-from .folder import RunFolder, read_json, write_json
 from .formatting import mask_uri
-from .history import DIED, History
-from .home import settle
-from .journal import Journal
-from .reasons import STATUS, stop_reason
 from .refusals import is_permanent, reason, remedy
 from .sender import DeletedError, Sender
+from .storage.checkpoint import load
+from .storage.folder import RunFolder, read_json, write_json
+from .storage.history import DIED, History
+from .storage.home import settle
+from .storage.journal import Journal
+from .storage.reasons import STATUS, stop_reason
 from .tracking import TrackingError, is_own_store, resolve_uri, sqlite_path, store_of
 
 NOT_COMPARED = "complete when MLflow last answered"

@@ -10,8 +10,8 @@ from pathlib import Path
 from . import page
 from .errors import SettingsError
 from .guard import guarded
-from .home import settle
 from .signals import heard
+from .storage.home import settle
 from .terminal import say
 from .tracking import OURS, Store, connect, sqlite_path
 

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 from .compose import Composed
 from .errors import BestrunError, SettingsError
-from .folder import RunFolder
 from .manifest import sweep_path
 from .signals import NUMBERS
+from .storage.folder import RunFolder
 
 LEAVE_SECONDS = 25.0  # so long a worker has to save, once nobody waits for it
 

@@ -29,9 +29,9 @@ def saving(improved: bool) -> list[float]:
     """Milliseconds an evaluation blocks training: best, journal line and last, each with fsync, at the default size."""
     import numpy as np
 
-    from bestrun.checkpoint import LoopState, encode, save
-    from bestrun.folder import RunFolder, write_atomically
-    from bestrun.journal import Journal
+    from bestrun.storage.checkpoint import LoopState, encode, save
+    from bestrun.storage.folder import RunFolder, write_atomically
+    from bestrun.storage.journal import Journal
 
     shapes = [(5, 5, 1, 16), (16,), (5, 5, 16, 36), (36,), (1764, 128), (128,), (128, 10), (10,)]
     numbers = np.random.default_rng(0)

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..environment import PACKAGE
+
 FLAGS = (  # environment variables that change how TensorFlow, oneDNN, XLA and NVIDIA's libraries compute
     "TF_ENABLE_ONEDNN_OPTS",
     "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS",
@@ -41,9 +43,9 @@ def machine() -> dict[str, Any]:
 @lru_cache(1)  # a process runs the code it has imported, also when files change meanwhile
 def code_sha256() -> str:
     """SHA-256 (hex) over names and bytes of this package's .py files: git's commit misses what is not committed."""
-    digest, package = hashlib.sha256(), Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        name, content = path.relative_to(package).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name, content = path.relative_to(PACKAGE).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()
 

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from .errors import SettingsError, UnreadableError, VerificationError
+from ..errors import SettingsError, UnreadableError, VerificationError
 from .folder import RunFolder, unreadable, write_atomically
 from .journal import Journal
 

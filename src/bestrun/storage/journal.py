@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from .errors import VerificationError
+from ..errors import VerificationError
 from .folder import storage_error, sync_folder, unreadable
 
 Event = dict[str, Any]

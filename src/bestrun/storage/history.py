@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from .errors import VerificationError
+from ..errors import VerificationError
 from .journal import Event, read_journal
 from .reasons import state_word
 

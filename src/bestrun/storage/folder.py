@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import BestrunError, SettingsError, UnreadableError
+from ..errors import BestrunError, SettingsError, UnreadableError
 
 TEMPORARY = re.compile(r"\..*\.tmp")  # in folders of ours: what a crash in `replacing` leaves behind
 NEW_NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]{4}")  # of `new_name`

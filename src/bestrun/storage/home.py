@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from .errors import SettingsError, VerificationError
+from ..errors import SettingsError, VerificationError
+from ..terminal import say
 from .folder import RunFolder, StorageError, is_locked, write_json
-from .terminal import say
 
 log = logging.getLogger("bestrun")
 

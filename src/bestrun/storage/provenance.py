@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .environment import processors
+from ..environment import PACKAGE, processors
 from .machine import code_sha256, machine
 from .workplace import Workplace
 
@@ -47,11 +47,10 @@ def code() -> Code:
     """Of the repository that tracks this package. Another one, in which it is merely installed, is not asked: its
     settings name programs that git would run.
     """
-    package = Path(__file__).parent
     with suppress(OSError, subprocess.SubprocessError):
-        _git(package, "ls-files", "--error-unmatch", "--", "__init__.py")
-        root = _git(package, "rev-parse", "--show-toplevel").strip()
-        commit = _git(package, "rev-parse", "HEAD").strip()
+        _git(PACKAGE, "ls-files", "--error-unmatch", "--", "__init__.py")
+        root = _git(PACKAGE, "rev-parse", "--show-toplevel").strip()
+        commit = _git(PACKAGE, "rev-parse", "HEAD").strip()
         return Code(commit, _diff(Path(root))[:DIFF_BYTES])
     return Code()
 
