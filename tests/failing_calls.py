@@ -259,7 +259,7 @@ def _warm_up() -> None:
     """Do once what each command would do for itself: a fifth of its processor time."""
     from sqlalchemy.orm import configure_mappers
 
-    from bestrun.compose import compose
+    from bestrun.settings.compose import compose
 
     compose(["training.batch_size=8", "pictures=false"])
     configure_mappers()

@@ -3,8 +3,8 @@
 import hashlib
 from functools import lru_cache
 
-from bestrun.compose import compose
-from bestrun.config import to_yaml
+from bestrun.settings.compose import compose
+from bestrun.settings.config import to_yaml
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import Journal
 

@@ -13,8 +13,8 @@ import pytest
 
 import bestrun as package
 from bestrun import cli, environment
-from bestrun.compose import compose
 from bestrun.errors import SettingsError
+from bestrun.settings.compose import compose
 from bestrun.storage import provenance
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bestrun import compose as settings
-from bestrun.compose import Composed, compose, conf_dir
-from bestrun.config import Config, digest, flatten, to_yaml
 from bestrun.errors import SettingsError
 from bestrun.formatting import mask_uri
-from bestrun.messages import validate
+from bestrun.settings import compose as settings
+from bestrun.settings.compose import Composed, compose, conf_dir
+from bestrun.settings.config import Config, digest, flatten, to_yaml
+from bestrun.settings.mistakes import validate
 from bestrun.space import plan
 
 

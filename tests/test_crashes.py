@@ -19,9 +19,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from bestrun.compose import compose
-from bestrun.config import Config
 from bestrun.data import Dataset, Split
+from bestrun.settings.compose import compose
+from bestrun.settings.config import Config
 from bestrun.storage.checkpoint import load
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import Journal, read_journal

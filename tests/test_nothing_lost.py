@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bestrun.compose import compose, config_now, read_config
-from bestrun.config import to_yaml
 from bestrun.errors import UnreadableError
 from bestrun.listing import state
 from bestrun.mirror import Mirror
 from bestrun.refusals import is_permanent, remedy
 from bestrun.sender import OvertakenError, Sender
+from bestrun.settings.compose import compose, config_now, read_config
+from bestrun.settings.config import to_yaml
 from bestrun.signals import Signals
 from bestrun.storage.checkpoint import LoopState, encode, newest_checkpoint, save
 from bestrun.storage.folder import RunFolder, StorageError, names_in, read_json
@@ -386,7 +386,7 @@ def resumed_run(home, journal_says, file_says):
     base = ["training.max_steps=300", "training.evaluate_every_steps=10", "training.patience_steps=300"]
     started = compose(base).config
     folder.journal.unlink()
-    from bestrun.config import flatten
+    from bestrun.settings.config import flatten
 
     with Journal(folder.journal) as journal:
         journal.append("started", settings=flatten(started), name="r")

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from bestrun.compose import compose
 from bestrun.manifest import Manifest, read_manifest
+from bestrun.settings.compose import compose
 from bestrun.storage.folder import RunFolder, read_json
 from bestrun.storage.journal import read_journal
 from bestrun.workers import Task, _on_node

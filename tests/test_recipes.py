@@ -81,9 +81,9 @@ def test_smoothed_labels_give_the_loss_that_keras_gives(small_mnist_npz):
     import keras
 
     from bestrun import loop
-    from bestrun.compose import compose
     from bestrun.data import batch_indices, load_dataset
     from bestrun.model import build_model, build_optimizer
+    from bestrun.settings.compose import compose
 
     data = load_dataset("npz", path=str(small_mnist_npz))
     config = compose(["data=npz", "data.path=x", "model.num_filters=[4,8]", "training.label_smoothing=0.2"]).config

@@ -116,9 +116,9 @@ def test_same_settings_and_seed_give_bit_identical_tensors(bestrun, home, settin
 
 def _train_twice(settings):
     """In one process: another run first, then the one that is compared."""
-    from bestrun.compose import compose
     from bestrun.run import start
     from bestrun.screen import Screen
+    from bestrun.settings.compose import compose
     from bestrun.storage.home import find_home
 
     for name, changed in (("before", ["seed=7", "model.filter_sizes=[3,3]"]), ("after", [])):

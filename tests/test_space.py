@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bestrun import compose as settings
-from bestrun.compose import compose
 from bestrun.errors import SettingsError
+from bestrun.settings import compose as settings
+from bestrun.settings.compose import compose
 from bestrun.space import plan
 from bestrun.study import build, distributions
 

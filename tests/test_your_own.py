@@ -17,11 +17,11 @@ import yaml
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
-from bestrun import compose as settings
-from bestrun import own
-from bestrun.compose import compose, conf_dir, override, read_config
-from bestrun.config import FIELDS, OPTIONS, Cnn, digest, flatten, to_yaml
 from bestrun.errors import SettingsError, VerificationError
+from bestrun.settings import compose as settings
+from bestrun.settings import networks
+from bestrun.settings.compose import compose, conf_dir, override, read_config
+from bestrun.settings.config import FIELDS, OPTIONS, Cnn, digest, flatten, to_yaml
 from bestrun.space import plan
 
 ROOT = Path(__file__).parents[1]
@@ -43,12 +43,11 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = shutil.copytree(conf_dir(), tmp_path / "conf")
     (folder / "model/mine.yaml").write_text(MINE)
     monkeypatch.setattr(settings, "conf_dir", lambda: folder)
-    model = (Path(own.__file__).with_name("model.py")).read_text()
-    (tmp_path / "model.py").write_text(model + '\nNETWORKS["mine"] = build_cnn\n')
-    monkeypatch.setattr(own, "__file__", str(tmp_path / "own.py"))
-    networks, fields = dict(OPTIONS["model"]), dict(FIELDS)
+    (tmp_path / "model.py").write_text(networks.MODEL.read_text() + '\nNETWORKS["mine"] = build_cnn\n')
+    monkeypatch.setattr(networks, "MODEL", tmp_path / "model.py")
+    known_networks, fields = dict(OPTIONS["model"]), dict(FIELDS)
     yield folder
-    for known, before in ((OPTIONS["model"], networks), (FIELDS, fields)):
+    for known, before in ((OPTIONS["model"], known_networks), (FIELDS, fields)):
         known.clear()
         known.update(before)
 

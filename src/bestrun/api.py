@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .compose import compose
-from .config import Config
 from .errors import DataError
 from .record import Record, find_record
 from .screen import Screen
+from .settings.compose import compose
+from .settings.config import Config
 from .signals import pass_on
 from .storage.home import find_home
 from .tracking import connect, reaching, resolve_uri

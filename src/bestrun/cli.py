@@ -61,8 +61,8 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
     bestrun train -m sweep=study sweep.name=night1          Optuna chooses and prunes; the same line goes on
     bestrun train -m sweep=seeds                            one configuration, five seeds
     """
-    from .compose import compose, settings_help
-    from .config import to_yaml
+    from .settings.compose import compose, settings_help
+    from .settings.config import to_yaml
 
     if wants_help:
         say(click.get_current_context().get_help())
@@ -121,9 +121,9 @@ def resume(
     \b
     bestrun resume RUN training.max_steps=20000
     """
-    from .compose import read_config
     from .resume import choose
     from .resume import resume as go_on
+    from .settings.compose import read_config
     from .storage.home import find_home
     from .tracking import resolve_uri
 

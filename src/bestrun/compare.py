@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import plots
-from .config import flatten
 from .errors import SettingsError
 from .formatting import shown_value
 from .record import Record
+from .settings.config import flatten
 from .show import as_json, steps
 from .storage.provenance import code_differences
 from .terminal import one_line

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import tiles
-from .config import Config
 from .data import Dataset
 from .errors import VerificationError
 from .evaluation import Array, Predict, confusion_matrix
 from .model import assign_variables
+from .settings.config import Config
 from .storage.checkpoint import Tensors, load
 from .storage.folder import RunFolder, StorageError, make_folder, write_atomically
 from .storage.history import History

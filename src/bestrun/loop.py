@@ -14,13 +14,13 @@ import tensorflow as tf
 
 from . import device, proof
 from .augment import AUGMENTATIONS
-from .config import Config
 from .data import Dataset, Split, batch_indices
 from .evaluation import are_probabilities, compile_predict, confusions, figures
 from .gallery import Gallery
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
 from .schedule import learning_rates
 from .screen import Screen
+from .settings.config import Config
 from .storage.checkpoint import (
     Checkpoint,
     LoopState,

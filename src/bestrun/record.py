@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .compose import config_now, override, read_config
-from .config import Config, flatten
 from .errors import SettingsError, VerificationError
 from .listing import state
 from .page import RULE
 from .restore import download
 from .sender import METRICS
+from .settings.compose import config_now, override, read_config
+from .settings.config import Config, flatten
 from .storage.folder import RunFolder, read_json
 from .storage.history import History
 from .storage.journal import Event, read_journal

@@ -14,8 +14,6 @@ import numpy as np
 
 from . import __version__, charts, plots
 from .compare import comparison
-from .compose import override
-from .config import flatten
 from .data import Dataset, load_dataset
 from .document import heading, page, paragraph, picture, table
 from .errors import BestrunError, DataError, SettingsError
@@ -23,6 +21,8 @@ from .formatting import duration, shown_point, shown_value
 from .manifest import Manifest
 from .record import Record, from_folder
 from .restore import fetch_anywhere, rebuild, what_differs
+from .settings.compose import override
+from .settings.config import flatten
 from .show import facts, steps
 from .storage.checkpoint import Tensors
 from .summary import has_importances, summary

@@ -4,8 +4,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from .compose import Composed, override
-from .config import Config, digest
 from .data import Dataset
 from .errors import DataError
 from .formatting import mask_uri
@@ -14,6 +12,8 @@ from .restore import what_differs
 from .resume import parent_checkpoint
 from .run import Result, load_data, start
 from .screen import Screen
+from .settings.compose import Composed, override
+from .settings.config import Config, digest
 from .storage.history import History
 from .storage.provenance import code, code_differences, computed_by, environment_differences
 from .tracking import resolve_uri

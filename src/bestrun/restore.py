@@ -15,13 +15,13 @@ from typing import Any
 
 from . import proof
 from .artifacts import upload
-from .compose import config_now, override, read_config
-from .config import Config, to_yaml
 from .data import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .proof import Function
 from .refusals import is_permanent, reason
 from .sender import Sender, send_tested
+from .settings.compose import config_now, override, read_config
+from .settings.config import Config, to_yaml
 from .storage.checkpoint import MOST_BYTES, Checkpoint, load
 from .storage.folder import RunFolder, StorageError, make_folder, read_json, write_atomically
 from .storage.history import History

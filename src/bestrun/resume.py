@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .compose import config_now, override
-from .config import Config, flatten, to_yaml
 from .direct import refuse_unusable
 from .errors import DataError, SettingsError, VerificationError
 from .formatting import mask_uri
@@ -19,6 +17,8 @@ from .restore import fetch, fetch_anywhere, what_differs
 from .run import Result, carry_through, load_data
 from .screen import Screen
 from .sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
+from .settings.compose import config_now, override
+from .settings.config import Config, flatten, to_yaml
 from .storage.checkpoint import Checkpoint, newest_checkpoint
 from .storage.folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
 from .storage.history import CHANGEABLE, PLACES, History

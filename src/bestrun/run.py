@@ -12,8 +12,6 @@ from typing import Any
 import yaml
 
 from . import page
-from .compose import Composed
-from .config import Config, Own, digest, flatten, to_yaml
 from .data import Dataset, load_dataset
 from .direct import refuse_unusable
 from .environment import refuse_other_backend, user_name
@@ -22,6 +20,8 @@ from .formatting import duration, mask_uri, shown_value
 from .mirror import Mirror
 from .restore import source_checkpoint
 from .screen import Screen
+from .settings.compose import Composed
+from .settings.config import Config, Own, digest, flatten, to_yaml
 from .signals import Interrupted, Signals
 from .storage.checkpoint import Checkpoint
 from .storage.folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json

@@ -4,9 +4,9 @@ import time
 from typing import Any
 
 from . import plots
-from .config import flatten
 from .formatting import duration, shown_value
 from .record import Record
+from .settings.config import flatten
 from .storage.provenance import changed_files
 from .terminal import one_line
 

@@ -9,11 +9,21 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from .compose import Composed, compose, conf_dir, learn_networks, options, override, parse, plain_value, read_file
-from .config import FIELDS, OPTIONS, RunName, Seed, Settings
 from .errors import SettingsError
 from .formatting import nearest, shown
-from .messages import not_among, out_of_range, unknown
+from .settings.compose import (
+    Composed,
+    compose,
+    conf_dir,
+    learn_networks,
+    options,
+    override,
+    parse,
+    plain_value,
+    read_file,
+)
+from .settings.config import FIELDS, OPTIONS, RunName, Seed, Settings
+from .settings.mistakes import not_among, out_of_range, unknown
 from .study import build, distributions, try_sampler
 
 MOST_POINTS = 10_000

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import BestrunError, SettingsError
-from .messages import not_among
+from .settings.mistakes import not_among
 
 if TYPE_CHECKING:
     from .manifest import Manifest, Trial

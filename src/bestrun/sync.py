@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .compose import config_now
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .formatting import mask_uri
 from .refusals import is_permanent, reason, remedy
 from .sender import DeletedError, Sender
+from .settings.compose import config_now
 from .storage.checkpoint import load
 from .storage.folder import RunFolder, read_json, write_json
 from .storage.history import DIED, History

@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from . import database
-from .config import store_uri
 from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .formatting import mask_uri
+from .settings.config import store_uri
 from .storage.folder import RunFolder, names_in, read_json
 from .storage.home import DATABASE, Place, find_home, has_run, place_of
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .compose import Composed
 from .errors import BestrunError, SettingsError
 from .manifest import sweep_path
+from .settings.compose import Composed
 from .signals import NUMBERS
 from .storage.folder import RunFolder
 

@@ -10,9 +10,9 @@ import time
 import numpy as np
 
 from bestrun import device, loop
-from bestrun.compose import compose
 from bestrun.data import batch_indices, load_dataset
 from bestrun.model import build_model, build_optimizer
+from bestrun.settings.compose import compose
 
 
 def step_flops(batch: int = 64) -> int:

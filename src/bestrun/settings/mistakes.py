@@ -6,9 +6,9 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from ..errors import SettingsError
+from ..formatting import nearest, shown
 from .config import FIELDS, OPTIONS, SECTIONS, Config, doubts
-from .errors import SettingsError
-from .formatting import nearest, shown
 
 
 def unknown(key: str, given: str) -> str:

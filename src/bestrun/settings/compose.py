@@ -11,12 +11,13 @@ from typing import Any
 
 import yaml
 
+from ..environment import PACKAGE
+from ..errors import SettingsError, VerificationError
+from ..formatting import mask_uri, shown
+from ..storage.history import CHANGEABLE, History
 from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, Own, flatten
-from .errors import SettingsError, VerificationError
-from .formatting import mask_uri, shown
-from .messages import not_among, unknown, validate
-from .own import derive, refuse_without_function
-from .storage.history import CHANGEABLE, History
+from .mistakes import not_among, unknown, validate
+from .networks import derive, refuse_without_function
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Composed:
 
 
 def conf_dir() -> Path:
-    """The wheel's copy of conf/; in a clone, which has none beside this file, the clone's own."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+    """The wheel's copy of conf/; in a clone, which has none inside the package, the clone's own."""
+    packaged = PACKAGE / "conf"
+    return packaged if packaged.is_dir() else PACKAGE.parents[1] / "conf"
 
 
 def _is_text(key: str) -> bool:

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from .formatting import mask_uri, typed_form
+from ..formatting import mask_uri, typed_form
 
 MOST_BLOCKS = 20
 MOST_WEIGHTS = 100_000_000  # of all convolutions: 400 MB, and Adam keeps three times that

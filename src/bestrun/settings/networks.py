@@ -3,15 +3,16 @@
 import ast
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
+from ..environment import PACKAGE
+from ..errors import SettingsError
+from ..formatting import typed_form
 from .config import FIELDS, ONE_LINE, OPTIONS, SECTIONS, Settings
-from .errors import SettingsError
-from .formatting import typed_form
 
+MODEL = PACKAGE / "model.py"  # whose functions build networks
 MOST = 10**9
 TYPES: dict[type, tuple[Any, str]] = {  # of a value in the file -> type of the setting, and in words
     bool: (bool, "true or false"),
@@ -69,10 +70,9 @@ def refuse_without_function(name: str) -> None:
     Raises:
         SettingsError: nothing there puts `name` into NETWORKS.
     """
-    file = Path(__file__).with_name("model.py")
     try:
-        statements = map(ast.unparse, ast.parse(file.read_text("utf-8")).body)
+        statements = map(ast.unparse, ast.parse(MODEL.read_text("utf-8")).body)
     except SyntaxError as error:
-        raise SettingsError(f"{file}, line {error.lineno}: {error.msg}") from None
+        raise SettingsError(f"{MODEL}, line {error.lineno}: {error.msg}") from None
     if not any(statement.startswith("NETWORKS") and f"'{name}'" in statement for statement in statements):
-        raise SettingsError(f'model={name}: has no function in {file}; add to it NETWORKS["{name}"] = build_{name}')
+        raise SettingsError(f'model={name}: has no function in {MODEL}; add to it NETWORKS["{name}"] = build_{name}')
