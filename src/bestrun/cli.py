@@ -182,8 +182,9 @@ def pack(folder: str, file: str, size: str | None) -> None:
 
     from .pack import pack as make
     from .pack import report_lines
+    from .screen import reading
 
-    say_lines(report_lines(make(Path(folder), Path(file), size)))
+    say_lines(report_lines(make(Path(folder), Path(file), size, progress=reading)))
 
 
 @cli.command(short_help="The MLflow page of this store.")

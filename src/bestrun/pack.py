@@ -2,18 +2,17 @@
 
 import re
 import shlex
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from .errors import SettingsError
 from .formats import MAX_ARRAY_BYTES, refusal
 from .formatting import shown
 from .images import SUFFIXES, fit, open_picture
-from .screen import console
 from .storage.folder import replacing, storage_error
 
 SEED = 0  # the same folder gives the same file
@@ -26,6 +25,7 @@ SPLITS = {  # what people call a split's folder -> which one it is
 }
 
 Split = dict[str, list[Path]]  # class -> its pictures
+Progress = Callable[[list[Path]], Iterable[Path]]  # gives the paths one by one, and may show how far it is
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,14 @@ class Packed:
     left_out: dict[str, list[Path]]
 
 
-def pack(folder: Path, file: Path, size: str | None = None) -> Packed:
+def pack(folder: Path, file: Path, size: str | None = None, *, progress: Progress = iter) -> Packed:
     """Write the pictures in `folder` to `file`: x_train, y_train, x_test, y_test, class_names; x_val, y_val if given.
 
     Args:
         folder: its train/CLASS/, val/CLASS/ and test/CLASS/ hold pictures, or CLASS/ alone. Without a test split, a
             fifth of each class becomes one.
         size: "WIDTHxHEIGHT" to stretch every picture to; None: all must be of one size.
+        progress: told of each picture that is read.
 
     Raises:
         SettingsError: `size` or `file` cannot be.
@@ -71,7 +72,7 @@ def pack(folder: Path, file: Path, size: str | None = None) -> Packed:
     # Folders come sorted by class, and data=npz validates on the first images where there is no x_val
     order = np.random.default_rng(SEED).permutation(len(rows["train"]))
     rows["train"] = [rows["train"][number] for number in order]
-    images = _read([path for part in rows.values() for path, _ in part], size)
+    images = _read([path for part in rows.values() for path, _ in part], size, progress)
     arrays: dict[str, NDArray[np.generic]] = {}
     begin = 0
     for part, those in rows.items():
@@ -192,11 +193,10 @@ def _inside(folder: Path) -> list[Path]:
         raise refusal(folder, found, "a folder of pictures", "see: bestrun pack --help") from error
 
 
-def _read(paths: list[Path], size: str | None) -> NDArray[np.uint8]:
+def _read(paths: list[Path], size: str | None, progress: Progress) -> NDArray[np.uint8]:
     """All pictures as (n, height, width, channels): grey if all of them are."""
     pictures: list[NDArray[np.uint8]] = []
-    bar = console(stderr=True)
-    for path in track(paths, "reading", console=bar, transient=True, disable=not bar.is_terminal):
+    for path in progress(paths):
         picture = open_picture(path)
         width, height = map(int, size.split("x")) if size else picture.size
         pixels = fit(picture, (height, width, len(picture.getbands())), path)

@@ -3,12 +3,12 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from .formatting import shown_value
 from .storage.checkpoint import LoopState
@@ -24,6 +24,12 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """For lines and bars beside work, which ends with none of them."""
     stream = cast(IO[str], Unbreakable("stderr" if stderr else "stdout"))
     return Console(file=stream, highlight=False, soft_wrap=True, quiet=quiet)
+
+
+def reading(paths: list[Path]) -> Iterable[Path]:
+    """The paths, with a progress bar on a terminal."""
+    bar = console(stderr=True)
+    return track(paths, "reading", console=bar, transient=True, disable=not bar.is_terminal)
 
 
 class Screen:
