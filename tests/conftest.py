@@ -374,7 +374,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, ready_made_store: Pa
 @pytest.fixture(scope="session")
 def small_mnist_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real MNIST, little of it: 2,000 / 500 / 500 images, for `data=npz data.path=...`."""
-    from bestrun.data import load_dataset
+    from bestrun.data.dataset import load_dataset
 
     mnist = load_dataset("mnist")
     arrays: dict[str, Any] = {}

@@ -331,11 +331,12 @@ def _replace_what_computes() -> None:
     import numpy as np
 
     import test_crashes
-    from bestrun import data, device, evaluation, export, loop, model, plots, restore
+    from bestrun import device, evaluation, export, loop, model, plots, restore
+    from bestrun.data import dataset
     from bestrun.proof import Function
 
     test_crashes._replace_what_computes(loop)
-    _everywhere(data.load_dataset, lambda **_: test_crashes._data())
+    _everywhere(dataset.load_dataset, lambda **_: test_crashes._data())
     _everywhere(model.assign_variables, _assign)
     device.prepare = lambda threads, quiet=False: 1
     evaluation.figures = loop.figures

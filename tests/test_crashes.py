@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
-from bestrun.data import Dataset, Split
+from bestrun.data.dataset import Dataset, Split
 from bestrun.settings.compose import compose
 from bestrun.settings.config import Config
 from bestrun.storage.checkpoint import load

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bestrun import data
-from bestrun.data import batch_indices, load_dataset
+from bestrun.data import dataset as data
+from bestrun.data.arrays import IDX_FILES, read_idx, read_npz
+from bestrun.data.dataset import batch_indices, load_dataset
 from bestrun.errors import DataError, SettingsError
-from bestrun.formats import IDX_FILES, read_idx, read_npz
 
 TRAIN_IMAGES, TRAIN_LABELS = IDX_FILES["x_train"], IDX_FILES["y_train"]
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bestrun.data.images import MOST_PIXELS, read_image, read_images
 from bestrun.errors import DataError
-from bestrun.images import MOST_PIXELS, read_image, read_images
 
 RANDOM = np.random.default_rng(0)
 GREY, COLOUR = RANDOM.integers(0, 256, (6, 5), np.uint8), RANDOM.integers(0, 256, (6, 5, 3), np.uint8)

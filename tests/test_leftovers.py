@@ -169,10 +169,10 @@ def test_the_owner_of_a_run_removes_what_the_last_one_left(start_process, tmp_pa
 
 
 def _download(folder):
-    from bestrun import sources
+    from bestrun.data import known
 
     with contextlib.suppress(KeyError):
-        sources._store(Path(folder) / "mnist.npz", {"x_train": np.zeros(1 << 20, np.uint8)})
+        known._store(Path(folder) / "mnist.npz", {"x_train": np.zeros(1 << 20, np.uint8)})
 
 
 def test_a_killed_download_leaves_nothing_for_ever(start_process, tmp_path):
@@ -394,14 +394,14 @@ def test_what_a_killed_command_leaves_in_the_temporary_folder_is_removed_by_the_
 
 
 def _from_wheel():
-    from bestrun import sources
+    from bestrun.data import known
 
     def killed(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
 
     tempfile.tempdir = None
-    sources.guarded = killed
-    sources._mnist_from_wheel()
+    known.guarded = killed
+    known._mnist_from_wheel()
 
 
 def _make_a_place():

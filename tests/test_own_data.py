@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestrun.data import load_dataset
+from bestrun.data.dataset import load_dataset
+from bestrun.data.images import read_images
+from bestrun.data.pack import pack, report_lines
 from bestrun.errors import DataError
-from bestrun.images import read_images
-from bestrun.pack import pack, report_lines
 
 RANDOM = np.random.default_rng(0)
 PIXELS = {name: RANDOM.integers(0, 256, (count, 6, 6)) for name, count in (("x_train", 60), ("x_test", 20))}

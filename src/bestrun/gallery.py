@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import tiles
-from .data import Dataset
+from .data.dataset import Dataset
 from .errors import VerificationError
 from .evaluation import Array, Predict, confusion_matrix
 from .model import assign_variables

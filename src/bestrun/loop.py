@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from . import device, proof
 from .augment import AUGMENTATIONS
-from .data import Dataset, Split, batch_indices
+from .data.dataset import Dataset, Split, batch_indices
 from .evaluation import are_probabilities, compile_predict, confusions, figures
 from .gallery import Gallery
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .images import read_images
+from .data.images import read_images
 from .restore import Fetched, identity, rebuild
 from .terminal import one_line
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import __version__, charts, plots
 from .compare import comparison
-from .data import Dataset, load_dataset
+from .data.dataset import Dataset, load_dataset
 from .document import heading, page, paragraph, picture, table
 from .errors import BestrunError, DataError, SettingsError
 from .formatting import duration, shown_point, shown_value

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from .data import Dataset
+from .data.dataset import Dataset
 from .errors import DataError
 from .formatting import mask_uri
 from .record import Record

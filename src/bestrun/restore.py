@@ -15,7 +15,7 @@ from typing import Any
 
 from . import proof
 from .artifacts import upload
-from .data import Dataset, load_dataset
+from .data.dataset import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .proof import Function
 from .refusals import is_permanent, reason

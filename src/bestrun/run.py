@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from . import page
-from .data import Dataset, load_dataset
+from .data.dataset import Dataset, load_dataset
 from .direct import refuse_unusable
 from .environment import refuse_other_backend, user_name
 from .errors import BestrunError, DivergedError, SettingsError

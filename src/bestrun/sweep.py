@@ -14,7 +14,7 @@ from typing import Any
 
 from . import page
 from .board import Board, report_lines
-from .data import load_dataset
+from .data.dataset import load_dataset
 from .direct import refuse_unusable
 from .environment import processors as usable_processors
 from .errors import DataError, SettingsError, VerificationError

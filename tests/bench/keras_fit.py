@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from bestrun.data import load_dataset
+from bestrun.data.dataset import load_dataset
 
 if threads := int(os.environ.get("BENCH_THREADS", "0")):
     tf.config.threading.set_intra_op_parallelism_threads(threads)

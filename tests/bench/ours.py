@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from bestrun import device, loop
-from bestrun.data import batch_indices, load_dataset
+from bestrun.data.dataset import batch_indices, load_dataset
 from bestrun.model import build_model, build_optimizer
 from bestrun.settings.compose import compose
 

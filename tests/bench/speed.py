@@ -134,7 +134,7 @@ def peers() -> list[dict[str, Any]]:
 def pytorch(python: str, place: Path) -> float:
     import numpy as np
 
-    from bestrun.data import load_dataset
+    from bestrun.data.dataset import load_dataset
 
     file = place / "train.npz"
     if not file.exists():

@@ -16,7 +16,7 @@ SPACE = ["model.num_filters=[4,8],[8,16],[16,36]", "model.fc_size=32,64,128"]
 
 def small_mnist(place: Path) -> str:
     """2,000 training images of MNIST; validated on its own 5,000, since 500 would measure in steps of 0.2 points."""
-    from bestrun.data import load_dataset
+    from bestrun.data.dataset import load_dataset
 
     mnist, arrays = load_dataset("mnist"), {}
     for part, split, count in (

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from bestrun.data import load_dataset
+from bestrun.data.dataset import load_dataset
 
 BATCH, EVERY, PATIENCE, MOST = 64, 100, 1000, 10_000
 

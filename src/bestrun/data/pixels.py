@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
-from .formats import Found, refusal
+from ..errors import DataError
+from .arrays import Found, refusal
 
 HAIR = 0.0010001  # of the range: so far beyond it, 0.001 in single precision, go pixels that a program has rounded
 DARK = 4  # no float images from 0 to 255 are that dark at their brightest

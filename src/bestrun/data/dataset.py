@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import sources
-from .errors import SettingsError
-from .formats import IDX_FILES, Found, find_idx, name_of, read_idx, read_npz, refusal
+from ..errors import SettingsError
+from . import known
+from .arrays import IDX_FILES, Found, find_idx, name_of, read_idx, read_npz, refusal
 from .labels import class_numbers, renumbering
 from .pixels import Notes, as_uint8, channels_last
 
-KNOWN = {"mnist": sources.load_mnist, "fashion_mnist": sources.load_fashion_mnist}
+KNOWN = {"mnist": known.load_mnist, "fashion_mnist": known.load_fashion_mnist}
 FROM_FILES = ("idx", "npz")  # data.dir= and data.path= say where
 
 OVERLAP_WORTH_A_WARNING = 0.01  # of a split; MNIST itself repeats a few images

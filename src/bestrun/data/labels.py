@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .formats import Found, name_of, refusal
+from .arrays import Found, name_of, refusal
 
 
 def class_numbers(y: Found, names: Sequence[str]) -> NDArray[np.int64]:

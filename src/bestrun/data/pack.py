@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SettingsError
-from .formats import MAX_ARRAY_BYTES, refusal
-from .formatting import shown
+from ..errors import SettingsError
+from ..formatting import shown
+from ..storage.folder import replacing, storage_error
+from .arrays import MAX_ARRAY_BYTES, refusal
 from .images import SUFFIXES, fit, open_picture
-from .storage.folder import replacing, storage_error
 
 SEED = 0  # the same folder gives the same file
 TEST_SHARE = 0.2  # of each class, where the folder has no test split

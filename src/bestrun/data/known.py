@@ -24,10 +24,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from .errors import DataError
-from .guard import guarded
-from .storage.folder import replacing
-from .storage.workplace import Workplace
+from ..errors import DataError
+from ..guard import guarded
+from ..storage.folder import replacing
+from ..storage.workplace import Workplace
 
 log = logging.getLogger("bestrun")
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import sources
-from .errors import DataError
+from ..errors import DataError
+from . import known
 
 IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
@@ -63,7 +63,7 @@ def refusing(path: Path, expected: str) -> Iterator[io.BufferedReader]:
     Everything is caught because gzip, zipfile and numpy's header parser promise no closed list of what they raise.
     """
     try:
-        with sources.open_regular(path) as file:
+        with known.open_regular(path) as file:
             yield file
     except DataError:
         raise

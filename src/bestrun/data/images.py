@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .formats import MAX_ARRAY_BYTES, Found, describe, name_of, read_npz_images, refusal, refusing
+from .arrays import MAX_ARRAY_BYTES, Found, describe, name_of, read_npz_images, refusal, refusing
 from .pixels import Notes, as_uint8, channels_last
 
 log = logging.getLogger("bestrun")
