@@ -331,9 +331,10 @@ def _replace_what_computes() -> None:
     import numpy as np
 
     import test_crashes
-    from bestrun import device, evaluation, export, loop, model, plots, restore
+    from bestrun import device, evaluation, export, loop, model, restore
     from bestrun.data import dataset
     from bestrun.proof import Function
+    from bestrun.views import curves
 
     test_crashes._replace_what_computes(loop)
     _everywhere(dataset.load_dataset, lambda **_: test_crashes._data())
@@ -346,7 +347,7 @@ def _replace_what_computes() -> None:
     restore.rebuild = lambda fetched, **_: restore.Rebuilt(fetched.checkpoint.tensors, same)
     export.write_keras = lambda fetched, path, **_: path.write_bytes(b"a network") and same
     for name in ("confusion_matrix_picture", "example_errors_picture"):
-        setattr(plots, name, lambda *arguments: arguments[-1].write_bytes(b"a picture"))
+        setattr(curves, name, lambda *arguments: arguments[-1].write_bytes(b"a picture"))
     _quicken()
     steps = loop.compile_steps
     loop.compile_steps = lambda *arguments: _after_the_mirror(steps(*arguments))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from bestrun import plots
 from bestrun.storage.journal import read_journal
+from bestrun.views import curves
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 CHROMIUM = (
@@ -60,7 +60,7 @@ def killed_and_resumed(home: Path) -> None:
         name: [e for e in events(home, name) if e["event"] == "evaluation"] for name in ("uninterrupted", "killed")
     }
     resumed = [event["from_step"] for event in events(home, "killed") if event["event"] == "resumed"]
-    figure = plots.coinciding_figure(history["uninterrupted"], history["killed"], resumed)
+    figure = curves.coinciding_figure(history["uninterrupted"], history["killed"], resumed)
     figure.savefig(PICTURES / "resume.png", dpi=110)
 
 

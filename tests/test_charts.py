@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from bestrun import charts, plots
+from bestrun.views import charts
+from bestrun.views import curves as plots
 
 RANDOM = np.random.default_rng(0)
 MAXIMIZE = {"metric": "val/accuracy", "direction": "maximize"}

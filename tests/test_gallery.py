@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestrun import tiles
 from bestrun.storage.journal import read_journal
+from bestrun.views import tiles
 from test_run import mlflow_record, run_folder, sqlite_uri
 
 LONGER = ["training.max_steps=160", "training.evaluate_every_steps=10", "training.patience_steps=160"]
@@ -94,10 +94,10 @@ def test_a_run_that_cannot_write_pictures_is_finished_all_the_same(bestrun, home
 
 
 def test_a_resumed_run_s_curves_mark_where_it_was_resumed(tmp_path):
-    from bestrun import plots
+    from bestrun.views import curves
 
     history = [{"step": step, "val/accuracy": 0.5 + step / 100, "val/loss": 1.0} for step in range(0, 50, 10)]
-    axes = plots.curves_figure(history, 40, "k", resumed=[20]).axes[0]
+    axes = curves.curves_figure(history, 40, "k", resumed=[20]).axes[0]
     assert "resumed" in [text.get_text() for text in axes.get_legend().get_texts()]
     assert any(list(line.get_xdata()) == [20, 20] for line in axes.lines)
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestrun import document, report
+from bestrun import report
 from bestrun.record import from_folder
 from bestrun.storage.folder import RunFolder
+from bestrun.views import html
 from conftest import Command, Starter, make_home
 from test_browser import CHROMIUM, QUIET, SHOTS
 from test_run import SHORT, SMALL_NETWORK, sqlite_uri
@@ -211,10 +212,10 @@ def test_what_people_wrote_is_shown_and_never_run(bestrun, home, settings, runs,
 
 def test_every_piece_of_a_page_escapes_what_it_is_given():
     pieces = [
-        document.heading(NASTY),
-        document.paragraph(NASTY),
-        document.table([NASTY, NASTY], [[NASTY, NASTY]], [NASTY]),
-        document.page(NASTY, []).decode(),
+        html.heading(NASTY),
+        html.paragraph(NASTY),
+        html.table([NASTY, NASTY], [[NASTY, NASTY]], [NASTY]),
+        html.page(NASTY, []).decode(),
     ]
     assert not any("<script" in piece.replace("<wbr>", "") or "<img" in piece for piece in pieces)
 

@@ -117,9 +117,9 @@ def test_same_settings_and_seed_give_bit_identical_tensors(bestrun, home, settin
 def _train_twice(settings):
     """In one process: another run first, then the one that is compared."""
     from bestrun.run import start
-    from bestrun.screen import Screen
     from bestrun.settings.compose import compose
     from bestrun.storage.home import find_home
+    from bestrun.views.screen import Screen
 
     for name, changed in (("before", ["seed=7", "model.filter_sizes=[3,3]"]), ("after", [])):
         start(compose([*settings, f"name={name}", *changed]), home=find_home(), screen=Screen())

@@ -13,8 +13,8 @@ IMAGES = 12_000  # of 28 x 28: 9 MB, so that data which is kept is seen
 def _run_many(home, path, count):
     """Prints megabytes in memory and open files after each run."""
     from bestrun.run import start
-    from bestrun.screen import Screen
     from bestrun.settings.compose import compose
+    from bestrun.views.screen import Screen
 
     steps = [f"training.{key}=4" for key in ("max_steps", "evaluate_every_steps", "patience_steps")]
     words = ["data=npz", f"data.path={path}", *steps, "model.num_filters=[2,2]", "model.fc_size=4"]

@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 
 from bestrun.refusals import is_permanent
-from bestrun.screen import Screen
 from bestrun.sender import Sender
 from bestrun.storage.checkpoint import load
 from bestrun.storage.folder import RunFolder, StorageError
 from bestrun.storage.home import create_home
 from bestrun.storage.journal import Journal, read_journal
+from bestrun.views.screen import Screen
 from conftest import _command
 from test_crashes import ELSEWHERE, STARTED, evaluations, same_tensors
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from .errors import DataError
 from .record import Record, find_record
-from .screen import Screen
 from .settings.compose import compose
 from .settings.config import Config
 from .signals import pass_on
 from .storage.home import find_home
 from .tracking import connect, reaching, resolve_uri
+from .views.screen import Screen
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from .formatting import duration, short_form, shown_point, shown_value
 from .manifest import OVER, Manifest, Run, Trial
-from .screen import console
 from .terminal import printable
+from .views.screen import console
 
 MOST_ROWS = 12
 

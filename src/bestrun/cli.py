@@ -182,7 +182,7 @@ def pack(folder: str, file: str, size: str | None) -> None:
 
     from .data.pack import pack as make
     from .data.pack import report_lines
-    from .screen import reading
+    from .views.screen import reading
 
     say_lines(report_lines(make(Path(folder), Path(file), size, progress=reading)))
 

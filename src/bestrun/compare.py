@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import plots
 from .errors import SettingsError
 from .formatting import shown_value
 from .record import Record
@@ -11,6 +10,7 @@ from .settings.config import flatten
 from .show import as_json, steps
 from .storage.provenance import code_differences
 from .terminal import one_line
+from .views import curves
 
 OWN = ("name", "note", "tracking.uri")  # of course these differ, and change nothing
 
@@ -108,7 +108,7 @@ def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
             )
         else:
             text.append(f"validation images in each cell, {record.name} minus {records[0].name}")
-            text += plots.confusion_difference_text(matrix).splitlines()
+            text += curves.confusion_difference_text(matrix).splitlines()
     return text
 
 

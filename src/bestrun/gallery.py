@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import tiles
 from .data.dataset import Dataset
 from .errors import VerificationError
 from .evaluation import Array, Predict, confusion_matrix
@@ -24,6 +23,7 @@ from .storage.checkpoint import Tensors, load
 from .storage.folder import RunFolder, StorageError, make_folder, write_atomically
 from .storage.history import History
 from .storage.journal import Journal
+from .views import tiles
 
 log = logging.getLogger("bestrun")
 
@@ -105,10 +105,10 @@ class Gallery:
             self._done.put({"path": path, "key": key, "step": step})
 
     def _draw_curves(self, best_step: int) -> None:
-        from . import plots
+        from .views import curves
 
         history = History(self._journal.events)
         resumed = [event["from_step"] for event in history.resumed]
         title = f"{self._folder.name}: train and validation split"
-        plots.curves_picture(history.evaluations, best_step, title, self._folder.pictures / "curves.png", resumed)
+        curves.curves_picture(history.evaluations, best_step, title, self._folder.pictures / "curves.png", resumed)
         self._done.put({"path": "pictures/curves.png", "step": history.last_evaluation_step})

@@ -19,7 +19,6 @@ from .evaluation import are_probabilities, compile_predict, confusions, figures
 from .gallery import Gallery
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
 from .schedule import learning_rates
-from .screen import Screen
 from .settings.config import Config
 from .storage.checkpoint import (
     Checkpoint,
@@ -35,6 +34,7 @@ from .storage.folder import RunFolder, fault, write_atomically
 from .storage.journal import Event, Journal
 from .storage.provenance import computed_by
 from .storage.reasons import stop_reason as stop_rule
+from .views.screen import Screen
 
 log = logging.getLogger("bestrun")
 

@@ -61,7 +61,7 @@ def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup
 
 
 def screen_for(config: Any, as_json: bool) -> Any:
-    from .screen import Screen
+    from .views.screen import Screen
 
     training = config.training
     return Screen(total_steps=training.max_steps, batch_size=training.batch_size, stderr=as_json)

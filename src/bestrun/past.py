@@ -60,12 +60,12 @@ def restore(
     """
     if checkpoint == "last" and not lookup["local"]:
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
-    from . import plots
     from .restore import dumps, keep, report_lines
     from .restore import restore as prove
-    from .screen import Screen
     from .storage.home import find_home
     from .storage.workplace import Workplace
+    from .views import curves
+    from .views.screen import Screen
 
     with Screen(stderr=as_json).shown(), Workplace(Path(out) if out else None) as place:
         fetched = find_and_fetch(run, place, last=checkpoint == "last", **lookup)
@@ -86,7 +86,7 @@ def restore(
             return
         import numpy as np
 
-        say_lines(report_lines(report, plots.confusion_matrix_text(np.array(report["confusion_matrix"]))))
+        say_lines(report_lines(report, curves.confusion_matrix_text(np.array(report["confusion_matrix"]))))
         if out:
             say(f"\nkept in {out}")
         elif report["recorded"]:
@@ -138,8 +138,8 @@ def predict_images(
     """
     from .predict import predict, report_lines
     from .restore import dumps
-    from .screen import Screen
     from .storage.workplace import Workplace
+    from .views.screen import Screen
 
     with Screen(stderr=as_json).shown(), Workplace() as place:
         fetched = find_and_fetch(run, place, **lookup)
@@ -329,10 +329,10 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     """
     from . import report as told
     from .manifest import read_manifest
-    from .screen import Screen
     from .storage.folder import write_atomically
     from .storage.home import find_home
     from .tracking import resolve_uri
+    from .views.screen import Screen
 
     references = tuple(word for word in runs if "=" not in word)
     overrides = [word for word in runs if "=" in word]

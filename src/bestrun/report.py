@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, charts, plots
+from . import __version__
 from .compare import comparison
 from .data.dataset import Dataset, load_dataset
-from .document import heading, page, paragraph, picture, table
 from .errors import BestrunError, DataError, SettingsError
 from .formatting import duration, shown_point, shown_value
 from .manifest import Manifest
@@ -26,6 +25,9 @@ from .settings.config import flatten
 from .show import facts, steps
 from .storage.checkpoint import Tensors
 from .summary import has_importances, summary
+from .views import charts
+from .views import curves as plots
+from .views.html import heading, page, paragraph, picture, table
 
 log = logging.getLogger("bestrun")
 

@@ -11,12 +11,12 @@ from .record import Record
 from .restore import what_differs
 from .resume import parent_checkpoint
 from .run import Result, load_data, start
-from .screen import Screen
 from .settings.compose import Composed, override
 from .settings.config import Config, digest
 from .storage.history import History
 from .storage.provenance import code, code_differences, computed_by, environment_differences
 from .tracking import resolve_uri
+from .views.screen import Screen
 
 log = logging.getLogger("bestrun")
 

@@ -268,7 +268,8 @@ def restore(
             f"{data.name}: {data.num_classes} classes of images {data.image_shape}; the network of run "
             f"{fetched.run_name} tells {fetched.num_classes} classes of {fetched.image_shape} apart"
         )
-    from . import device, evaluation, plots  # device first: it makes TensorFlow's start quiet
+    from . import device, evaluation
+    from .views import curves  # device first: it makes TensorFlow's start quiet
 
     device.prepare(config.threads)
 
@@ -291,8 +292,8 @@ def restore(
     pictures = out / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     title = f"{fetched.run_name}, step {step:,}: test split"
-    plots.confusion_matrix_picture(matrix, title, pictures / "confusion_matrix.png")
-    plots.example_errors_picture(
+    curves.confusion_matrix_picture(matrix, title, pictures / "confusion_matrix.png")
+    curves.example_errors_picture(
         data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
     )
     recorded = False

@@ -15,7 +15,6 @@ from .record import from_mlflow
 from .refusals import reason
 from .restore import fetch, fetch_anywhere, what_differs
 from .run import Result, carry_through, load_data
-from .screen import Screen
 from .sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
 from .settings.compose import config_now, override
 from .settings.config import Config, flatten, to_yaml
@@ -28,6 +27,7 @@ from .storage.provenance import computed_by, environment_differences
 from .storage.workplace import Workplace
 from .sync import own_uri
 from .tracking import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
+from .views.screen import Screen
 
 log = logging.getLogger("bestrun")
 

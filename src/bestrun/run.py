@@ -19,7 +19,6 @@ from .errors import BestrunError, DivergedError, SettingsError
 from .formatting import duration, mask_uri, shown_value
 from .mirror import Mirror
 from .restore import source_checkpoint
-from .screen import Screen
 from .settings.compose import Composed
 from .settings.config import Config, Own, digest, flatten, to_yaml
 from .signals import Interrupted, Signals
@@ -30,6 +29,7 @@ from .storage.journal import Journal
 from .storage.provenance import code, computed_by
 from .storage.reasons import STATUS
 from .tracking import resolve_uri
+from .views.screen import Screen
 
 log = logging.getLogger("bestrun")
 

@@ -3,12 +3,12 @@
 import time
 from typing import Any
 
-from . import plots
 from .formatting import duration, shown_value
 from .record import Record
 from .settings.config import flatten
 from .storage.provenance import changed_files
 from .terminal import one_line
+from .views import curves
 
 REASONS = {
     "patience": "nothing improved within {patience} steps",
@@ -107,7 +107,7 @@ def lines(record: Record) -> list[str]:
     """What `bestrun show` prints, at most 100 characters a line where nothing longer was typed or named."""
     found, best = [f"{name:<12} {one_line(text)}" for name, text in facts(record)], record.best
     if len(record.evaluations) > 1:
-        found += ["", *plots.curve_text(record.evaluations, record.metric, best["step"] if best else None)]
+        found += ["", *curves.curve_text(record.evaluations, record.metric, best["step"] if best else None)]
     return [*found, "", *_next(record)]
 
 

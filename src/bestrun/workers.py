@@ -62,7 +62,7 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
     """
     from .resume import resume
     from .run import start
-    from .screen import Screen
+    from .views.screen import Screen
 
     folder, screen = task.folder, Screen(quiet=True)
 

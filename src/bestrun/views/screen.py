@@ -10,10 +10,10 @@ from typing import IO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from .formatting import shown_value
-from .storage.checkpoint import LoopState
-from .storage.journal import Event
-from .terminal import Unbreakable, printable
+from ..formatting import shown_value
+from ..storage.checkpoint import LoopState
+from ..storage.journal import Event
+from ..terminal import Unbreakable, printable
 
 log = logging.getLogger("bestrun")
 

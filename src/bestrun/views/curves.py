@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .storage.folder import replacing
+from ..formatting import shown_value
+from ..storage.folder import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +91,6 @@ def curve_text(
     The worst tenth of the values, the begin of a run, lies on the lowest or highest line: else nothing is seen of the
     rest.
     """
-    from .formatting import shown_value
 
     name = metric.removeprefix("val/")
     series = {mark: finite_points(history, f"{split}/{name}") for mark, split in ((".", "train"), ("o", "val"))}

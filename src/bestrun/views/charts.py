@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .plots import finite_points, new_figure
+from .curves import finite_points, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
