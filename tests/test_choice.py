@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from bestrun.errors import SettingsError
-from bestrun.listing import as_json, list_runs
 from bestrun.storage.checkpoint import load
 from bestrun.storage.folder import read_json
 from bestrun.storage.journal import read_journal
-from bestrun.tracking import connect, find_run
+from bestrun.tracking.listing import as_json, list_runs
+from bestrun.tracking.store import connect, find_run
 from conftest import _command
 from test_run import mlflow_record, run_folder, sqlite_uri
 

@@ -112,10 +112,10 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
     """
     from bestrun import loop
     from bestrun.gallery import Gallery
-    from bestrun.sender import Sender
     from bestrun.storage.checkpoint import newest_checkpoint
     from bestrun.storage.folder import write_atomically
     from bestrun.storage.history import History
+    from bestrun.tracking.sender import Sender
 
     _replace_what_computes(loop)
     folder = RunFolder(path)
@@ -173,8 +173,9 @@ STARTED = {
 
 def _rehearse(path, config, uri):
     """A whole run that counts how often it passes each point. Prints the counts."""
-    from bestrun import loop, sender
+    from bestrun import loop
     from bestrun.storage import folder
+    from bestrun.tracking import sender
 
     passes = Counter()
     for module in (folder, loop, sender):
@@ -493,7 +494,7 @@ def test_metrics_stay_in_step_order_though_the_clock_was_set_back(home, ready_ma
     """The first half of a run is written, then the clock goes back by an hour, then the second half comes."""
     from mlflow import MlflowClient
 
-    from bestrun.sender import Sender
+    from bestrun.tracking.sender import Sender
 
     folder = RunFolder(home / "mlruns" / "runs" / "clock")
     folder.path.mkdir(parents=True)

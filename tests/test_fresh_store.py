@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from bestrun import database
 from bestrun.errors import SettingsError
 from bestrun.storage.folder import StorageError
-from bestrun.tracking import connect, import_mlflow
+from bestrun.tracking import database
+from bestrun.tracking.store import connect, import_mlflow
 
 # ---- databases, whole and half made ----
 

@@ -17,9 +17,9 @@ import pytest
 
 from bench.store import make_store
 from bestrun.errors import SettingsError
-from bestrun.listing import as_json, check_columns, list_runs
 from bestrun.table import as_csv, lines, usual_columns
-from bestrun.tracking import connect, find_run
+from bestrun.tracking.listing import as_json, check_columns, list_runs
+from bestrun.tracking.store import connect, find_run
 from conftest import Command, Starter, _command, make_home
 from test_run import sqlite_uri
 

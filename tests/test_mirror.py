@@ -2,13 +2,13 @@
 
 import time
 
-from bestrun.tracking import connect
+from bestrun.tracking.store import connect
 
 
 def _log_the_same_datasets(uri, start):
     from mlflow.entities import Dataset, DatasetInput
 
-    from bestrun import sender
+    from bestrun.tracking import sender
 
     store = connect(uri)
     run_id = store.client.create_run(store.experiment_id("race")).info.run_id
@@ -30,8 +30,8 @@ def test_runs_that_log_the_same_data_at_once_are_not_refused(start_process, home
 
 
 def _save_the_same_views(uri, start):
-    from bestrun import page
-    from bestrun.tracking import connect
+    from bestrun.tracking import page
+    from bestrun.tracking.store import connect
 
     store = connect(uri)
     experiment = store.client.get_experiment_by_name("race")
@@ -41,7 +41,7 @@ def _save_the_same_views(uri, start):
 
 
 def test_runs_that_save_the_same_view_at_once_are_not_refused(start_process, home):
-    from bestrun.tracking import connect
+    from bestrun.tracking.store import connect
 
     uri = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}"
     connect(uri).experiment_id("race")

@@ -16,10 +16,6 @@ import numpy as np
 import pytest
 
 from bestrun.errors import UnreadableError
-from bestrun.listing import state
-from bestrun.mirror import Mirror
-from bestrun.refusals import is_permanent, remedy
-from bestrun.sender import OvertakenError, Sender
 from bestrun.settings.compose import compose, config_now, read_config
 from bestrun.settings.config import to_yaml
 from bestrun.signals import Signals
@@ -28,8 +24,12 @@ from bestrun.storage.folder import RunFolder, StorageError, names_in, read_json
 from bestrun.storage.history import History
 from bestrun.storage.home import settle
 from bestrun.storage.journal import Journal, read_journal
-from bestrun.sync import end_for_dead_process, sync
-from bestrun.tracking import run_folders
+from bestrun.tracking.listing import state
+from bestrun.tracking.mirror import Mirror
+from bestrun.tracking.refusals import is_permanent, remedy
+from bestrun.tracking.sender import OvertakenError, Sender
+from bestrun.tracking.store import run_folders
+from bestrun.tracking.sync import end_for_dead_process, sync
 from made_runs import add_evaluation, add_stop, make_run
 from proxy import Proxy
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from bestrun.errors import SettingsError
-from bestrun.mirror import Mirror
-from bestrun.refusals import is_permanent
-from bestrun.sender import Sender
 from bestrun.storage.folder import StorageError, read_json
 from bestrun.storage.home import create_home, find_home
 from bestrun.storage.journal import Journal, read_journal
+from bestrun.tracking.mirror import Mirror
+from bestrun.tracking.refusals import is_permanent
+from bestrun.tracking.sender import Sender
 from made_runs import add_evaluation, add_stop, make_run
 from proxy import Proxy
 from test_run import SMALL_NETWORK, assert_record_agrees, run_folder, sqlite_uri
@@ -426,8 +426,8 @@ class Once:
 def test_a_lost_answer_makes_one_run_with_everything_once(home, uri, client, method, monkeypatch):
     from dataclasses import replace
 
-    from bestrun import sender as module
-    from bestrun.tracking import Store
+    from bestrun.tracking import sender as module
+    from bestrun.tracking.store import Store
 
     real, repository = module.connect, Store.artifacts
     monkeypatch.setattr(module, "connect", lambda uri: replace(real(uri), client=Once(real(uri).client, method)))
@@ -659,7 +659,7 @@ def test_a_run_remembers_its_store_before_that_has_ever_answered(home, proxy):
 
 
 def test_sync_asks_a_silent_server_once_for_all_runs(home, proxy):
-    from bestrun.sync import sync
+    from bestrun.tracking.sync import sync
 
     folders = [make_run(home, name) for name in ("a", "b", "c")]
     proxy.fail("502")

@@ -8,8 +8,8 @@ import zlib
 
 import pytest
 
-from bestrun import page
-from bestrun.tracking import connect
+from bestrun.tracking import page
+from bestrun.tracking.store import connect
 from test_run import mlflow_record, sqlite_uri
 
 

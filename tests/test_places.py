@@ -14,10 +14,10 @@ import urllib.request
 import pytest
 from PIL import Image
 
-from bestrun import tracking
-from bestrun.direct import refuse_unusable
 from bestrun.errors import SettingsError
-from bestrun.tracking import connect, own_store, resolve_uri
+from bestrun.tracking import store
+from bestrun.tracking.direct import refuse_unusable
+from bestrun.tracking.store import connect, own_store, resolve_uri
 
 QUICK = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
 
@@ -114,7 +114,7 @@ class Refusing:
     ],
 )
 def test_a_refused_account_is_told_from_an_outage(home, monkeypatch, words, is_refused):
-    monkeypatch.setattr("bestrun.direct._open_once", Refusing(words))
+    monkeypatch.setattr("bestrun.tracking.direct._open_once", Refusing(words))
     uri = "postgresql://u:secret@127.0.0.1:1/x"
     if not is_refused:
         refuse_unusable(uri, "e", home / "mlruns")
@@ -125,9 +125,9 @@ def test_a_refused_account_is_told_from_an_outage(home, monkeypatch, words, is_r
 
 
 def test_a_silent_store_is_waited_for_no_longer_than_that(home, monkeypatch):
-    from bestrun import direct
+    from bestrun.tracking import direct
 
-    tracking.import_mlflow()
+    store.import_mlflow()
     monkeypatch.setattr(direct, "SECONDS", 0.5)
     monkeypatch.setattr(direct, "_open_once", lambda uri: time.sleep(5))
     began = time.monotonic()

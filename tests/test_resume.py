@@ -323,8 +323,9 @@ def _signal_in(phase, number, times, argv):
     import keras
     import tensorflow as tf
 
-    from bestrun import device, loop, run, sender
+    from bestrun import device, loop, run
     from bestrun.storage import folder
+    from bestrun.tracking import sender
 
     where, _, nth = phase.partition(":")
     passed = 0
@@ -639,7 +640,8 @@ def test_run_known_to_mlflow_alone_is_rebuilt_and_ends_as_the_uninterrupted_one(
 def _die_uploading(name, number, journal, known, argv):
     """The command; killed when it uploads the file of this name. MLflow gets an earlier best before: training waits
     for that ahead of its evaluation `number`."""
-    from bestrun import loop, sender
+    from bestrun import loop
+    from bestrun.tracking import sender
 
     original, passed = loop.figures, 0
 

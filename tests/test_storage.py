@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from bestrun.refusals import is_permanent
-from bestrun.sender import Sender
 from bestrun.storage.checkpoint import load
 from bestrun.storage.folder import RunFolder, StorageError
 from bestrun.storage.home import create_home
 from bestrun.storage.journal import Journal, read_journal
+from bestrun.tracking.refusals import is_permanent
+from bestrun.tracking.sender import Sender
 from bestrun.views.screen import Screen
 from conftest import _command
 from test_crashes import ELSEWHERE, STARTED, evaluations, same_tensors
@@ -425,7 +425,7 @@ def _log_batches(gate, uri, number, batches):
     """What every training process does: open the store, make it if need be, make a run, log to it."""
     from mlflow.entities import Metric
 
-    from bestrun.tracking import connect
+    from bestrun.tracking.store import connect
 
     _pass(gate)
     store = connect(uri)
@@ -437,7 +437,7 @@ def _log_batches(gate, uri, number, batches):
 
 def _poll(gate, uri, done):
     """The MLflow page, or `bestrun runs`: reads all the time."""
-    from bestrun.tracking import connect
+    from bestrun.tracking.store import connect
 
     _pass(gate)
     store = connect(uri)

@@ -16,7 +16,7 @@ from .settings.compose import compose
 from .settings.config import Config
 from .signals import pass_on
 from .storage.home import find_home
-from .tracking import connect, reaching, resolve_uri
+from .tracking.store import connect, reaching, resolve_uri
 from .views.screen import Screen
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def runs(
     """
     from pandas import DataFrame
 
-    from .listing import as_json, list_runs
+    from .tracking.listing import as_json, list_runs
 
     uri = resolve_uri(tracking_uri, find_home())
     with reaching(uri):

@@ -125,7 +125,7 @@ def resume(
     from .resume import resume as go_on
     from .settings.compose import read_config
     from .storage.home import find_home
-    from .tracking import resolve_uri
+    from .tracking.store import resolve_uri
 
     words = [run, *overrides] if run else []
     if run and "=" in run:  # no RUN, settings only
@@ -147,8 +147,8 @@ def resume(
 def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
     """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
     from .storage.home import find_home
-    from .sync import sync as send
-    from .tracking import local_folder, run_folders
+    from .tracking.store import local_folder, run_folders
+    from .tracking.sync import sync as send
 
     home = find_home(writes=True)
     folders = [local_folder(home, run)] if run and not everything else run_folders(home)
@@ -195,8 +195,8 @@ def pack(folder: str, file: str, size: str | None) -> None:
 def ui(port: int, tracking_uri: str | None) -> None:
     """The MLflow page of this store, on 127.0.0.1; Ctrl-C ends it."""
     from .storage.home import find_home
-    from .tracking import resolve_uri
-    from .ui import serve
+    from .tracking.server import serve
+    from .tracking.store import resolve_uri
 
     home = find_home(writes=True)
     sys.exit(serve(resolve_uri(tracking_uri, home), port, home))

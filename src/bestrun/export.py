@@ -21,7 +21,7 @@ from .storage.folder import RunFolder, sync_folder, sync_tree
 from .storage.history import History
 from .storage.journal import Journal
 from .storage.workplace import Workplace
-from .tracking import import_mlflow
+from .tracking.store import import_mlflow
 
 log = logging.getLogger("bestrun")
 

@@ -44,7 +44,7 @@ def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
 def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -> Any:
     from .restore import fetch
     from .storage.home import find_home
-    from .tracking import resolve_uri
+    from .tracking.store import resolve_uri
 
     home = find_home()
     return fetch(run, home=home, uri=resolve_uri(tracking_uri, home), to=to, **lookup)
@@ -53,7 +53,7 @@ def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -
 def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup: str | None) -> list[Any]:
     from .record import find_record
     from .storage.home import find_home
-    from .tracking import resolve_uri
+    from .tracking.store import resolve_uri
 
     home = find_home()
     uri = resolve_uri(tracking_uri, home)

@@ -170,7 +170,7 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
     from .restore import dumps
     from .storage.home import find_home, settle
     from .storage.workplace import Workplace
-    from .tracking import check_reference, connect, reaching, resolve_uri
+    from .tracking.store import check_reference, connect, reaching, resolve_uri
 
     registry.check_names(name, alias)
     check_reference(run)
@@ -210,10 +210,10 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
     bestrun runs --csv > runs.csv
     """
     from . import table
-    from .listing import FIELDS, check_columns, list_runs
-    from .listing import as_json as rows_as_json
     from .storage.home import find_home
-    from .tracking import connect, reaching, resolve_uri
+    from .tracking.listing import FIELDS, check_columns, list_runs
+    from .tracking.listing import as_json as rows_as_json
+    from .tracking.store import connect, reaching, resolve_uri
 
     if as_json and as_csv:
         raise SettingsError("--json --csv: only one of them can stand on stdout")
@@ -331,7 +331,7 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     from .manifest import read_manifest
     from .storage.folder import write_atomically
     from .storage.home import find_home
-    from .tracking import resolve_uri
+    from .tracking.store import resolve_uri
     from .views.screen import Screen
 
     references = tuple(word for word in runs if "=" not in word)

@@ -7,9 +7,9 @@ from .errors import SettingsError
 from .export import folder_digest, model_path, write_mlflow_model
 from .proof import Function
 from .restore import Fetched, identity
-from .sender import send_model
 from .storage.workplace import Workplace
-from .tracking import ALIAS, REFERENCE, Store
+from .tracking.sender import send_model
+from .tracking.store import ALIAS, REFERENCE, Store
 
 
 def check_names(name: str, alias: str | None) -> None:

@@ -15,7 +15,7 @@ from .settings.compose import Composed, override
 from .settings.config import Config, digest
 from .storage.history import History
 from .storage.provenance import code, code_differences, computed_by, environment_differences
-from .tracking import resolve_uri
+from .tracking.store import resolve_uri
 from .views.screen import Screen
 
 log = logging.getLogger("bestrun")

@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from . import proof
-from .artifacts import upload
 from .data.dataset import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError, VerificationError
 from .proof import Function
-from .refusals import is_permanent, reason
-from .sender import Sender, send_tested
 from .settings.compose import config_now, override, read_config
 from .settings.config import Config, to_yaml
 from .storage.checkpoint import MOST_BYTES, Checkpoint, load
@@ -28,8 +25,10 @@ from .storage.history import History
 from .storage.home import foreign_owners, settle
 from .storage.journal import Journal
 from .storage.workplace import Workplace
-from .sync import own_uri
-from .tracking import (
+from .tracking.artifacts import upload
+from .tracking.refusals import is_permanent, reason
+from .tracking.sender import Sender, send_tested
+from .tracking.store import (
     Store,
     TrackingError,
     check_reference,
@@ -40,6 +39,7 @@ from .tracking import (
     reaching,
     resolve_uri,
 )
+from .tracking.sync import own_uri
 
 log = logging.getLogger("bestrun")
 

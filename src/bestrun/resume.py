@@ -8,14 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .direct import refuse_unusable
 from .errors import DataError, SettingsError, VerificationError
 from .formatting import mask_uri
 from .record import from_mlflow
-from .refusals import reason
 from .restore import fetch, fetch_anywhere, what_differs
 from .run import Result, carry_through, load_data
-from .sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
 from .settings.compose import config_now, override
 from .settings.config import Config, flatten, to_yaml
 from .storage.checkpoint import Checkpoint, newest_checkpoint
@@ -25,8 +22,11 @@ from .storage.home import settle
 from .storage.journal import Journal, read_lines
 from .storage.provenance import computed_by, environment_differences
 from .storage.workplace import Workplace
-from .sync import own_uri
-from .tracking import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
+from .tracking.direct import refuse_unusable
+from .tracking.refusals import reason
+from .tracking.sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
+from .tracking.store import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
+from .tracking.sync import own_uri
 from .views.screen import Screen
 
 log = logging.getLogger("bestrun")

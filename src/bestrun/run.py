@@ -11,13 +11,10 @@ from typing import Any
 
 import yaml
 
-from . import page
 from .data.dataset import Dataset, load_dataset
-from .direct import refuse_unusable
 from .environment import refuse_other_backend, user_name
 from .errors import BestrunError, DivergedError, SettingsError
 from .formatting import duration, mask_uri, shown_value
-from .mirror import Mirror
 from .restore import source_checkpoint
 from .settings.compose import Composed
 from .settings.config import Config, Own, digest, flatten, to_yaml
@@ -28,7 +25,10 @@ from .storage.history import History
 from .storage.journal import Journal
 from .storage.provenance import code, computed_by
 from .storage.reasons import STATUS
-from .tracking import resolve_uri
+from .tracking import page
+from .tracking.direct import refuse_unusable
+from .tracking.mirror import Mirror
+from .tracking.store import resolve_uri
 from .views.screen import Screen
 
 log = logging.getLogger("bestrun")

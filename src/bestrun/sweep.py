@@ -12,16 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import page
 from .board import Board, report_lines
 from .data.dataset import load_dataset
-from .direct import refuse_unusable
 from .environment import processors as usable_processors
 from .errors import DataError, SettingsError, VerificationError
 from .formatting import mask_uri
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import Parent, find_or_create, outline
-from .sender import Sender
 from .signals import Signals
 from .space import Plan, plan
 from .storage.folder import new_name
@@ -29,8 +26,11 @@ from .storage.history import History
 from .storage.reasons import STATUS
 from .study import Study
 from .summary import summary, write_plots
-from .sync import sync
-from .tracking import connect, reaching, resolve_uri
+from .tracking import page
+from .tracking.direct import refuse_unusable
+from .tracking.sender import Sender
+from .tracking.store import connect, reaching, resolve_uri
+from .tracking.sync import sync
 from .workers import Backend, Ended, Inline, Local, Ray, Task
 
 POLL_SECONDS = 0.1

@@ -9,8 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bestrun.sender import METRICS
-from bestrun.tracking import connect
+from bestrun.tracking.sender import METRICS
+from bestrun.tracking.store import connect
 
 REPEATS = 5
 SETTINGS = 50

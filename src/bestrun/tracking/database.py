@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from .errors import SettingsError
-from .storage.folder import StorageError, storage_error, sync_folder
+from ..errors import SettingsError
+from ..storage.folder import StorageError, storage_error, sync_folder
 
 log = logging.getLogger("bestrun")
 

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from .errors import BestrunError, UnreadableError
-from .formatting import mask_uri
-from .storage.folder import StorageError
+from ..errors import BestrunError, UnreadableError
+from ..formatting import mask_uri
+from ..storage.folder import StorageError
 
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 

@@ -7,13 +7,13 @@ import socket
 import sys
 from pathlib import Path
 
+from ..errors import SettingsError
+from ..guard import guarded
+from ..signals import heard
+from ..storage.home import settle
+from ..terminal import say
 from . import page
-from .errors import SettingsError
-from .guard import guarded
-from .signals import heard
-from .storage.home import settle
-from .terminal import say
-from .tracking import OURS, Store, connect, sqlite_path
+from .store import OURS, Store, connect, sqlite_path
 
 # What shapes another server of the user's: without a page, below another path, open to other hosts
 OF_A_SERVER = re.compile(

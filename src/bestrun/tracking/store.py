@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..errors import BestrunError, SettingsError, UnreadableError, VerificationError
+from ..formatting import mask_uri
+from ..settings.config import store_uri
+from ..storage.folder import RunFolder, names_in, read_json
+from ..storage.home import DATABASE, Place, find_home, has_run, place_of
 from . import database
-from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
-from .formatting import mask_uri
-from .settings.config import store_uri
-from .storage.folder import RunFolder, names_in, read_json
-from .storage.home import DATABASE, Place, find_home, has_run, place_of
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
 # answer was lost would make a second run. Read by MLflow at each call; what the user's environment says wins.

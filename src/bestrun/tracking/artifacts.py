@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .storage.folder import sync_folder
-from .tracking import Store, local_path, sqlite_path
+from ..storage.folder import sync_folder
+from .store import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
 WRITTEN = ("checkpoints", "config", "code", "images", "pictures")  # artifact folders of a run's own process

@@ -17,19 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..environment import user_name
+from ..errors import BestrunError, SettingsError, VerificationError
+from ..formatting import mask_uri
+from ..storage.folder import RunFolder, StorageError, fault, read_json, write_json
+from ..storage.history import History
+from ..storage.home import copied_from, identity
+from ..storage.journal import Event, Line, read_lines
+from ..storage.reasons import STATUS
+from ..storage.workplace import Workplace
 from . import page
 from .artifacts import clear_torn_uploads, is_there, upload
-from .environment import user_name
-from .errors import BestrunError, SettingsError, VerificationError
-from .formatting import mask_uri
 from .refusals import is_permanent, lost_a_race, reason, remedy
-from .storage.folder import RunFolder, StorageError, fault, read_json, write_json
-from .storage.history import History
-from .storage.home import copied_from, identity
-from .storage.journal import Event, Line, read_lines
-from .storage.reasons import STATUS
-from .storage.workplace import Workplace
-from .tracking import Store, connect, find_run, is_own_store, is_same_store
+from .store import Store, connect, find_run, is_own_store, is_same_store
 
 log = logging.getLogger("bestrun")
 

@@ -6,11 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from .errors import UnreadableError
-from .formatting import mask_uri
+from ..errors import UnreadableError
+from ..formatting import mask_uri
+from ..storage.folder import RunFolder, StorageError
 from .refusals import is_permanent, reason
 from .sender import Sender
-from .storage.folder import RunFolder, StorageError
 
 log = logging.getLogger("bestrun")
 

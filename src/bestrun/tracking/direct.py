@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .errors import BestrunError, SettingsError
-from .formatting import mask_uri
+from ..errors import BestrunError, SettingsError
+from ..formatting import mask_uri
 from .refusals import reason, remedy
-from .tracking import connect, import_mlflow, is_own_store, local_path, sqlite_path
+from .store import connect, import_mlflow, is_own_store, local_path, sqlite_path
 
 log = logging.getLogger("bestrun")
 

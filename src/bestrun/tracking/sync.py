@@ -4,18 +4,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import BestrunError, SettingsError, UnreadableError, VerificationError
-from .formatting import mask_uri
+from ..errors import BestrunError, SettingsError, UnreadableError, VerificationError
+from ..formatting import mask_uri
+from ..settings.compose import config_now
+from ..storage.checkpoint import load
+from ..storage.folder import RunFolder, read_json, write_json
+from ..storage.history import DIED, History
+from ..storage.home import settle
+from ..storage.journal import Journal
+from ..storage.reasons import STATUS, stop_reason
 from .refusals import is_permanent, reason, remedy
 from .sender import DeletedError, Sender
-from .settings.compose import config_now
-from .storage.checkpoint import load
-from .storage.folder import RunFolder, read_json, write_json
-from .storage.history import DIED, History
-from .storage.home import settle
-from .storage.journal import Journal
-from .storage.reasons import STATUS, stop_reason
-from .tracking import TrackingError, is_own_store, resolve_uri, sqlite_path, store_of
+from .store import TrackingError, is_own_store, resolve_uri, sqlite_path, store_of
 
 NOT_COMPARED = "complete when MLflow last answered"
 

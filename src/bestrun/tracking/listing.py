@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .environment import user_name
-from .errors import SettingsError, UnreadableError
-from .formatting import nearest, shown
-from .storage.folder import RunFolder
-from .storage.history import History
-from .storage.reasons import STATES
-from .tracking import LARGEST, OURS, Store, of_sweep, ranked, search
+from ..environment import user_name
+from ..errors import SettingsError, UnreadableError
+from ..formatting import nearest, shown
+from ..storage.folder import RunFolder
+from ..storage.history import History
+from ..storage.reasons import STATES
+from .store import LARGEST, OURS, Store, of_sweep, ranked, search
 
 log = logging.getLogger("bestrun")
 
