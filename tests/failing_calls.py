@@ -331,9 +331,10 @@ def _replace_what_computes() -> None:
     import numpy as np
 
     import test_crashes
-    from bestrun import device, evaluation, export, loop, model, restore
+    from bestrun import export, restore
     from bestrun.data import dataset
-    from bestrun.proof import Function
+    from bestrun.training import device, evaluation, loop, model
+    from bestrun.training.proof import Function
     from bestrun.views import curves
 
     test_crashes._replace_what_computes(loop)

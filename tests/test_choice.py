@@ -82,7 +82,7 @@ def _diverge(at, how, argv):
     """The command; from this step on the rate is such that weights overflow, or the evaluation is not finite."""
     from dataclasses import replace
 
-    from bestrun import loop
+    from bestrun.training import loop
 
     rates, figures = loop.learning_rates, loop.figures
     seen = {"step": 0}
@@ -136,7 +136,7 @@ def test_a_run_that_diverges_later_keeps_its_best_and_goes_on_with_a_smaller_rat
 
 def _diverge_and_interrupt(at, argv):
     """The command; update `at` overflows, and a signal comes before the next step could show it."""
-    from bestrun import loop
+    from bestrun.training import loop
 
     rates = loop.learning_rates
 

@@ -73,7 +73,7 @@ def _replace_what_computes(loop):
         return run_steps
 
     def figures(model, _):
-        from bestrun.evaluation import Figures
+        from bestrun.training.evaluation import Figures
 
         loss = float(sum(model[name].sum() for name in sorted(model) if name.startswith("model/")))
         return Figures(loss, int(ACCURACY[int(model["optimizer/iteration"]) // 10] * 100), 100)
@@ -110,12 +110,12 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
     Returns:
         The step it went on from.
     """
-    from bestrun import loop
     from bestrun.gallery import Gallery
     from bestrun.storage.checkpoint import newest_checkpoint
     from bestrun.storage.folder import write_atomically
     from bestrun.storage.history import History
     from bestrun.tracking.sender import Sender
+    from bestrun.training import loop
 
     _replace_what_computes(loop)
     folder = RunFolder(path)
@@ -173,9 +173,9 @@ STARTED = {
 
 def _rehearse(path, config, uri):
     """A whole run that counts how often it passes each point. Prints the counts."""
-    from bestrun import loop
     from bestrun.storage import folder
     from bestrun.tracking import sender
+    from bestrun.training import loop
 
     passes = Counter()
     for module in (folder, loop, sender):

@@ -150,7 +150,7 @@ def test_an_image_shape_that_cannot_be_is_refused(trained, tmp_path, database, s
 
 def _huge_activations(tensors, shape):
     from bestrun.errors import VerificationError
-    from bestrun.model import build_cnn, build_restored, named_variables, read_variables
+    from bestrun.training.model import build_cnn, build_restored, named_variables, read_variables
 
     network = dict(filter_sizes=(1,) * 12, num_filters=(64,) * 12, fc_size=1)
     small = read_variables(named_variables(build_cnn((4096, 4096, 1), 10, **network)))

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import bestrun as package
-from bestrun import proof
 from bestrun.storage import machine, provenance
 from bestrun.storage.checkpoint import encode, load, save
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
+from bestrun.training import proof
 
 QUICK = ["training.max_steps=20", "training.evaluate_every_steps=10", "training.patience_steps=20", "pictures=false"]
 

@@ -18,7 +18,7 @@ NOTHING = dict.fromkeys(MOST, 0.0)
 
 @pytest.fixture(autouse=True)
 def prepared():
-    from bestrun import device
+    from bestrun.training import device
 
     device.prepare(None)
 
@@ -45,7 +45,7 @@ def test_recipe_killed_and_resumed_equals_uninterrupted(bestrun, home, small_mni
 
 
 def test_augmentation_follows_from_seed_and_step_alone(images):
-    from bestrun.augment import affine
+    from bestrun.training.augmentation import affine
 
     moved = affine(images, 0, 7, **MOST).numpy()
     assert moved.shape == images.shape and moved.dtype == np.uint8
@@ -56,7 +56,7 @@ def test_augmentation_follows_from_seed_and_step_alone(images):
 
 
 def test_augmentation_moves_no_further_than_it_says():
-    from bestrun.augment import affine
+    from bestrun.training.augmentation import affine
 
     dots = np.zeros((500, 21, 31, 2), np.uint8)
     dots[:, 10, 15] = 255  # the middle, which turning, scaling and shearing leave where it is
@@ -80,10 +80,10 @@ def test_augmentation_moves_no_further_than_it_says():
 def test_smoothed_labels_give_the_loss_that_keras_gives(small_mnist_npz):
     import keras
 
-    from bestrun import loop
     from bestrun.data.dataset import batch_indices, load_dataset
-    from bestrun.model import build_model, build_optimizer
     from bestrun.settings.compose import compose
+    from bestrun.training import loop
+    from bestrun.training.model import build_model, build_optimizer
 
     data = load_dataset("npz", path=str(small_mnist_npz))
     config = compose(["data=npz", "data.path=x", "model.num_filters=[4,8]", "training.label_smoothing=0.2"]).config

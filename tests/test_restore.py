@@ -107,10 +107,10 @@ def test_best_and_last_can_both_be_tested(bestrun, home, trained):
 
 def _lessons(folder_path):
     """A fresh model scores chance; by layer name its weights differ from the checkpoint's; restored they equal."""
-    from bestrun import device, evaluation
     from bestrun.data.dataset import load_dataset
-    from bestrun.model import assign_variables, build_model, named_variables
     from bestrun.settings.compose import read_config
+    from bestrun.training import device, evaluation
+    from bestrun.training.model import assign_variables, build_model, named_variables
 
     folder = RunFolder(Path(folder_path))
     config = read_config(folder.config)

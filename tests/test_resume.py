@@ -150,7 +150,7 @@ def wait_for(condition, process=None, seconds=60):
 
 def _single_steps(argv):
     """The command, as if the machine were so slow that each chunk is one step."""
-    from bestrun import loop
+    from bestrun.training import loop
 
     loop.CHUNK_SECONDS = 0.0
     _command(argv)
@@ -323,9 +323,10 @@ def _signal_in(phase, number, times, argv):
     import keras
     import tensorflow as tf
 
-    from bestrun import device, loop, run
+    from bestrun import run
     from bestrun.storage import folder
     from bestrun.tracking import sender
+    from bestrun.training import device, loop
 
     where, _, nth = phase.partition(":")
     passed = 0
@@ -640,8 +641,8 @@ def test_run_known_to_mlflow_alone_is_rebuilt_and_ends_as_the_uninterrupted_one(
 def _die_uploading(name, number, journal, known, argv):
     """The command; killed when it uploads the file of this name. MLflow gets an earlier best before: training waits
     for that ahead of its evaluation `number`."""
-    from bestrun import loop
     from bestrun.tracking import sender
+    from bestrun.training import loop
 
     original, passed = loop.figures, 0
 

@@ -130,8 +130,8 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """Its network as a keras.Model with the proved best weights: uint8 images -> logits."""
-        from . import device  # first, as it makes TensorFlow's start quiet
         from .restore import rebuild
+        from .training import device  # first, as it makes TensorFlow's start quiet
 
         device.prepare(self.config.threads)
         return rebuild(self._fetched).model
@@ -139,7 +139,7 @@ class Run:
     @cached_property
     def _logits(self) -> Any:
         model = self.model
-        from .evaluation import compile_predict
+        from .training.evaluation import compile_predict
 
         return compile_predict(model, self.config.training.evaluation_batch_size)
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from .data.dataset import Dataset
 from .errors import VerificationError
-from .evaluation import Array, Predict, confusion_matrix
-from .model import assign_variables
 from .settings.config import Config
 from .storage.checkpoint import Tensors, load
 from .storage.folder import RunFolder, StorageError, make_folder, write_atomically
 from .storage.history import History
 from .storage.journal import Journal
+from .training.evaluation import Array, Predict, confusion_matrix
+from .training.model import assign_variables
 from .views import tiles
 
 log = logging.getLogger("bestrun")

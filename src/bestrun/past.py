@@ -105,9 +105,9 @@ def restore(
 def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **lookup: Any) -> None:
     """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code."""
     from .export import FETCHED, is_same_file, keras_lines, write_keras
-    from .proof import words_of
     from .restore import dumps, identity, keep
     from .storage.workplace import delivered
+    from .training.proof import words_of
 
     with delivered(Path(out), FETCHED, is_same_file) as place:
         fetched = find_and_fetch(run, place, **lookup)
@@ -166,11 +166,11 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
     """
     from . import registry
     from .formatting import mask_uri
-    from .proof import Function, words_of
     from .restore import dumps
     from .storage.home import find_home, settle
     from .storage.workplace import Workplace
     from .tracking.store import check_reference, connect, reaching, resolve_uri
+    from .training.proof import Function, words_of
 
     registry.check_names(name, alias)
     check_reference(run)

@@ -26,11 +26,11 @@ def predict(
         VerificationError: the checkpoint does not fit the network of its own settings.
         DataError: a file is no image.
     """
-    from . import device  # first, as it makes TensorFlow's start quiet
+    from .training import device  # first, as it makes TensorFlow's start quiet
 
     device.prepare(fetched.config.threads)
-    from . import evaluation
-    from .model import MOST_VALUES, values_per_image
+    from .training import evaluation
+    from .training.model import MOST_VALUES, values_per_image
 
     network = rebuild(fetched, allow_other_code=allow_other_code).model
     most = MOST_VALUES // values_per_image(network)  # whatever batch size the run's settings ask for

@@ -5,11 +5,11 @@ from typing import Any
 
 from .errors import SettingsError
 from .export import folder_digest, model_path, write_mlflow_model
-from .proof import Function
 from .restore import Fetched, identity
 from .storage.workplace import Workplace
 from .tracking.sender import send_model
 from .tracking.store import ALIAS, REFERENCE, Store
+from .training.proof import Function
 
 
 def check_names(name: str, alias: str | None) -> None:

@@ -148,7 +148,7 @@ def _look(
         what = what_differs(record.started["data"], record.config, config, data)
         other = f"the data at hand is not what it was trained with ({what}), hence no errors; {WHERE}"
         return Look(other, checkpoint.state.step, tensors)
-    from . import device, evaluation  # device first: it makes TensorFlow's start quiet
+    from .training import device, evaluation  # device first: it makes TensorFlow's start quiet
 
     device.prepare(None)  # not each run's own threads: a process has one number of them
     log.info("run %s: its best, step %d, on the validation split", record.name, checkpoint.state.step)

@@ -86,8 +86,8 @@ def start(
     data = data or load_data(config)
     source = source_checkpoint(config, data, home) if config.from_run else None
     if isinstance(config.model, Own):  # code of one's own may be anything, so it is looked at before a folder is made
-        from . import device  # noqa: F401  (first, as it makes TensorFlow's start quiet)
-        from .model import refuse_unfit
+        from .training import device  # noqa: F401  (first, as it makes TensorFlow's start quiet)
+        from .training.model import refuse_unfit
 
         refuse_unfit(image_shape=data.image_shape, num_classes=data.num_classes, **dict(config.model))
     uri = resolve_uri(config.tracking.uri, home)
@@ -126,7 +126,7 @@ def load_data(config: Config) -> Dataset:
     """
     refuse_other_backend()
     if "tensorflow" in sys.modules:  # a program that uses it already may not let us set its threads
-        from . import device
+        from .training import device
 
         device.prepare(config.threads, quiet=True)
     data = load_dataset(**dict(config.data))
@@ -195,8 +195,8 @@ def carry_through(
     with signals.handled():
         try:
             try:
-                from . import device, loop
                 from .gallery import Gallery
+                from .training import device, loop
             finally:
                 mirror.start()  # not before: importing MLflow would take turns with importing TensorFlow
 

@@ -27,7 +27,7 @@ from .storage.folder import RunFolder
 
 LEAVE_SECONDS = 25.0  # so long a worker has to save, once nobody waits for it
 
-PRELOAD = ["bestrun.device", "bestrun.loop", "bestrun.resume", "mlflow.tracking"]
+PRELOAD = ["bestrun.training.device", "bestrun.training.loop", "bestrun.resume", "mlflow.tracking"]
 PRELOAD.append("mlflow.store.tracking.sqlalchemy_store")  # 1 s at the first use of a store
 
 

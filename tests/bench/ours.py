@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 
-from bestrun import device, loop
 from bestrun.data.dataset import batch_indices, load_dataset
-from bestrun.model import build_model, build_optimizer
 from bestrun.settings.compose import compose
+from bestrun.training import device, loop
+from bestrun.training.model import build_model, build_optimizer
 
 
 def step_flops(batch: int = 64) -> int:

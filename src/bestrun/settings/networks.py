@@ -12,7 +12,7 @@ from ..errors import SettingsError
 from ..formatting import typed_form
 from .config import FIELDS, ONE_LINE, OPTIONS, SECTIONS, Settings
 
-MODEL = PACKAGE / "model.py"  # whose functions build networks
+MODEL = PACKAGE / "training" / "model.py"  # whose functions build networks
 MOST = 10**9
 TYPES: dict[type, tuple[Any, str]] = {  # of a value in the file -> type of the setting, and in words
     bool: (bool, "true or false"),

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from .errors import SettingsError, VerificationError
-from .storage.checkpoint import Tensors
+from ..errors import SettingsError, VerificationError
+from ..storage.checkpoint import Tensors
 
 
 def build_cnn(

@@ -12,15 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import device, proof
-from .augment import AUGMENTATIONS
-from .data.dataset import Dataset, Split, batch_indices
-from .evaluation import are_probabilities, compile_predict, confusions, figures
-from .gallery import Gallery
-from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
-from .schedule import learning_rates
-from .settings.config import Config
-from .storage.checkpoint import (
+from ..data.dataset import Dataset, Split, batch_indices
+from ..gallery import Gallery
+from ..settings.config import Config
+from ..storage.checkpoint import (
     Checkpoint,
     LoopState,
     Tensors,
@@ -30,11 +25,16 @@ from .storage.checkpoint import (
     remove_older,
     save,
 )
-from .storage.folder import RunFolder, fault, write_atomically
-from .storage.journal import Event, Journal
-from .storage.provenance import computed_by
-from .storage.reasons import stop_reason as stop_rule
-from .views.screen import Screen
+from ..storage.folder import RunFolder, fault, write_atomically
+from ..storage.journal import Event, Journal
+from ..storage.provenance import computed_by
+from ..storage.reasons import stop_reason as stop_rule
+from ..views.screen import Screen
+from . import device, proof
+from .augmentation import AUGMENTATIONS
+from .evaluation import are_probabilities, compile_predict, confusions, figures
+from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
+from .schedules import learning_rates
 
 log = logging.getLogger("bestrun")
 

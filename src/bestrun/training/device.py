@@ -8,10 +8,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from .environment import processors, refuse_other_backend
-from .errors import SettingsError
-from .storage import provenance
-from .storage.provenance import available_threads
+from ..environment import processors, refuse_other_backend
+from ..errors import SettingsError
+from ..storage import provenance
+from ..storage.provenance import available_threads
 
 refuse_other_backend()  # before Keras is imported, which would fail in its own words
 

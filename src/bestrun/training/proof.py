@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .storage.checkpoint import Checkpoint
-from .storage.provenance import computed_by, environment_differences
+from ..storage.checkpoint import Checkpoint
+from ..storage.provenance import computed_by, environment_differences
 
 TEXT = "bestrun asks eight images, and the network answers as before"
 COUNT = 8
