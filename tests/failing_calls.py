@@ -331,8 +331,8 @@ def _replace_what_computes() -> None:
     import numpy as np
 
     import test_crashes
-    from bestrun import export, restore
     from bestrun.data import dataset
+    from bestrun.results import export, restore
     from bestrun.training import device, evaluation, loop, model
     from bestrun.training.proof import Function
     from bestrun.views import curves

@@ -101,7 +101,7 @@ def _batches(images):
     """How many images the network saw at once, when its settings ask for a million and memory for fewer."""
     from types import SimpleNamespace
 
-    from bestrun import predict, restore
+    from bestrun.results import predict, restore
     from bestrun.training import device, evaluation, model
 
     device.prepare(None)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bestrun import report
-from bestrun.record import from_folder
+from bestrun.results.record import from_folder
 from bestrun.storage.folder import RunFolder
 from bestrun.views import html
 from conftest import Command, Starter, make_home

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
-from .record import Record, find_record
+from .results.record import Record, find_record
 from .settings.compose import compose
 from .settings.config import Config
 from .signals import pass_on
@@ -98,7 +98,7 @@ class Run:
             VerificationError: the checkpoint is not the one that was recorded.
             DataError: the data is not the run's.
         """
-        from .restore import restore
+        from .results.restore import restore
         from .storage.workplace import Workplace
 
         with Workplace() as place:
@@ -119,7 +119,7 @@ class Run:
             VerificationError: the checkpoint is not the one that was recorded.
             DataError: the images have another shape or type.
         """
-        from .predict import probabilities
+        from .results.predict import probabilities
 
         shape = self._fetched.image_shape
         if images.dtype != np.uint8 or images.shape[1:] != shape:
@@ -130,7 +130,7 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """Its network as a keras.Model with the proved best weights: uint8 images -> logits."""
-        from .restore import rebuild
+        from .results.restore import rebuild
         from .training import device  # first, as it makes TensorFlow's start quiet
 
         device.prepare(self.config.threads)
@@ -146,7 +146,7 @@ class Run:
     @cached_property
     def _fetched(self) -> Any:
         """The proved checkpoint, from the run folder where that is here, else from MLflow."""
-        from .restore import fetch_anywhere
+        from .results.restore import fetch_anywhere
 
         home = find_home()
         return fetch_anywhere(self.record.folder and self.name or self.id or self.name, home, self._uri(home))
@@ -162,7 +162,7 @@ class Run:
 
     def compare(self, *others: Run) -> dict[str, Any]:
         """What `bestrun compare --json` prints of this run and others."""
-        from .compare import comparison
+        from .results.compare import comparison
 
         return comparison([self.record, *(run.record for run in others)])
 

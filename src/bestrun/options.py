@@ -42,7 +42,7 @@ def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -> Any:
-    from .restore import fetch
+    from .results.restore import fetch
     from .storage.home import find_home
     from .tracking.store import resolve_uri
 
@@ -51,7 +51,7 @@ def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -
 
 
 def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup: str | None) -> list[Any]:
-    from .record import find_record
+    from .results.record import find_record
     from .storage.home import find_home
     from .tracking.store import resolve_uri
 

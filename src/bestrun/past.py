@@ -60,8 +60,8 @@ def restore(
     """
     if checkpoint == "last" and not lookup["local"]:
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
-    from .restore import dumps, keep, report_lines
-    from .restore import restore as prove
+    from .results.restore import dumps, keep, report_lines
+    from .results.restore import restore as prove
     from .storage.home import find_home
     from .storage.workplace import Workplace
     from .views import curves
@@ -104,8 +104,8 @@ def restore(
 @json_option
 def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **lookup: Any) -> None:
     """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code."""
-    from .export import FETCHED, is_same_file, keras_lines, write_keras
-    from .restore import dumps, identity, keep
+    from .results.export import FETCHED, is_same_file, keras_lines, write_keras
+    from .results.restore import dumps, identity, keep
     from .storage.workplace import delivered
     from .training.proof import words_of
 
@@ -136,8 +136,8 @@ def predict_images(
 
     An IMAGE is a PNG, a JPEG, or an npz file of many; each is scaled to what the network takes.
     """
-    from .predict import predict, report_lines
-    from .restore import dumps
+    from .results.predict import predict, report_lines
+    from .results.restore import dumps
     from .storage.workplace import Workplace
     from .views.screen import Screen
 
@@ -164,9 +164,9 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
     bestrun register best --name digits --alias champion
     mlflow models serve -m models:/digits@champion --env-manager local
     """
-    from . import registry
     from .formatting import mask_uri
-    from .restore import dumps
+    from .results import registry
+    from .results.restore import dumps
     from .storage.home import find_home, settle
     from .storage.workplace import Workplace
     from .tracking.store import check_reference, connect, reaching, resolve_uri
@@ -242,7 +242,7 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
 @json_option
 def show(run: str, as_json: bool, **where: str | None) -> None:
     """What a run was, how it went, why it stopped, where everything is."""
-    from . import show as told
+    from .results import show as told
 
     (record,) = find_records((run,), **where)
     if as_json:
@@ -257,7 +257,7 @@ def show(run: str, as_json: bool, **where: str | None) -> None:
 @json_option
 def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:
     """Runs side by side: their best, the settings that differ, code, data, versions, and who confuses what."""
-    from . import compare as compared
+    from .results import compare as compared
 
     records = find_records(runs, **where)
     found = compared.comparison(records)

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .compare import comparison
 from .data.dataset import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError
 from .formatting import duration, shown_point, shown_value
 from .manifest import Manifest
-from .record import Record, from_folder
-from .restore import fetch_anywhere, rebuild, what_differs
+from .results.compare import comparison
+from .results.record import Record, from_folder
+from .results.restore import fetch_anywhere, rebuild, what_differs
+from .results.show import facts, steps
 from .settings.compose import override
 from .settings.config import flatten
-from .show import facts, steps
 from .storage.checkpoint import Tensors
 from .summary import has_importances, summary
 from .views import charts

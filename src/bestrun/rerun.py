@@ -7,8 +7,8 @@ from pathlib import Path
 from .data.dataset import Dataset
 from .errors import DataError
 from .formatting import mask_uri
-from .record import Record
-from .restore import what_differs
+from .results.record import Record
+from .results.restore import what_differs
 from .resume import parent_checkpoint
 from .run import Result, load_data, start
 from .settings.compose import Composed, override

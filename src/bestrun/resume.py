@@ -10,8 +10,8 @@ from typing import Any
 
 from .errors import DataError, SettingsError, VerificationError
 from .formatting import mask_uri
-from .record import from_mlflow
-from .restore import fetch, fetch_anywhere, what_differs
+from .results.record import from_mlflow
+from .results.restore import fetch, fetch_anywhere, what_differs
 from .run import Result, carry_through, load_data
 from .settings.compose import config_now, override
 from .settings.config import Config, flatten, to_yaml

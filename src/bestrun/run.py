@@ -15,7 +15,7 @@ from .data.dataset import Dataset, load_dataset
 from .environment import refuse_other_backend, user_name
 from .errors import BestrunError, DivergedError, SettingsError
 from .formatting import duration, mask_uri, shown_value
-from .restore import source_checkpoint
+from .results.restore import source_checkpoint
 from .settings.compose import Composed
 from .settings.config import Config, Own, digest, flatten, to_yaml
 from .signals import Interrupted, Signals
@@ -215,7 +215,7 @@ def carry_through(
                 )
             reason, step = outcome.reason, outcome.step
             if config.tracking.log_model and STATUS[reason] == "FINISHED":
-                from .export import log_model
+                from .results.export import log_model
 
                 log_model(folder, journal)
         except Interrupted:

@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .data.dataset import Dataset, load_dataset
-from .errors import BestrunError, DataError, SettingsError, VerificationError
-from .settings.compose import config_now, override, read_config
-from .settings.config import Config, to_yaml
-from .storage.checkpoint import MOST_BYTES, Checkpoint, load
-from .storage.folder import RunFolder, StorageError, make_folder, read_json, write_atomically
-from .storage.history import History
-from .storage.home import foreign_owners, settle
-from .storage.journal import Journal
-from .storage.workplace import Workplace
-from .tracking.artifacts import upload
-from .tracking.refusals import is_permanent, reason
-from .tracking.sender import Sender, send_tested
-from .tracking.store import (
+from ..data.dataset import Dataset, load_dataset
+from ..errors import BestrunError, DataError, SettingsError, VerificationError
+from ..settings.compose import config_now, override, read_config
+from ..settings.config import Config, to_yaml
+from ..storage.checkpoint import MOST_BYTES, Checkpoint, load
+from ..storage.folder import RunFolder, StorageError, make_folder, read_json, write_atomically
+from ..storage.history import History
+from ..storage.home import foreign_owners, settle
+from ..storage.journal import Journal
+from ..storage.workplace import Workplace
+from ..tracking.artifacts import upload
+from ..tracking.refusals import is_permanent, reason
+from ..tracking.sender import Sender, send_tested
+from ..tracking.store import (
     Store,
     TrackingError,
     check_reference,
@@ -37,9 +37,9 @@ from .tracking.store import (
     reaching,
     resolve_uri,
 )
-from .tracking.sync import own_uri
-from .training import proof
-from .training.proof import Function
+from ..tracking.sync import own_uri
+from ..training import proof
+from ..training.proof import Function
 
 log = logging.getLogger("bestrun")
 
@@ -268,8 +268,8 @@ def restore(
             f"{data.name}: {data.num_classes} classes of images {data.image_shape}; the network of run "
             f"{fetched.run_name} tells {fetched.num_classes} classes of {fetched.image_shape} apart"
         )
-    from .training import device, evaluation
-    from .views import curves  # device first: it makes TensorFlow's start quiet
+    from ..training import device, evaluation
+    from ..views import curves  # device first: it makes TensorFlow's start quiet
 
     device.prepare(config.threads)
 
@@ -412,8 +412,8 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
         VerificationError: the checkpoint does not fit the network of its own settings, for which no memory was taken;
             or the network's function is another one now, unless `allow_other_code`.
     """
-    from .training.evaluation import compile_predict
-    from .training.model import build_restored
+    from ..training.evaluation import compile_predict
+    from ..training.model import build_restored
 
     model = build_restored(
         image_shape=fetched.image_shape,

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .data.images import read_images
+from ..data.images import read_images
+from ..terminal import one_line
 from .restore import Fetched, identity, rebuild
-from .terminal import one_line
 
 
 def predict(
@@ -26,11 +26,11 @@ def predict(
         VerificationError: the checkpoint does not fit the network of its own settings.
         DataError: a file is no image.
     """
-    from .training import device  # first, as it makes TensorFlow's start quiet
+    from ..training import device  # first, as it makes TensorFlow's start quiet
 
     device.prepare(fetched.config.threads)
-    from .training import evaluation
-    from .training.model import MOST_VALUES, values_per_image
+    from ..training import evaluation
+    from ..training.model import MOST_VALUES, values_per_image
 
     network = rebuild(fetched, allow_other_code=allow_other_code).model
     most = MOST_VALUES // values_per_image(network)  # whatever batch size the run's settings ask for

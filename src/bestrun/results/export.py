@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from .errors import VerificationError
+from ..errors import VerificationError
+from ..storage.folder import RunFolder, sync_folder, sync_tree
+from ..storage.history import History
+from ..storage.journal import Journal
+from ..storage.workplace import Workplace
+from ..tracking.store import import_mlflow
+from ..training.proof import Function
 from .restore import Fetched, fetch_local, rebuild
-from .storage.folder import RunFolder, sync_folder, sync_tree
-from .storage.history import History
-from .storage.journal import Journal
-from .storage.workplace import Workplace
-from .tracking.store import import_mlflow
-from .training.proof import Function
 
 log = logging.getLogger("bestrun")
 
@@ -37,7 +37,7 @@ def write_keras(fetched: Fetched, path: Path, *, allow_other_code: bool = False)
     Raises:
         VerificationError: the checkpoint does not fit its network, or what was written, read again, is not the same.
     """
-    from .training import device  # first, as it makes TensorFlow's start quiet
+    from ..training import device  # first, as it makes TensorFlow's start quiet
 
     device.prepare(fetched.config.threads)
     import keras

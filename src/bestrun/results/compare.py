@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import SettingsError
-from .formatting import shown_value
+from ..errors import SettingsError
+from ..formatting import shown_value
+from ..settings.config import flatten
+from ..storage.provenance import code_differences
+from ..terminal import one_line
+from ..views import curves
 from .record import Record
-from .settings.config import flatten
 from .show import as_json, steps
-from .storage.provenance import code_differences
-from .terminal import one_line
-from .views import curves
 
 OWN = ("name", "note", "tracking.uri")  # of course these differ, and change nothing
 

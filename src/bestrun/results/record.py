@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .errors import SettingsError, VerificationError
+from ..errors import SettingsError, VerificationError
+from ..settings.compose import config_now, override, read_config
+from ..settings.config import Config, flatten
+from ..storage.folder import RunFolder, read_json
+from ..storage.history import History
+from ..storage.journal import Event, read_journal
+from ..storage.workplace import Workplace
+from ..tracking.listing import state
+from ..tracking.page import RULE
+from ..tracking.sender import METRICS
+from ..tracking.store import Store, check_reference, connect, find_run, local_folder, reaching
 from .restore import download
-from .settings.compose import config_now, override, read_config
-from .settings.config import Config, flatten
-from .storage.folder import RunFolder, read_json
-from .storage.history import History
-from .storage.journal import Event, read_journal
-from .storage.workplace import Workplace
-from .tracking.listing import state
-from .tracking.page import RULE
-from .tracking.sender import METRICS
-from .tracking.store import Store, check_reference, connect, find_run, local_folder, reaching
 
 MOST_BYTES = 1 << 24  # of a file that only describes a run
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError
+from ..errors import SettingsError
+from ..storage.workplace import Workplace
+from ..tracking.sender import send_model
+from ..tracking.store import ALIAS, REFERENCE, Store
+from ..training.proof import Function
 from .export import folder_digest, model_path, write_mlflow_model
 from .restore import Fetched, identity
-from .storage.workplace import Workplace
-from .tracking.sender import send_model
-from .tracking.store import ALIAS, REFERENCE, Store
-from .training.proof import Function
 
 
 def check_names(name: str, alias: str | None) -> None:

@@ -3,12 +3,12 @@
 import time
 from typing import Any
 
-from .formatting import duration, shown_value
+from ..formatting import duration, shown_value
+from ..settings.config import flatten
+from ..storage.provenance import changed_files
+from ..terminal import one_line
+from ..views import curves
 from .record import Record
-from .settings.config import flatten
-from .storage.provenance import changed_files
-from .terminal import one_line
-from .views import curves
 
 REASONS = {
     "patience": "nothing improved within {patience} steps",
