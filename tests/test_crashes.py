@@ -110,7 +110,7 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
     Returns:
         The step it went on from.
     """
-    from bestrun.gallery import Gallery
+    from bestrun.run.gallery import Gallery
     from bestrun.storage.checkpoint import newest_checkpoint
     from bestrun.storage.folder import write_atomically
     from bestrun.storage.history import History

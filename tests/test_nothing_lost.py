@@ -206,7 +206,8 @@ def test_a_run_that_diverged_is_not_called_finished_where_mlflow_is_behind(home)
 
 def unwritable_end(kind, *argv):
     """`bestrun train` where the last journal line, or result.json, meets a full disk."""
-    from bestrun import cli, run
+    from bestrun import cli
+    from bestrun.run import start
     from bestrun.storage import folder, journal
 
     if kind == "stopped":
@@ -225,7 +226,7 @@ def unwritable_end(kind, *argv):
         def write_json(path, value):
             raise folder.storage_error(path, "write 99 bytes", OSError(errno.ENOSPC, "No space left on device"))
 
-        run.write_json = write_json
+        start.write_json = write_json
     sys.argv = ["bestrun", *argv]
     cli.main()
 
@@ -409,7 +410,8 @@ def test_a_kill_between_journal_and_settings_leaves_what_the_journal_says(home, 
 
 
 def killed_before_the_settings(*argv):
-    from bestrun import cli, resume
+    from bestrun import cli
+    from bestrun.run import resume
 
     real = resume.write_atomically
 
@@ -938,13 +940,13 @@ def fake_mirror():
     ("advancing", "received", "has_all"), [(True, None, True), (False, None, False), (True, 2, False)]
 )
 def test_a_finished_run_waits_as_long_as_mlflow_advances(monkeypatch, fake_mirror, advancing, received, has_all):
-    from bestrun import run
+    from bestrun.run import start
 
-    monkeypatch.setattr(run, "MIRROR_SECONDS", 0.5)
-    monkeypatch.setattr(run, "MIRROR_SECONDS_INTERRUPTED", 0.5)
+    monkeypatch.setattr(start, "MIRROR_SECONDS", 0.5)
+    monkeypatch.setattr(start, "MIRROR_SECONDS_INTERRUPTED", 0.5)
     signals = Signals()
     signals.received = received
-    assert run.wait_for_mirror(fake_mirror(1.5, advancing), signals) is has_all
+    assert start.wait_for_mirror(fake_mirror(1.5, advancing), signals) is has_all
 
 
 def test_an_upload_has_time_for_its_size(home, proxy):

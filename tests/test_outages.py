@@ -48,10 +48,10 @@ def proxy(mlflow_server):
 
 def train(seconds, guarded, *words):
     """`bestrun train`, waiting this long at the end for MLflow; `guarded`: the main thread may not speak to it."""
-    from bestrun import run
     from bestrun.cli import main
+    from bestrun.run import start
 
-    run.MIRROR_SECONDS = seconds
+    start.MIRROR_SECONDS = seconds
     if guarded:
         create_home(find_home())
         forbid_tracking_in_the_main_thread()

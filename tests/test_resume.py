@@ -323,7 +323,7 @@ def _signal_in(phase, number, times, argv):
     import keras
     import tensorflow as tf
 
-    from bestrun import run
+    from bestrun.run import start
     from bestrun.storage import folder
     from bestrun.tracking import sender
     from bestrun.training import device, loop
@@ -349,7 +349,7 @@ def _signal_in(phase, number, times, argv):
         setattr(module, name, wrapped)
 
     if where == "data":
-        before(run, "load_dataset")
+        before(start, "load_dataset")
     elif where == "device":
         before(device, "prepare", lambda *_, quiet=False: not quiet)  # not the look before there is a folder
     elif where == "network":

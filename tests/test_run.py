@@ -116,7 +116,7 @@ def test_same_settings_and_seed_give_bit_identical_tensors(bestrun, home, settin
 
 def _train_twice(settings):
     """In one process: another run first, then the one that is compared."""
-    from bestrun.run import start
+    from bestrun.run.start import start
     from bestrun.settings.compose import compose
     from bestrun.storage.home import find_home
     from bestrun.views.screen import Screen

@@ -12,7 +12,7 @@ IMAGES = 12_000  # of 28 x 28: 9 MB, so that data which is kept is seen
 
 def _run_many(home, path, count):
     """Prints megabytes in memory and open files after each run."""
-    from bestrun.run import start
+    from bestrun.run.start import start
     from bestrun.settings.compose import compose
     from bestrun.views.screen import Screen
 

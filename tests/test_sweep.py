@@ -305,15 +305,15 @@ def test_ctrl_c_leaves_all_runs_saved_and_killed_in_mlflow_and_the_same_line_goe
 
 
 def _signal_while_data_is_read(argv):
-    from bestrun import run
+    from bestrun.run import start
 
-    original = run.load_data
+    original = start.load_data
 
     def load_data(config):
         os.kill(os.getpid(), signal.SIGINT)
         return original(config)
 
-    run.load_data = load_data
+    start.load_data = load_data
     _command(argv)
 
 
@@ -648,7 +648,8 @@ def test_a_server_that_dies_in_the_middle_is_told_all_by_sync_and_the_same_line(
 
 def _impatient(argv):
     """The command, which waits for MLflow for 2 seconds where 15 are usual."""
-    from bestrun import run, sweep
+    from bestrun import sweep
+    from bestrun.run import start
 
-    run.MIRROR_SECONDS = sweep.PARENT_SECONDS = 2.0
+    start.MIRROR_SECONDS = sweep.PARENT_SECONDS = 2.0
     _command(argv)

@@ -22,7 +22,7 @@ from .views.screen import Screen
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from .run import Result
+    from .run.start import Result
 
 
 class Run:
@@ -153,7 +153,7 @@ class Run:
 
     def rerun(self, *overrides: str, allow_other_data: bool = False) -> Run:
         """Train with the same settings anew; see `bestrun rerun --help`."""
-        from .rerun import rerun
+        from .run.rerun import rerun
 
         home, screen = find_home(writes=True), Screen(quiet=True)
         result = rerun(self.record, overrides, home=home, screen=screen, allow_other_data=allow_other_data)
@@ -208,7 +208,7 @@ def train(*overrides: str | Sequence[str], quiet: bool = False) -> Run:
     Raises:
         SettingsError, DataError, DivergedError: as the command's exit codes 2, 3 and 4.
     """
-    from .run import start
+    from .run.start import start
 
     words = [word for given in overrides for word in ([given] if isinstance(given, str) else given)]
     composed, home = compose(words), find_home(writes=True)

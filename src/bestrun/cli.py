@@ -75,7 +75,7 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
     if cfg:
         say(to_yaml(composed.config).removesuffix("\n"))
         return
-    from .run import start
+    from .run.start import start
     from .storage.home import find_home
 
     home, config = find_home(writes=True), composed.config
@@ -121,8 +121,8 @@ def resume(
     \b
     bestrun resume RUN training.max_steps=20000
     """
-    from .resume import choose
-    from .resume import resume as go_on
+    from .run.resume import choose
+    from .run.resume import resume as go_on
     from .settings.compose import read_config
     from .storage.home import find_home
     from .tracking.store import resolve_uri

@@ -280,7 +280,7 @@ def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json:
     bestrun rerun RUN                  on the same machine and code: the same result, bit by bit
     bestrun rerun RUN seed=1           with other settings
     """
-    from .rerun import rerun as again
+    from .run.rerun import rerun as again
     from .storage.home import find_home
 
     home = find_home(writes=True)

@@ -27,7 +27,7 @@ from .storage.folder import RunFolder
 
 LEAVE_SECONDS = 25.0  # so long a worker has to save, once nobody waits for it
 
-PRELOAD = ["bestrun.training.device", "bestrun.training.loop", "bestrun.resume", "mlflow.tracking"]
+PRELOAD = ["bestrun.training.device", "bestrun.training.loop", "bestrun.run.resume", "mlflow.tracking"]
 PRELOAD.append("mlflow.store.tracking.sqlalchemy_store")  # 1 s at the first use of a store
 
 
@@ -60,8 +60,8 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
     Args:
         poke: called between chunks of steps.
     """
-    from .resume import resume
-    from .run import start
+    from .run.resume import resume
+    from .run.start import start
     from .views.screen import Screen
 
     folder, screen = task.folder, Screen(quiet=True)

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..data.dataset import Dataset, Split, batch_indices
-from ..gallery import Gallery
+from ..run.gallery import Gallery
 from ..settings.config import Config
 from ..storage.checkpoint import (
     Checkpoint,

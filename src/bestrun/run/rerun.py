@@ -4,19 +4,19 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from .data.dataset import Dataset
-from .errors import DataError
-from .formatting import mask_uri
-from .results.record import Record
-from .results.restore import what_differs
+from ..data.dataset import Dataset
+from ..errors import DataError
+from ..formatting import mask_uri
+from ..results.record import Record
+from ..results.restore import what_differs
+from ..settings.compose import Composed, override
+from ..settings.config import Config, digest
+from ..storage.history import History
+from ..storage.provenance import code, code_differences, computed_by, environment_differences
+from ..tracking.store import resolve_uri
+from ..views.screen import Screen
 from .resume import parent_checkpoint
-from .run import Result, load_data, start
-from .settings.compose import Composed, override
-from .settings.config import Config, digest
-from .storage.history import History
-from .storage.provenance import code, code_differences, computed_by, environment_differences
-from .tracking.store import resolve_uri
-from .views.screen import Screen
+from .start import Result, load_data, start
 
 log = logging.getLogger("bestrun")
 

@@ -11,25 +11,25 @@ from typing import Any
 
 import yaml
 
-from .data.dataset import Dataset, load_dataset
-from .environment import refuse_other_backend, user_name
-from .errors import BestrunError, DivergedError, SettingsError
-from .formatting import duration, mask_uri, shown_value
-from .results.restore import source_checkpoint
-from .settings.compose import Composed
-from .settings.config import Config, Own, digest, flatten, to_yaml
-from .signals import Interrupted, Signals
-from .storage.checkpoint import Checkpoint
-from .storage.folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
-from .storage.history import History
-from .storage.journal import Journal
-from .storage.provenance import code, computed_by
-from .storage.reasons import STATUS
-from .tracking import page
-from .tracking.direct import refuse_unusable
-from .tracking.mirror import Mirror
-from .tracking.store import resolve_uri
-from .views.screen import Screen
+from ..data.dataset import Dataset, load_dataset
+from ..environment import refuse_other_backend, user_name
+from ..errors import BestrunError, DivergedError, SettingsError
+from ..formatting import duration, mask_uri, shown_value
+from ..results.restore import source_checkpoint
+from ..settings.compose import Composed
+from ..settings.config import Config, Own, digest, flatten, to_yaml
+from ..signals import Interrupted, Signals
+from ..storage.checkpoint import Checkpoint
+from ..storage.folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
+from ..storage.history import History
+from ..storage.journal import Journal
+from ..storage.provenance import code, computed_by
+from ..storage.reasons import STATUS
+from ..tracking import page
+from ..tracking.direct import refuse_unusable
+from ..tracking.mirror import Mirror
+from ..tracking.store import resolve_uri
+from ..views.screen import Screen
 
 log = logging.getLogger("bestrun")
 
@@ -86,8 +86,8 @@ def start(
     data = data or load_data(config)
     source = source_checkpoint(config, data, home) if config.from_run else None
     if isinstance(config.model, Own):  # code of one's own may be anything, so it is looked at before a folder is made
-        from .training import device  # noqa: F401  (first, as it makes TensorFlow's start quiet)
-        from .training.model import refuse_unfit
+        from ..training import device  # noqa: F401  (first, as it makes TensorFlow's start quiet)
+        from ..training.model import refuse_unfit
 
         refuse_unfit(image_shape=data.image_shape, num_classes=data.num_classes, **dict(config.model))
     uri = resolve_uri(config.tracking.uri, home)
@@ -126,7 +126,7 @@ def load_data(config: Config) -> Dataset:
     """
     refuse_other_backend()
     if "tensorflow" in sys.modules:  # a program that uses it already may not let us set its threads
-        from .training import device
+        from ..training import device
 
         device.prepare(config.threads, quiet=True)
     data = load_dataset(**dict(config.data))
@@ -195,8 +195,8 @@ def carry_through(
     with signals.handled():
         try:
             try:
+                from ..training import device, loop
                 from .gallery import Gallery
-                from .training import device, loop
             finally:
                 mirror.start()  # not before: importing MLflow would take turns with importing TensorFlow
 
@@ -215,7 +215,7 @@ def carry_through(
                 )
             reason, step = outcome.reason, outcome.step
             if config.tracking.log_model and STATUS[reason] == "FINISHED":
-                from .results.export import log_model
+                from ..results.export import log_model
 
                 log_model(folder, journal)
         except Interrupted:

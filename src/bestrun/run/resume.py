@@ -8,26 +8,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, SettingsError, VerificationError
-from .formatting import mask_uri
-from .results.record import from_mlflow
-from .results.restore import fetch, fetch_anywhere, what_differs
-from .run import Result, carry_through, load_data
-from .settings.compose import config_now, override
-from .settings.config import Config, flatten, to_yaml
-from .storage.checkpoint import Checkpoint, newest_checkpoint
-from .storage.folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
-from .storage.history import CHANGEABLE, PLACES, History
-from .storage.home import settle
-from .storage.journal import Journal, read_lines
-from .storage.provenance import computed_by, environment_differences
-from .storage.workplace import Workplace
-from .tracking.direct import refuse_unusable
-from .tracking.refusals import reason
-from .tracking.sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
-from .tracking.store import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
-from .tracking.sync import own_uri
-from .views.screen import Screen
+from ..errors import DataError, SettingsError, VerificationError
+from ..formatting import mask_uri
+from ..results.record import from_mlflow
+from ..results.restore import fetch, fetch_anywhere, what_differs
+from ..settings.compose import config_now, override
+from ..settings.config import Config, flatten, to_yaml
+from ..storage.checkpoint import Checkpoint, newest_checkpoint
+from ..storage.folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
+from ..storage.history import CHANGEABLE, PLACES, History
+from ..storage.home import settle
+from ..storage.journal import Journal, read_lines
+from ..storage.provenance import computed_by, environment_differences
+from ..storage.workplace import Workplace
+from ..tracking.direct import refuse_unusable
+from ..tracking.refusals import reason
+from ..tracking.sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
+from ..tracking.store import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
+from ..tracking.sync import own_uri
+from ..views.screen import Screen
+from .start import Result, carry_through, load_data
 
 log = logging.getLogger("bestrun")
 

@@ -14,16 +14,16 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .data.dataset import Dataset
-from .errors import VerificationError
-from .settings.config import Config
-from .storage.checkpoint import Tensors, load
-from .storage.folder import RunFolder, StorageError, make_folder, write_atomically
-from .storage.history import History
-from .storage.journal import Journal
-from .training.evaluation import Array, Predict, confusion_matrix
-from .training.model import assign_variables
-from .views import tiles
+from ..data.dataset import Dataset
+from ..errors import VerificationError
+from ..settings.config import Config
+from ..storage.checkpoint import Tensors, load
+from ..storage.folder import RunFolder, StorageError, make_folder, write_atomically
+from ..storage.history import History
+from ..storage.journal import Journal
+from ..training.evaluation import Array, Predict, confusion_matrix
+from ..training.model import assign_variables
+from ..views import tiles
 
 log = logging.getLogger("bestrun")
 
@@ -105,7 +105,7 @@ class Gallery:
             self._done.put({"path": path, "key": key, "step": step})
 
     def _draw_curves(self, best_step: int) -> None:
-        from .views import curves
+        from ..views import curves
 
         history = History(self._journal.events)
         resumed = [event["from_step"] for event in history.resumed]
