@@ -13,7 +13,7 @@ from bestrun.settings import compose as settings
 from bestrun.settings.compose import Composed, compose, conf_dir
 from bestrun.settings.config import Config, digest, flatten, to_yaml
 from bestrun.settings.mistakes import validate
-from bestrun.space import plan
+from bestrun.sweep.space import plan
 
 
 def refusal(*overrides: str) -> list[str]:

@@ -452,7 +452,7 @@ def test_a_run_that_died_before_it_began_is_removed_and_nothing_else(home):
 
 
 def test_a_sweep_that_died_before_its_manifest_is_removed(home):
-    from bestrun.manifest import owned_manifest
+    from bestrun.sweep.manifest import owned_manifest
 
     sweeps = home / "mlruns" / "sweeps"
     _never_begun(sweeps / "20260101-000000-aaaa", ".manifest.json.0a1b2c3d.tmp")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bestrun import workers
 from bestrun.guard import guarded
+from bestrun.sweep import workers
 
 PROGRAM = """
 import os, signal, sys, time

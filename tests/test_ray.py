@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from bestrun.manifest import Manifest, read_manifest
 from bestrun.settings.compose import compose
 from bestrun.storage.folder import RunFolder, read_json
 from bestrun.storage.journal import read_journal
-from bestrun.workers import Task, _on_node
+from bestrun.sweep.manifest import Manifest, read_manifest
+from bestrun.sweep.workers import Task, _on_node
 from conftest import Command, Process, Server
 
 installed = importlib.util.find_spec("ray") is not None

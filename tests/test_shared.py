@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from bestrun.errors import SettingsError
-from bestrun.study import try_sampler
+from bestrun.sweep.study import try_sampler
 from bestrun.tracking.listing import list_runs
 from bestrun.tracking.store import connect, of_sweep, own_store
 
@@ -169,12 +169,13 @@ def test_a_sampler_whose_package_is_missing_starts_nothing(bestrun, home, settin
 
 
 def _failing_sweep(words):
-    from bestrun import cli, sweep
+    from bestrun import cli
+    from bestrun.sweep import scheduler
 
     def fail(*_):
         raise RuntimeError("in the middle")
 
-    sweep.Scheduler.next_task = fail
+    scheduler.Scheduler.next_task = fail
     import sys
 
     sys.argv = ["bestrun", *words]

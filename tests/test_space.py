@@ -10,8 +10,8 @@ import pytest
 from bestrun.errors import SettingsError
 from bestrun.settings import compose as settings
 from bestrun.settings.compose import compose
-from bestrun.space import plan
-from bestrun.study import build, distributions
+from bestrun.sweep.space import plan
+from bestrun.sweep.study import build, distributions
 
 HEAVY = {"tensorflow", "keras", "mlflow", "matplotlib", "sklearn"}
 

@@ -212,15 +212,15 @@ def test_a_run_that_a_worker_of_the_killed_scheduler_still_saves_is_waited_for(s
 
 
 def _die_before_the_parent_is_written_down(argv):
-    from bestrun import sweep
+    from bestrun.sweep import scheduler
 
-    original = sweep.find_or_create
+    original = scheduler.find_or_create
 
     def find_or_create(*args):
         original(*args)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    sweep.find_or_create = find_or_create
+    scheduler.find_or_create = find_or_create
     _command(argv)
 
 
@@ -648,8 +648,8 @@ def test_a_server_that_dies_in_the_middle_is_told_all_by_sync_and_the_same_line(
 
 def _impatient(argv):
     """The command, which waits for MLflow for 2 seconds where 15 are usual."""
-    from bestrun import sweep
     from bestrun.run import start
+    from bestrun.sweep import scheduler
 
-    start.MIRROR_SECONDS = sweep.PARENT_SECONDS = 2.0
+    start.MIRROR_SECONDS = scheduler.PARENT_SECONDS = 2.0
     _command(argv)

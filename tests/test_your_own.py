@@ -22,7 +22,7 @@ from bestrun.settings import compose as settings
 from bestrun.settings import networks
 from bestrun.settings.compose import compose, conf_dir, override, read_config
 from bestrun.settings.config import FIELDS, OPTIONS, Cnn, digest, flatten, to_yaml
-from bestrun.space import plan
+from bestrun.sweep.space import plan
 
 ROOT = Path(__file__).parents[1]
 MINE = """# All kinds of settings.

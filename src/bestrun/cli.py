@@ -87,15 +87,15 @@ def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoRetu
     import yaml
 
     from .formatting import mask_uri
-    from .space import plan
     from .storage.home import find_home
+    from .sweep.space import plan
 
     if cfg:
         planned = plan(overrides)
         described = planned.says() | {"overrides": list(map(mask_uri, planned.base)), "trials": planned.points}
         say(yaml.safe_dump(described, sort_keys=False).removesuffix("\n"))
         sys.exit(0)
-    from .sweep import run_sweep
+    from .sweep.scheduler import run_sweep
 
     outcome = run_sweep(overrides, home=find_home(writes=True), stderr=as_json)
     if as_json:

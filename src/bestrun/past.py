@@ -294,10 +294,10 @@ def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json:
 @json_option
 def sweep(name: str | None, as_json: bool) -> None:
     """What a sweep came to so far: its trials best first, cost, importances. Without NAME: all sweeps."""
-    from .board import report_lines
-    from .manifest import read_manifest, sweep_names
     from .storage.home import find_home
-    from .summary import summary
+    from .sweep.board import report_lines
+    from .sweep.manifest import read_manifest, sweep_names
+    from .sweep.summary import summary
 
     home = find_home()
     found = [read_manifest(home, each) for each in ([name] if name else sweep_names(home))]
@@ -328,9 +328,9 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     bestrun report --sweep NAME                a sweep: its trials, what mattered, its best runs
     """
     from . import report as told
-    from .manifest import read_manifest
     from .storage.folder import write_atomically
     from .storage.home import find_home
+    from .sweep.manifest import read_manifest
     from .tracking.store import resolve_uri
     from .views.screen import Screen
 

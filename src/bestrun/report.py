@@ -16,7 +16,6 @@ from . import __version__
 from .data.dataset import Dataset, load_dataset
 from .errors import BestrunError, DataError, SettingsError
 from .formatting import duration, shown_point, shown_value
-from .manifest import Manifest
 from .results.compare import comparison
 from .results.record import Record, from_folder
 from .results.restore import fetch_anywhere, rebuild, what_differs
@@ -24,7 +23,8 @@ from .results.show import facts, steps
 from .settings.compose import override
 from .settings.config import flatten
 from .storage.checkpoint import Tensors
-from .summary import has_importances, summary
+from .sweep.manifest import Manifest
+from .sweep.summary import has_importances, summary
 from .views import charts
 from .views import curves as plots
 from .views.html import heading, page, paragraph, picture, table

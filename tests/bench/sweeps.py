@@ -41,7 +41,7 @@ def sweep(place: Path, name: str, *words: str) -> dict:
 def planning() -> list[float]:
     """Seconds to compose and check a grid of 500 points with two group options, in a process that has the imports."""
     from bestrun.settings.compose import parse
-    from bestrun.space import plan
+    from bestrun.sweep.space import plan
 
     words = ["optimizer=adam,sgd", "seed=range(0,25)", "training.batch_size=16,32,64,128,256", "model.fc_size=32,64"]
     times = []

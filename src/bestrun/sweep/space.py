@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from .errors import SettingsError
-from .formatting import nearest, shown
-from .settings.compose import (
+from ..errors import SettingsError
+from ..formatting import nearest, shown
+from ..settings.compose import (
     Composed,
     compose,
     conf_dir,
@@ -22,8 +22,8 @@ from .settings.compose import (
     plain_value,
     read_file,
 )
-from .settings.config import FIELDS, OPTIONS, RunName, Seed, Settings
-from .settings.mistakes import not_among, out_of_range, unknown
+from ..settings.config import FIELDS, OPTIONS, RunName, Seed, Settings
+from ..settings.mistakes import not_among, out_of_range, unknown
 from .study import build, distributions, try_sampler
 
 MOST_POINTS = 10_000

@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ..storage.folder import replacing
 from .manifest import Manifest, Trial, is_running
-from .storage.folder import replacing
 
 log = logging.getLogger("bestrun")
 

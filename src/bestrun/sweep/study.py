@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import BestrunError, SettingsError
-from .settings.mistakes import not_among
+from ..errors import BestrunError, SettingsError
+from ..settings.mistakes import not_among
 
 if TYPE_CHECKING:
     from .manifest import Manifest, Trial

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError, UnreadableError, VerificationError
-from .storage.folder import RunFolder, is_locked, locked, read_json, remove_never_begun, write_json
-from .storage.history import History
-from .storage.home import create_home
+from ..errors import SettingsError, UnreadableError, VerificationError
+from ..storage.folder import RunFolder, is_locked, locked, read_json, remove_never_begun, write_json
+from ..storage.history import History
+from ..storage.home import create_home
 
 FORMAT = 1
 STATES = {  # stop reason -> state of a run in a sweep

@@ -12,25 +12,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..data.dataset import load_dataset
+from ..environment import processors as usable_processors
+from ..errors import DataError, SettingsError, VerificationError
+from ..formatting import mask_uri
+from ..signals import Signals
+from ..storage.folder import new_name
+from ..storage.history import History
+from ..storage.reasons import STATUS
+from ..tracking import page
+from ..tracking.direct import refuse_unusable
+from ..tracking.sender import Sender
+from ..tracking.store import connect, reaching, resolve_uri
+from ..tracking.sync import sync
 from .board import Board, report_lines
-from .data.dataset import load_dataset
-from .environment import processors as usable_processors
-from .errors import DataError, SettingsError, VerificationError
-from .formatting import mask_uri
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import Parent, find_or_create, outline
-from .signals import Signals
 from .space import Plan, plan
-from .storage.folder import new_name
-from .storage.history import History
-from .storage.reasons import STATUS
 from .study import Study
 from .summary import summary, write_plots
-from .tracking import page
-from .tracking.direct import refuse_unusable
-from .tracking.sender import Sender
-from .tracking.store import connect, reaching, resolve_uri
-from .tracking.sync import sync
 from .workers import Backend, Ended, Inline, Local, Ray, Task
 
 POLL_SECONDS = 0.1

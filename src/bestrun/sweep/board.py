@@ -9,10 +9,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import duration, short_form, shown_point, shown_value
+from ..formatting import duration, short_form, shown_point, shown_value
+from ..terminal import printable
+from ..views.screen import console
 from .manifest import OVER, Manifest, Run, Trial
-from .terminal import printable
-from .views.screen import console
 
 MOST_ROWS = 12
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .environment import user_name
+from ..environment import user_name
+from ..tracking.artifacts import clear_torn_uploads, upload
+from ..tracking.refusals import is_permanent, reason
+from ..tracking.store import Store
 from .manifest import Manifest
-from .tracking.artifacts import clear_torn_uploads, upload
-from .tracking.refusals import is_permanent, reason
-from .tracking.store import Store
 
 log = logging.getLogger("bestrun")
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import BestrunError, SettingsError
+from ..errors import BestrunError, SettingsError
+from ..settings.compose import Composed
+from ..signals import NUMBERS
+from ..storage.folder import RunFolder
 from .manifest import sweep_path
-from .settings.compose import Composed
-from .signals import NUMBERS
-from .storage.folder import RunFolder
 
 LEAVE_SECONDS = 25.0  # so long a worker has to save, once nobody waits for it
 
@@ -60,9 +60,9 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
     Args:
         poke: called between chunks of steps.
     """
-    from .run.resume import resume
-    from .run.start import start
-    from .views.screen import Screen
+    from ..run.resume import resume
+    from ..run.start import start
+    from ..views.screen import Screen
 
     folder, screen = task.folder, Screen(quiet=True)
 
