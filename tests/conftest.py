@@ -212,7 +212,7 @@ def _print_missing() -> None:
 
 
 def _command(argv: tuple[str, ...]) -> None:
-    from bestrun.cli import main
+    from bestrun.cli.main import main
 
     sys.argv = [str(Path(sys.executable).with_name("bestrun")), *argv]
     main()

@@ -289,7 +289,7 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _command(words: list[str], arm: list[Any], stub: bool) -> None:
-    from bestrun.cli import main
+    from bestrun.cli.main import main
     from bestrun.storage.provenance import Code, code
 
     signal.alarm(SECONDS)

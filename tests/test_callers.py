@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import bestrun as package
-from bestrun import cli, environment
+from bestrun import environment
+from bestrun.cli import main as cli
 from bestrun.errors import SettingsError
 from bestrun.settings.compose import compose
 from bestrun.storage import provenance

@@ -47,7 +47,7 @@ def test_what_was_saved_is_what_is_loaded(saved, tensors):
 
 def test_the_same_state_gives_the_same_bytes_in_another_process(tmp_path, saved):
     script = (
-        "import numpy as np, sys; from bestrun.checkpoint import *; from pathlib import Path\n"
+        "import numpy as np, sys; from bestrun.storage.checkpoint import *; from pathlib import Path\n"
         "r = np.random.default_rng(0)\n"
         "t = {'optimizer/iteration': np.array(300, 'int64'), 'model/layer_fc1/bias': np.zeros(8, 'float32'),\n"
         "     'model/layer_fc1/kernel': r.normal(size=(20, 8)).astype('float32')}\n"

@@ -389,7 +389,7 @@ def test_masking_keeps_what_is_no_secret() -> None:
 
 def test_a_settings_error_imports_nothing_heavy_and_leaves_nothing_behind(tmp_path: Path) -> None:
     program = (
-        "import sys; from bestrun.compose import compose; from bestrun.errors import SettingsError\n"
+        "import sys; from bestrun.settings.compose import compose; from bestrun.errors import SettingsError\n"
         "try: compose(['training.batch_size=0'])\n"
         "except SettingsError as error: print(error)\n"
         "print(sorted({'tensorflow', 'keras', 'mlflow', 'optuna', 'numpy', 'pandas'} & set(sys.modules)))"

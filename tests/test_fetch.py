@@ -115,7 +115,7 @@ def test_a_folder_with_files_is_left_alone(trained, tmp_path):
 
 
 def _fetch_and_measure(out, reference):
-    from bestrun.cli import main
+    from bestrun.cli.main import main
 
     sys.argv = ["bestrun", "fetch", reference, "--out", out]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

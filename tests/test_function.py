@@ -150,7 +150,7 @@ def test_an_older_record_differs_in_what_it_has_only():
 
 def test_a_resume_with_other_code_and_flags_says_so_first_and_keeps_it(home, settings, changed_code):
     assert command("train", *settings, *QUICK, "name=r", cwd=home, env={}).returncode == 0
-    env = changed_code(("model.py", "Rescaling(1 / 255", "Rescaling(1 / 200"))
+    env = changed_code((MODEL, "Rescaling(1 / 255", "Rescaling(1 / 200"))
     found = command("resume", "r", "training.max_steps=40", cwd=home, env={**env, "TF_ENABLE_ONEDNN_OPTS": "0"})
     assert found.returncode == 0, found.stderr
     said = found.stdout + found.stderr
@@ -213,11 +213,12 @@ def run(bestrun, home, settings):
     return home
 
 
-ANOTHER_ACTIVATION = ("model.py", "keras.layers.ReLU(", "keras.layers.LeakyReLU(")
+MODEL = "training/model.py"
+ANOTHER_ACTIVATION = (MODEL, "keras.layers.ReLU(", "keras.layers.LeakyReLU(")
 OTHER_FUNCTIONS = [
-    pytest.param(("model.py", "Rescaling(1 / 255", "Rescaling(1 / 200"), id="another scale", marks=pytest.mark.slow),
-    pytest.param(("model.py", "Rescaling(1 / 255", "Rescaling(1 / 254.9"), id="hardly another scale"),
-    pytest.param(("model.py", "MaxPooling2D(", "AveragePooling2D("), id="another pooling", marks=pytest.mark.slow),
+    pytest.param((MODEL, "Rescaling(1 / 255", "Rescaling(1 / 200"), id="another scale", marks=pytest.mark.slow),
+    pytest.param((MODEL, "Rescaling(1 / 255", "Rescaling(1 / 254.9"), id="hardly another scale"),
+    pytest.param((MODEL, "MaxPooling2D(", "AveragePooling2D("), id="another pooling", marks=pytest.mark.slow),
 ]
 
 

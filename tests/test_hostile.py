@@ -154,7 +154,7 @@ CONFIGS = {
 
 
 def _restore(reference):
-    from bestrun.cli import main
+    from bestrun.cli.main import main
 
     sys.argv = ["bestrun", "restore", reference]
     began = time.perf_counter()

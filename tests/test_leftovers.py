@@ -51,7 +51,7 @@ def _die_at(place, moment, target, *args):
 
 
 def _bestrun(*argv):
-    from bestrun.cli import main
+    from bestrun.cli.main import main
 
     sys.argv = ["bestrun", *map(str, argv)]
     main()

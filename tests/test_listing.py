@@ -16,8 +16,8 @@ import termios
 import pytest
 
 from bench.store import make_store
+from bestrun.cli.run_table import as_csv, lines, usual_columns
 from bestrun.errors import SettingsError
-from bestrun.table import as_csv, lines, usual_columns
 from bestrun.tracking.listing import as_json, check_columns, list_runs
 from bestrun.tracking.store import connect, find_run
 from conftest import Command, Starter, _command, make_home

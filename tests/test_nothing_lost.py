@@ -206,7 +206,7 @@ def test_a_run_that_diverged_is_not_called_finished_where_mlflow_is_behind(home)
 
 def unwritable_end(kind, *argv):
     """`bestrun train` where the last journal line, or result.json, meets a full disk."""
-    from bestrun import cli
+    from bestrun.cli import main as cli
     from bestrun.run import start
     from bestrun.storage import folder, journal
 
@@ -410,7 +410,7 @@ def test_a_kill_between_journal_and_settings_leaves_what_the_journal_says(home, 
 
 
 def killed_before_the_settings(*argv):
-    from bestrun import cli
+    from bestrun.cli import main as cli
     from bestrun.run import resume
 
     real = resume.write_atomically

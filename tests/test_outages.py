@@ -48,7 +48,7 @@ def proxy(mlflow_server):
 
 def train(seconds, guarded, *words):
     """`bestrun train`, waiting this long at the end for MLflow; `guarded`: the main thread may not speak to it."""
-    from bestrun.cli import main
+    from bestrun.cli.main import main
     from bestrun.run import start
 
     start.MIRROR_SECONDS = seconds

@@ -60,7 +60,7 @@ def lab(tmp_path_factory):
     source = Path(package.__file__).parent
     shutil.copytree(source.parents[1] / "conf", folder / "conf")
     shutil.copytree(source, folder / "src" / "bestrun", ignore=shutil.ignore_patterns("__pycache__"))
-    model = folder / "src" / "bestrun" / "model.py"
+    model = folder / "src" / "bestrun" / "training" / "model.py"
     names = ("varied", "sure", "nested", "wrong", "narrow", "none")
     known = "".join(f'NETWORKS["{name}"] = build_{name}\n' for name in names)
     model.write_text(model.read_text() + NETWORKS + known)
@@ -141,6 +141,6 @@ def test_a_network_that_cannot_be_trained_is_refused_before_a_folder_is_made(com
     assert found.returncode == 2 and words in found.stderr and len(found.stderr.splitlines()) == 1, found.stderr
     assert not list((home / "mlruns").glob("runs/*")) and "different names" not in found.stderr
     if name == "wrong":
-        lines = (lab / "src/bestrun/model.py").read_text().splitlines()
+        lines = (lab / "src/bestrun/training/model.py").read_text().splitlines()
         line = next(number for number, text in enumerate(lines, 1) if "99" in text)
-        assert f"{lab}/src/bestrun/model.py, line {line}: " in found.stderr
+        assert f"{lab}/src/bestrun/training/model.py, line {line}: " in found.stderr

@@ -31,8 +31,8 @@ def overlapping(figure, labels) -> list[tuple[str, str]]:
 
 def test_importing_plots_imports_no_matplotlib_and_drawing_no_pyplot(tmp_path):
     program = (
-        "import sys, numpy, pathlib; from bestrun import plots; assert 'matplotlib' not in sys.modules;"
-        f"plots.filters_picture(numpy.ones((3, 3, 1, 4)), 'title', pathlib.Path({str(tmp_path / 'a.png')!r}));"
+        "import sys, numpy, pathlib; from bestrun.views import curves; assert 'matplotlib' not in sys.modules;"
+        f"curves.filters_picture(numpy.ones((3, 3, 1, 4)), 'title', pathlib.Path({str(tmp_path / 'a.png')!r}));"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -46,7 +46,7 @@ HOSTILE = {
 
 def _refused_by_each(reference, out):
     """The four verbs, and every file outside the program that they open."""
-    from bestrun.cli import main
+    from bestrun.cli.main import main
 
     opened = []
     quiet = (sys.prefix, sys.base_prefix, "/proc/", "/dev/", "/sys/", os.path.dirname(os.path.dirname(__file__)))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestrun import report
+from bestrun.cli import report
 from bestrun.results.record import from_folder
 from bestrun.storage.folder import RunFolder
 from bestrun.views import html

@@ -186,12 +186,12 @@ def test_rerun_with_an_edited_file_says_so_first(home, tmp_path, first, small_mn
         return subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, timeout=200)
 
     assert run("train", *words, "name=k").returncode == 0
-    loop = clone / "src" / "bestrun" / "loop.py"
+    loop = clone / "src" / "bestrun" / "training" / "loop.py"
     loop.write_text(loop.read_text() + "\n# edited\n")
     again = run("rerun", "k")
     assert again.returncode == 0, again.stderr
     head = again.stdout[: again.stdout.index("run 20")]
-    assert "uncommitted now: src/bestrun/loop.py +2 -0" in head and "uncommitted then: nothing" in head
+    assert "uncommitted now: src/bestrun/training/loop.py +2 -0" in head and "uncommitted then: nothing" in head
 
 
 @pytest.mark.parametrize("verb", [["show"], ["compare", "first"], ["rerun"]])

@@ -219,7 +219,7 @@ HEAVY = {"tensorflow", "keras", "mlflow", "optuna", "matplotlib", "sklearn"}
 )
 def test_help_and_settings_errors_import_nothing_heavy(tmp_path, words, code):
     script = (
-        "import sys\nfrom bestrun.cli import main\n"
+        "import sys\nfrom bestrun.cli.main import main\n"
         f"sys.argv = ['bestrun', *{words!r}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n"
         f"    print('LOADED', end.code, *sorted({HEAVY!r} & set(sys.modules)))"

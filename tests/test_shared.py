@@ -169,7 +169,7 @@ def test_a_sampler_whose_package_is_missing_starts_nothing(bestrun, home, settin
 
 
 def _failing_sweep(words):
-    from bestrun import cli
+    from bestrun.cli import main as cli
     from bestrun.sweep import scheduler
 
     def fail(*_):

@@ -212,7 +212,7 @@ def test_refusing_a_line_imports_nothing_heavy_and_leaves_nothing_behind(tmp_pat
     lines = [["train", "-m", *words] for words, _ in REFUSED[:26] if not any("study" in word for word in words)]
     lines += [["train", "seed=0,1"], ["train", "-m", "--cfg", "job", "seed=0,1"], ["sweep", "nobody"]]
     script = (
-        "import sys, io, contextlib\nfrom bestrun.cli import main\n"
+        "import sys, io, contextlib\nfrom bestrun.cli.main import main\n"
         f"for words in {lines!r}:\n"
         "    sys.argv = ['bestrun', *words]\n"
         "    err = io.StringIO()\n"

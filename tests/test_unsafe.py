@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestrun import table
+from bestrun.cli import run_table as table
 from bestrun.errors import SettingsError
 from bestrun.storage import home as homes
 from bestrun.storage import provenance

@@ -1,5 +1,5 @@
 """`python -m bestrun` is the command `bestrun`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -58,8 +58,8 @@ def saving(improved: bool) -> list[float]:
 
 TRAIN = """
 import sys, time
-from bestrun import sender
-from bestrun.cli import main
+from bestrun.cli.main import main
+from bestrun.tracking import sender
 catch_up = sender.Sender.catch_up
 def timed(self):
     sent = catch_up(self)

@@ -103,7 +103,7 @@ def _add(
 LIST = ["-m", "bestrun", "runs"]
 BEST = """
 import os
-from bestrun.tracking import connect, find_run
+from bestrun.tracking.store import connect, find_run
 find_run(connect(os.environ["MLFLOW_TRACKING_URI"]), "best", experiment="digits", objective="val/accuracy")
 """
 

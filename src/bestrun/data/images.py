@@ -1,4 +1,4 @@
-"""Pictures, PNG and JPEG, read with suspicion, as formats.py reads arrays: bounded memory and time, only DataError."""
+"""Pictures, PNG and JPEG, read with suspicion, as arrays.py reads arrays: bounded memory and time, only DataError."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""One run from settings to result: its folder, owner, signals, mirror and end. The training is loop.py's."""
+"""One run from settings to result: its folder, owner, signals, mirror and end. The training is training/loop.py's."""
 
 import logging
 import sys

@@ -1,7 +1,7 @@
 """Settings as a type: what there is, its ranges, and the words and examples that messages use.
 
 A new setting is a line in a class here and a line in conf/; a new option (an optimizer, say) is a class and a file. A
-network needs no class: own.py makes one from its file in conf/model/. Files are data: an option is a name that is
+network needs no class: networks.py makes one from its file in conf/model/. Files are data: an option is a name that is
 looked up here, and nothing is imported or called because a file says so.
 """
 
@@ -144,7 +144,7 @@ class CnnBn(Blocks):
 
 
 class Own(Settings):
-    """The checked settings of a network without a class above; see own.py."""
+    """The checked settings of a network without a class above; see networks.py."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""A network of one's own: its settings follow from its file in conf/model/, its function stands in model.py."""
+"""A network of one's own: its settings follow from its file in conf/model/, its function stands in training/model.py."""
 
 import ast
 import re
@@ -65,7 +65,7 @@ def _like(key: str, value: object) -> Any:
 
 
 def refuse_without_function(name: str) -> None:
-    """model.py is read, since importing it would import TensorFlow, and a settings error is to come at once.
+    """training/model.py is read, since importing it would import TensorFlow, and a settings error is to come at once.
 
     Raises:
         SettingsError: nothing there puts `name` into NETWORKS.

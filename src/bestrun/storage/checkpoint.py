@@ -52,7 +52,7 @@ class Checkpoint:
         run_name, config_digest, data_digest: which run it belongs to, and what settings and data made it.
         sha256: of the file, as in the journal, the tag and `--json`.
         path: of the file that was read.
-        answers: the network's logits (8, classes) of the images of proof.py; None in a file without.
+        answers: the network's logits (8, classes) of the images of training/proof.py; None in a file without.
         made_on: what computed them, see provenance.computed_by; None in a file without.
     """
 

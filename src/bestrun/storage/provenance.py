@@ -103,7 +103,7 @@ def versions() -> dict[str, str]:
 
 
 def changed_files(diff: str) -> list[str]:
-    """['src/bestrun/loop.py +3 -1', ...] of a unified diff."""
+    """['src/bestrun/training/loop.py +3 -1', ...] of a unified diff."""
     found = []
     for part in re.split(r"^diff --git ", diff, flags=re.MULTILINE)[1:]:
         name = part.splitlines()[0].rpartition(" b/")[2]

@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
-from .data.dataset import Dataset, load_dataset
-from .errors import BestrunError, DataError, SettingsError
-from .formatting import duration, shown_point, shown_value
-from .results.compare import comparison
-from .results.record import Record, from_folder
-from .results.restore import fetch_anywhere, rebuild, what_differs
-from .results.show import facts, steps
-from .settings.compose import override
-from .settings.config import flatten
-from .storage.checkpoint import Tensors
-from .sweep.manifest import Manifest
-from .sweep.summary import has_importances, summary
-from .views import charts
-from .views import curves as plots
-from .views.html import heading, page, paragraph, picture, table
+from .. import __version__
+from ..data.dataset import Dataset, load_dataset
+from ..errors import BestrunError, DataError, SettingsError
+from ..formatting import duration, shown_point, shown_value
+from ..results.compare import comparison
+from ..results.record import Record, from_folder
+from ..results.restore import fetch_anywhere, rebuild, what_differs
+from ..results.show import facts, steps
+from ..settings.compose import override
+from ..settings.config import flatten
+from ..storage.checkpoint import Tensors
+from ..sweep.manifest import Manifest
+from ..sweep.summary import has_importances, summary
+from ..views import charts
+from ..views import curves as plots
+from ..views.html import heading, page, paragraph, picture, table
 
 log = logging.getLogger("bestrun")
 
@@ -148,7 +148,7 @@ def _look(
         what = what_differs(record.started["data"], record.config, config, data)
         other = f"the data at hand is not what it was trained with ({what}), hence no errors; {WHERE}"
         return Look(other, checkpoint.state.step, tensors)
-    from .training import device, evaluation  # device first: it makes TensorFlow's start quiet
+    from ..training import device, evaluation  # device first: it makes TensorFlow's start quiet
 
     device.prepare(None)  # not each run's own threads: a process has one number of them
     log.info("run %s: its best, step %d, on the validation split", record.name, checkpoint.state.step)

@@ -1,4 +1,4 @@
-"""The verbs that look at past runs; cli.py has those that make them."""
+"""The verbs that look at past runs; main.py has those that make them."""
 
 import json
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from .errors import SettingsError
+from ..errors import SettingsError
+from ..terminal import say, say_lines
 from .options import (
     RUN_HELP,
     experiment_option,
@@ -23,7 +24,6 @@ from .options import (
     sweep_option,
     tracking_option,
 )
-from .terminal import say, say_lines
 
 
 @click.command(short_help="Fetch the best checkpoint, prove it, evaluate the test split.", epilog=RUN_HELP)
@@ -60,12 +60,12 @@ def restore(
     """
     if checkpoint == "last" and not lookup["local"]:
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
-    from .results.restore import dumps, keep, report_lines
-    from .results.restore import restore as prove
-    from .storage.home import find_home
-    from .storage.workplace import Workplace
-    from .views import curves
-    from .views.screen import Screen
+    from ..results.restore import dumps, keep, report_lines
+    from ..results.restore import restore as prove
+    from ..storage.home import find_home
+    from ..storage.workplace import Workplace
+    from ..views import curves
+    from ..views.screen import Screen
 
     with Screen(stderr=as_json).shown(), Workplace(Path(out) if out else None) as place:
         fetched = find_and_fetch(run, place, last=checkpoint == "last", **lookup)
@@ -104,10 +104,10 @@ def restore(
 @json_option
 def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **lookup: Any) -> None:
     """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code."""
-    from .results.export import FETCHED, is_same_file, keras_lines, write_keras
-    from .results.restore import dumps, identity, keep
-    from .storage.workplace import delivered
-    from .training.proof import words_of
+    from ..results.export import FETCHED, is_same_file, keras_lines, write_keras
+    from ..results.restore import dumps, identity, keep
+    from ..storage.workplace import delivered
+    from ..training.proof import words_of
 
     with delivered(Path(out), FETCHED, is_same_file) as place:
         fetched = find_and_fetch(run, place, **lookup)
@@ -136,10 +136,10 @@ def predict_images(
 
     An IMAGE is a PNG, a JPEG, or an npz file of many; each is scaled to what the network takes.
     """
-    from .results.predict import predict, report_lines
-    from .results.restore import dumps
-    from .storage.workplace import Workplace
-    from .views.screen import Screen
+    from ..results.predict import predict, report_lines
+    from ..results.restore import dumps
+    from ..storage.workplace import Workplace
+    from ..views.screen import Screen
 
     with Screen(stderr=as_json).shown(), Workplace() as place:
         fetched = find_and_fetch(run, place, **lookup)
@@ -164,13 +164,13 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
     bestrun register best --name digits --alias champion
     mlflow models serve -m models:/digits@champion --env-manager local
     """
-    from .formatting import mask_uri
-    from .results import registry
-    from .results.restore import dumps
-    from .storage.home import find_home, settle
-    from .storage.workplace import Workplace
-    from .tracking.store import check_reference, connect, reaching, resolve_uri
-    from .training.proof import Function, words_of
+    from ..formatting import mask_uri
+    from ..results import registry
+    from ..results.restore import dumps
+    from ..storage.home import find_home, settle
+    from ..storage.workplace import Workplace
+    from ..tracking.store import check_reference, connect, reaching, resolve_uri
+    from ..training.proof import Function, words_of
 
     registry.check_names(name, alias)
     check_reference(run)
@@ -209,11 +209,11 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
     bestrun runs --sort images_per_second --columns run,images_per_second,training.batch_size,tags.author
     bestrun runs --csv > runs.csv
     """
-    from . import table
-    from .storage.home import find_home
-    from .tracking.listing import FIELDS, check_columns, list_runs
-    from .tracking.listing import as_json as rows_as_json
-    from .tracking.store import connect, reaching, resolve_uri
+    from ..storage.home import find_home
+    from ..tracking.listing import FIELDS, check_columns, list_runs
+    from ..tracking.listing import as_json as rows_as_json
+    from ..tracking.store import connect, reaching, resolve_uri
+    from . import run_table as table
 
     if as_json and as_csv:
         raise SettingsError("--json --csv: only one of them can stand on stdout")
@@ -242,7 +242,7 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
 @json_option
 def show(run: str, as_json: bool, **where: str | None) -> None:
     """What a run was, how it went, why it stopped, where everything is."""
-    from .results import show as told
+    from ..results import show as told
 
     (record,) = find_records((run,), **where)
     if as_json:
@@ -257,7 +257,7 @@ def show(run: str, as_json: bool, **where: str | None) -> None:
 @json_option
 def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:
     """Runs side by side: their best, the settings that differ, code, data, versions, and who confuses what."""
-    from .results import compare as compared
+    from ..results import compare as compared
 
     records = find_records(runs, **where)
     found = compared.comparison(records)
@@ -280,8 +280,8 @@ def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json:
     bestrun rerun RUN                  on the same machine and code: the same result, bit by bit
     bestrun rerun RUN seed=1           with other settings
     """
-    from .run.rerun import rerun as again
-    from .storage.home import find_home
+    from ..run.rerun import rerun as again
+    from ..storage.home import find_home
 
     home = find_home(writes=True)
     (record,) = find_records((run,), **where)
@@ -294,10 +294,10 @@ def rerun(run: str, overrides: tuple[str, ...], allow_other_data: bool, as_json:
 @json_option
 def sweep(name: str | None, as_json: bool) -> None:
     """What a sweep came to so far: its trials best first, cost, importances. Without NAME: all sweeps."""
-    from .storage.home import find_home
-    from .sweep.board import report_lines
-    from .sweep.manifest import read_manifest, sweep_names
-    from .sweep.summary import summary
+    from ..storage.home import find_home
+    from ..sweep.board import report_lines
+    from ..sweep.manifest import read_manifest, sweep_names
+    from ..sweep.summary import summary
 
     home = find_home()
     found = [read_manifest(home, each) for each in ([name] if name else sweep_names(home))]
@@ -327,12 +327,12 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     bestrun report RUN RUN data.path=FILE      several; says where their data is on this machine
     bestrun report --sweep NAME                a sweep: its trials, what mattered, its best runs
     """
+    from ..storage.folder import write_atomically
+    from ..storage.home import find_home
+    from ..sweep.manifest import read_manifest
+    from ..tracking.store import resolve_uri
+    from ..views.screen import Screen
     from . import report as told
-    from .storage.folder import write_atomically
-    from .storage.home import find_home
-    from .sweep.manifest import read_manifest
-    from .tracking.store import resolve_uri
-    from .views.screen import Screen
 
     references = tuple(word for word in runs if "=" not in word)
     overrides = [word for word in runs if "=" in word]

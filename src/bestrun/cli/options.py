@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import click
 
-from .terminal import say
+from ..terminal import say
 
 RUN_HELP = """
 \b
@@ -42,18 +42,18 @@ def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -> Any:
-    from .results.restore import fetch
-    from .storage.home import find_home
-    from .tracking.store import resolve_uri
+    from ..results.restore import fetch
+    from ..storage.home import find_home
+    from ..tracking.store import resolve_uri
 
     home = find_home()
     return fetch(run, home=home, uri=resolve_uri(tracking_uri, home), to=to, **lookup)
 
 
 def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup: str | None) -> list[Any]:
-    from .results.record import find_record
-    from .storage.home import find_home
-    from .tracking.store import resolve_uri
+    from ..results.record import find_record
+    from ..storage.home import find_home
+    from ..tracking.store import resolve_uri
 
     home = find_home()
     uri = resolve_uri(tracking_uri, home)
@@ -61,7 +61,7 @@ def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup
 
 
 def screen_for(config: Any, as_json: bool) -> Any:
-    from .views.screen import Screen
+    from ..views.screen import Screen
 
     training = config.training
     return Screen(total_steps=training.max_steps, batch_size=training.batch_size, stderr=as_json)

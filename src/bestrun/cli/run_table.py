@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from .formatting import ago, shown, shown_value
-from .tracking.listing import FIELDS, TITLES, Row, value
+from ..formatting import ago, shown, shown_value
+from ..tracking.listing import FIELDS, TITLES, Row, value
 
 COLUMNS = ("run", "ID", "state", "best", "step", "started", "test", "experiment")
 ALWAYS = ("run_name", "run_id")

@@ -12,12 +12,12 @@ from typing import NoReturn
 
 import click
 
-from . import __version__, signals
-from .environment import refuse_windows
-from .errors import BestrunError
+from .. import __version__, signals
+from ..environment import refuse_windows
+from ..errors import BestrunError
+from ..terminal import say, say_lines
 from .options import RUN_HELP, finish, json_option, screen_for, tracking_option
 from .past import VERBS
-from .terminal import say, say_lines
 
 EXIT_CODES = """
 \b
@@ -61,8 +61,8 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
     bestrun train -m sweep=study sweep.name=night1          Optuna chooses and prunes; the same line goes on
     bestrun train -m sweep=seeds                            one configuration, five seeds
     """
-    from .settings.compose import compose, settings_help
-    from .settings.config import to_yaml
+    from ..settings.compose import compose, settings_help
+    from ..settings.config import to_yaml
 
     if wants_help:
         say(click.get_current_context().get_help())
@@ -75,8 +75,8 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
     if cfg:
         say(to_yaml(composed.config).removesuffix("\n"))
         return
-    from .run.start import start
-    from .storage.home import find_home
+    from ..run.start import start
+    from ..storage.home import find_home
 
     home, config = find_home(writes=True), composed.config
     result = start(composed, home=home, screen=screen_for(config, as_json))
@@ -86,16 +86,16 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
 def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoReturn:
     import yaml
 
-    from .formatting import mask_uri
-    from .storage.home import find_home
-    from .sweep.space import plan
+    from ..formatting import mask_uri
+    from ..storage.home import find_home
+    from ..sweep.space import plan
 
     if cfg:
         planned = plan(overrides)
         described = planned.says() | {"overrides": list(map(mask_uri, planned.base)), "trials": planned.points}
         say(yaml.safe_dump(described, sort_keys=False).removesuffix("\n"))
         sys.exit(0)
-    from .sweep.scheduler import run_sweep
+    from ..sweep.scheduler import run_sweep
 
     outcome = run_sweep(overrides, home=find_home(writes=True), stderr=as_json)
     if as_json:
@@ -121,11 +121,11 @@ def resume(
     \b
     bestrun resume RUN training.max_steps=20000
     """
-    from .run.resume import choose
-    from .run.resume import resume as go_on
-    from .settings.compose import read_config
-    from .storage.home import find_home
-    from .tracking.store import resolve_uri
+    from ..run.resume import choose
+    from ..run.resume import resume as go_on
+    from ..settings.compose import read_config
+    from ..storage.home import find_home
+    from ..tracking.store import resolve_uri
 
     words = [run, *overrides] if run else []
     if run and "=" in run:  # no RUN, settings only
@@ -146,9 +146,9 @@ def resume(
 @json_option
 def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
     """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
-    from .storage.home import find_home
-    from .tracking.store import local_folder, run_folders
-    from .tracking.sync import sync as send
+    from ..storage.home import find_home
+    from ..tracking.store import local_folder, run_folders
+    from ..tracking.sync import sync as send
 
     home = find_home(writes=True)
     folders = [local_folder(home, run)] if run and not everything else run_folders(home)
@@ -180,9 +180,9 @@ def pack(folder: str, file: str, size: str | None) -> None:
     left out is listed by kind: other files, and pictures in folders inside a class.
     """
 
-    from .data.pack import pack as make
-    from .data.pack import report_lines
-    from .views.screen import reading
+    from ..data.pack import pack as make
+    from ..data.pack import report_lines
+    from ..views.screen import reading
 
     say_lines(report_lines(make(Path(folder), Path(file), size, progress=reading)))
 
@@ -194,9 +194,9 @@ def pack(folder: str, file: str, size: str | None) -> None:
 @tracking_option
 def ui(port: int, tracking_uri: str | None) -> None:
     """The MLflow page of this store, on 127.0.0.1; Ctrl-C ends it."""
-    from .storage.home import find_home
-    from .tracking.server import serve
-    from .tracking.store import resolve_uri
+    from ..storage.home import find_home
+    from ..tracking.server import serve
+    from ..tracking.store import resolve_uri
 
     home = find_home(writes=True)
     sys.exit(serve(resolve_uri(tracking_uri, home), port, home))
