@@ -1,4 +1,4 @@
-"""A network of one's own: its settings follow from its file in conf/model/, its function stands in training/model.py."""
+"""A network of one's own: its settings follow from its file in conf/model/, its function stands in training/."""
 
 import ast
 import re
