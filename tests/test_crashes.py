@@ -111,6 +111,7 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
         The step it went on from.
     """
     from bestrun.run.gallery import Gallery
+    from bestrun.run.start import Watchers
     from bestrun.storage.checkpoint import newest_checkpoint
     from bestrun.storage.folder import write_atomically
     from bestrun.storage.history import History
@@ -138,7 +139,7 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
         found = newest_checkpoint(folder, journal)
         with contextlib.closing(Gallery(folder, journal, _data(), config)) as gallery:
             screen = _MirrorEachEvaluation(sender, absent)
-            outcome = loop.train(config, _data(), folder, journal, screen=screen, gallery=gallery)
+            outcome = loop.train(config, _data(), folder, journal, watcher=Watchers(screen, gallery))
         journal.append("stopped", reason=outcome.reason, step=outcome.step, best=None)
         sender.catch_up()
         journal.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -19,10 +19,10 @@ from ..results.restore import source_checkpoint
 from ..settings.compose import Composed
 from ..settings.config import Config, Own, digest, flatten, to_yaml
 from ..signals import Interrupted, Signals
-from ..storage.checkpoint import Checkpoint
+from ..storage.checkpoint import Checkpoint, LoopState, Tensors
 from ..storage.folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
 from ..storage.history import History
-from ..storage.journal import Journal
+from ..storage.journal import Event, Journal
 from ..storage.provenance import code, computed_by
 from ..storage.reasons import STATUS
 from ..tracking import page
@@ -30,6 +30,10 @@ from ..tracking.direct import refuse_unusable
 from ..tracking.mirror import Mirror
 from ..tracking.store import resolve_uri
 from ..views.screen import Screen
+
+if TYPE_CHECKING:  # TensorFlow is imported once a run is on disk
+    from ..training.evaluation import Array, Predict
+    from .gallery import Gallery
 
 log = logging.getLogger("bestrun")
 
@@ -56,6 +60,26 @@ class Result:
     seconds: float
     mirrored: bool = field(default=True)
     exit_code: int = field(default=0)
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """The screen and the gallery, as the loop's one watcher."""
+
+    screen: Screen
+    gallery: "Gallery"
+
+    def progress(self, state: LoopState) -> None:
+        self.screen.progress(state)
+
+    def evaluation(self, entry: Event, state: LoopState) -> None:
+        self.screen.evaluation(entry, state)
+
+    def offer(self, step: int, tensors: Tensors, logits: "Array") -> None:
+        self.gallery.offer(step, tensors, logits)
+
+    def finish(self, best_step: int, variables: Mapping[str, Any], predict: "Predict") -> None:
+        self.gallery.finish(best_step, variables, predict)
 
 
 class UnwrittenError(BestrunError):
@@ -208,8 +232,7 @@ def carry_through(
                     data,
                     folder,
                     journal,
-                    screen=screen,
-                    gallery=gallery,
+                    watcher=Watchers(screen, gallery),
                     interrupted=lambda: signals.reason() or asked(),
                     initial=initial,
                 )

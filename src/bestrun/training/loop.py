@@ -5,15 +5,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from ..data.dataset import Dataset, Split, batch_indices
-from ..run.gallery import Gallery
 from ..settings.config import Config
 from ..storage.checkpoint import (
     Checkpoint,
@@ -29,12 +25,12 @@ from ..storage.folder import RunFolder, fault, write_atomically
 from ..storage.journal import Event, Journal
 from ..storage.provenance import computed_by
 from ..storage.reasons import stop_reason as stop_rule
-from ..views.screen import Screen
-from . import device, proof
-from .augmentation import AUGMENTATIONS
-from .evaluation import are_probabilities, compile_predict, confusions, figures
+from . import proof
+from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
 from .schedules import learning_rates
+from .steps import compile_steps
+from .watcher import Watcher
 
 log = logging.getLogger("bestrun")
 
@@ -56,15 +52,14 @@ def train(
     folder: RunFolder,
     journal: Journal,
     *,
-    screen: Screen,
-    gallery: Gallery,
+    watcher: Watcher,
     interrupted: Callable[[], str | None] = lambda: None,
     initial: Checkpoint | None = None,
 ) -> Outcome:
     """Train until nothing improves, and leave the best and the newest state in the run folder.
 
     Args:
-        gallery: draws the network as it learns.
+        watcher: told of steps and evaluations.
         interrupted: asked between chunks of steps; a stop reason ends the run with everything saved.
         initial: weights to start from where the folder holds none (`from_run`).
 
@@ -116,13 +111,7 @@ def train(
             began = time.perf_counter()
             steps = min(chunk, due - state.step)
             batches = batch_indices(config.seed, state.step, steps, settings.batch_size, len(data.train))
-            rates = learning_rates(
-                peak=config.optimizer.learning_rate,
-                first_step=state.step,
-                steps=steps,
-                total=settings.max_steps,
-                **dict(config.schedule),
-            )
+            rates = rates_of(config, state.step, steps)
             loss_sum, correct, diverged_at = run_steps(batches, rates, state.step, state.loss_sum, state.correct)
             if diverged_at >= 0:  # `last` stays as it was: good weights, from before
                 return Outcome("diverged", diverged_at, state)
@@ -137,63 +126,101 @@ def train(
             )
             # The result does not depend on how steps are cut into chunks, so their size may follow the clock
             chunk = max(1, min(100, int(steps / seconds * CHUNK_SECONDS)))
-            screen.progress(state)
+            watcher.progress(state)
 
         # Evaluate: one exact pass over the validation split, and the training figures since the last one.
         rate = (state.images - interval_images) / (time.perf_counter() - interval_began) if state.images else None
         began = time.perf_counter()
-        with np.errstate(all="ignore"):  # what is not finite is told below, not by NumPy
-            logits = predict(data.validation.images)
-            validation = figures(logits, data.validation.labels)
-        if state.step == 0 and are_probabilities(logits):
-            log.warning("the network's outputs look like probabilities; training takes logits: remove its last softmax")
+        logits, entry = evaluate(predict, data.validation, state, settings.batch_size)
+        entry["images_per_second"] = rate
         tensors = read_variables(variables)
-        if not (math.isfinite(validation.loss) and is_finite(tensors)):
+        if not (math.isfinite(entry["val/loss"]) and is_finite(tensors)):
             return Outcome("diverged", state.step, state)
-        entry: Event = {
-            "step": state.step,
-            "train/loss": state.loss_sum * settings.batch_size / state.images if state.images else None,
-            "train/accuracy": state.correct / state.images if state.images else None,
-            "val/loss": validation.loss,
-            "val/accuracy": validation.accuracy,
-            "images_per_second": rate,
-        }
         known = journal.find("evaluation", step=state.step)
         if known:  # a crash made us repeat this interval: what was written first stays the truth
-            compare(known, entry, journal)
+            check_repeated(known, entry, journal)
             entry = known
         else:
-            value = entry[objective.metric]
-            entry["improved"] = state.step > 0 and objective.improves(value, state.best_value)
+            entry["improved"] = state.step > 0 and objective.improves(entry[objective.metric], state.best_value)
         if entry["improved"]:
             state = replace(state, best_step=state.step, best_value=entry[objective.metric])
         state = replace(state, loss_sum=0.0, correct=0, images=0, seconds=state.seconds + time.perf_counter() - began)
 
-        # Test, then commit; the order is what survives a crash. First the new best, under a name of its own: a crash
-        # here leaves a file that no journal line names, and the repeated evaluation writes it again.
+        # Test, then commit.
         replies = proof.answers(model, predict, data.image_shape)
         encoded = encode(tensors, state, **stamp, answers=replies, made_on=made_on)
-        best = folder.best(state.step)
-        lost = known and known["improved"] and not is_recorded(best, known["sha256"])
-        if entry["improved"] and (lost or not known):
-            entry = entry | {"checkpoint": best.name, "sha256": save(best, encoded)}
-            entry["confusions"] = confusions(logits, data.validation.labels)
-        if lost or not known:  # the line of a lost best stands twice, with one time: for MLflow it is the same row
-            entry = journal.append(**{"event": "evaluation", **entry})
-        # A crash here leaves an older `last`: the interval is repeated, and arrives at the line just written.
-        fault("F9")
-        write_atomically(folder.last, encoded)
-        # Only now is the older best of no more use: a `last` that names it is gone.
-        fault("F10")
-        remove_older(folder.bests(), keep=folder.best(state.best_step))
-        screen.evaluation(entry, state)
+        confused = confusions(logits, data.validation.labels) if entry["improved"] else []
+        entry = commit(entry, known, encoded, confused, state.best_step, folder, journal)
+        watcher.evaluation(entry, state)
         if entry["improved"] or state.step == 0:
-            gallery.offer(state.step, tensors, logits)
+            watcher.offer(state.step, tensors, logits)
 
     # A crash at the last evaluation came before its older best was deleted, and the loop above was not entered again
     remove_older(folder.bests(), keep=folder.best(state.best_step))
-    gallery.finish(state.best_step, variables, predict)
+    watcher.finish(state.best_step, variables, predict)
     return Outcome(reason, state.step, state)
+
+
+def evaluate(predict: Predict, validation: Split, state: LoopState, batch_size: int) -> tuple[Array, Event]:
+    """The logits on the validation split, and the figures of the journal line: of it, and of training since the last.
+
+    A loss in nats an image, an accuracy as a share; those of training are None where nothing was trained since.
+    """
+    with np.errstate(all="ignore"):  # what is not finite is told by the loop, not by NumPy
+        logits = predict(validation.images)
+        found = figures(logits, validation.labels)
+    if state.step == 0 and are_probabilities(logits):
+        log.warning("the network's outputs look like probabilities; training takes logits: remove its last softmax")
+    entry: Event = {
+        "step": state.step,
+        "train/loss": state.loss_sum * batch_size / state.images if state.images else None,
+        "train/accuracy": state.correct / state.images if state.images else None,
+        "val/loss": found.loss,
+        "val/accuracy": found.accuracy,
+    }
+    return logits, entry
+
+
+def commit(
+    entry: Event,
+    known: Event | None,
+    encoded: bytes,
+    confused: list[list[int]],
+    best_step: int,
+    folder: RunFolder,
+    journal: Journal,
+) -> Event:
+    """Write an evaluation: its best checkpoint, its journal line, `last`. The order is what survives a crash.
+
+    Args:
+        entry: the line; where the evaluation is repeated, the one that was written first.
+        known: the line that the journal has of this step already, after a crash.
+        encoded: the checkpoint.
+        confused: what the network took for what, for the line of a best.
+
+    Returns:
+        The line as it stands in the journal.
+    """
+    best = folder.best(entry["step"])
+    # The new best first, under a name of its own: a crash here leaves a file that no line names, and the repeated
+    # evaluation writes it again.
+    if known is None and entry["improved"]:  # new, and better
+        line = {**entry, "checkpoint": best.name, "sha256": save(best, encoded), "confusions": confused}
+        entry = journal.append("evaluation", **line)
+    elif known is None:  # new, and no better
+        entry = journal.append("evaluation", **entry)
+    elif known["improved"] and not is_recorded(best, known["sha256"]):  # repeated, and its best is lost
+        # Its line stands twice, with one time: for MLflow it is the same row
+        line = {**entry, "checkpoint": best.name, "sha256": save(best, encoded), "confusions": confused}
+        entry = journal.append(**line)
+    # Else repeated, and all of it is there. A crash here leaves an older `last`: the interval is repeated, and arrives
+    # at the line just written.
+    fault("F9")
+    write_atomically(folder.last, encoded)
+    # Only now is the older best of no more use: a `last` that names it is gone.
+    fault("F10")
+    remove_older(folder.bests(), keep=folder.best(best_step))
+    return entry
 
 
 def stop_reason(state: LoopState, config: Config) -> str | None:
@@ -213,6 +240,17 @@ def next_evaluation(step: int, config: Config) -> int:
     """The first step after this one to evaluate at: a multiple of the interval, or the last step."""
     every = config.training.evaluate_every_steps
     return min((step // every + 1) * every, config.training.max_steps)
+
+
+def rates_of(config: Config, first_step: int, steps: int) -> Array:
+    """The learning rate of each of these steps: float32 (steps,)."""
+    return learning_rates(
+        peak=config.optimizer.learning_rate,
+        first_step=first_step,
+        steps=steps,
+        total=config.training.max_steps,
+        **dict(config.schedule),
+    )
 
 
 def is_finite(tensors: Tensors) -> bool:
@@ -235,67 +273,10 @@ def tell_of_another_function(source: Checkpoint, replies: proof.Answers, config:
         log.warning("%s: the network's function is another one now, its code was changed: %s", source.path, found.words)
 
 
-def compare(known: Event, entry: Event, journal: Journal) -> None:
+def check_repeated(known: Event, entry: Event, journal: Journal) -> None:
     """A repeated evaluation must say what the journal says; if not (another machine), that is recorded and told."""
     keys = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
     differing = {key: [known.get(key), entry[key]] for key in keys if known.get(key) != entry[key]}
     if differing and not journal.find("diverges", step=entry["step"]):
         journal.append("diverges", step=entry["step"], figures=differing)
         log.warning("step %d: differs from what was recorded: other versions, processor or threads?", entry["step"])
-
-
-def compile_steps(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, train: Split, config: Config
-) -> Callable[..., Any]:
-    """Many optimizer updates in one call into TensorFlow; going back to Python for each costs a tenth of the speed.
-
-    Returns:
-        A function of (batches: int32 indices (steps, batch size), rates: float32 (steps,), first step, loss sum,
-        correct) -> (loss sum, correct, step at which the loss stopped being finite or -1). The sums go in and out, so
-        that they are added up in one order, however the steps are cut into calls.
-    """
-    images, labels = tf.constant(train.images), tf.constant(train.labels.astype("int32"))
-    weights, smoothing = model.trainable_variables, config.training.label_smoothing
-    # A layer with a state of its own (batch norm's averages, dropout's seed) must see the batch as a whole
-    parts = 1 if model.non_trainable_variables else device.parts()
-    sizes = [len(part) for part in np.array_split(range(config.training.batch_size), parts) if len(part)]
-    augment = partial(AUGMENTATIONS[config.augmentation.name], **config.augmentation.model_dump(exclude={"name"}))
-
-    @tf.function(  # type: ignore[untyped-decorator]
-        input_signature=[
-            tf.TensorSpec([None, None], tf.int32),
-            tf.TensorSpec([None], tf.float32),
-            tf.TensorSpec([], tf.int64),
-            tf.TensorSpec([], tf.float64),
-            tf.TensorSpec([], tf.int64),
-        ]
-    )
-    def run(batches: Any, rates: Any, first_step: Any, loss_sum: Any, correct: Any) -> Any:
-        diverged_at = tf.constant(-1, tf.int64)
-        for i in tf.range(tf.shape(batches)[0]):
-            batch = augment(tf.gather(images, batches[i]), config.seed, first_step + tf.cast(i, tf.int64))
-            gradients, loss = [], 0.0
-            for x, y in zip(tf.split(batch, sizes), tf.split(tf.gather(labels, batches[i]), sizes), strict=True):
-                with tf.GradientTape() as tape:
-                    logits = model(x, training=True)
-                    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-                    if smoothing:  # that share of each label spread over all classes: the difference it makes
-                        right = tf.gather(logits, y, axis=1, batch_dims=1)
-                        losses += smoothing * (right - tf.reduce_mean(logits, axis=1))
-                    part = tf.reduce_sum(losses) / sum(sizes)
-                gradients.append(tape.gradient(part, weights))
-                loss += part
-                hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y)
-                correct += tf.reduce_sum(tf.cast(hits, tf.int64))
-            optimizer.learning_rate = rates[i]
-            optimizer.apply([tf.add_n(each) for each in zip(*gradients, strict=True)], weights)
-            loss_sum += tf.cast(loss, tf.float64)
-            bad = tf.logical_and(diverged_at < 0, tf.logical_not(tf.math.is_finite(loss)))
-            diverged_at = tf.where(bad, first_step + tf.cast(i, tf.int64) + 1, diverged_at)
-        return loss_sum, correct, diverged_at
-
-    def run_steps(*arguments: Any) -> tuple[float, int, int]:
-        loss_sum, correct, diverged_at = run(*arguments)
-        return float(loss_sum), int(correct), int(diverged_at)
-
-    return run_steps
