@@ -137,7 +137,7 @@ class Server:
 
     def __init__(self, folder: Path, library: Path) -> None:
         self.address = str(folder / "socket")
-        environment = os.environ | {"LD_PRELOAD": str(library)}
+        environment = os.environ | {"LD_PRELOAD": str(library), "PYTHONSAFEPATH": ""}  # it imports conftest.py
         self._log = open(folder / "server.log", "wb")  # noqa: SIM115  (as long as the server)
         words = [sys.executable, __file__, self.address]
         self._process = subprocess.Popen(

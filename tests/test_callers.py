@@ -326,19 +326,17 @@ def test_without_sched_getaffinity_processors_are_counted(monkeypatch):
     assert environment.processors() == os.cpu_count() == provenance.available_threads(None)
 
 
-def test_windows_is_told_of_wsl_in_one_line(monkeypatch, capsys):
+def _on_windows():
+    environment.importlib.util.find_spec = lambda name: None
+    sys.argv = ["bestrun", "runs"]
+    cli.main()
+
+
+def test_windows_is_told_of_wsl_in_one_line(start_process, monkeypatch):
+    result = start_process(_on_windows).wait()
+    (line,) = result.err.splitlines()
+    assert result.code == 2 and line.startswith("error: Windows has no file locks") and "wsl --install" in line
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["bestrun", "runs"])
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: Windows has no file locks") and "wsl --install" in line
     with pytest.raises(SettingsError):
         package.__getattr__("train")
 
