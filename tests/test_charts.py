@@ -118,6 +118,16 @@ def test_parallel_coordinates_are_readable_and_no_line_runs_along_the_frame(tria
     assert not any(text.get_text() == "seed" for text in figure.axes[0].texts), "a setting that never varies"
 
 
+@pytest.mark.parametrize(("direction", "best"), [("maximize", [0.7, 0.9, 0.9]), ("minimize", [0.7, 0.7, 0.6])])
+def test_the_history_of_a_sweep_shows_each_trial_and_the_best_so_far_of_the_complete_ones(monkeypatch, direction, best):
+    values, complete = [0.7, None, 0.9, 0.99, 0.6], [True, False, True, False, True]
+    figure = charts.history_figure(values, complete, {"metric": "val/accuracy", "direction": direction}, "sweep s")
+    assert_readable(figure, monkeypatch)
+    shown = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in figure.axes[0].lines}
+    assert shown["complete"] == [(0, 0.7), (2, 0.9), (4, 0.6)] and shown["pruned or failed"] == [(3, 0.99)]
+    assert shown["best so far"] == list(zip([0, 2, 4], best, strict=True))
+
+
 def test_parallel_coordinates_take_a_hundred_choices(monkeypatch):
     points = [{"data.path": f"/data/class-{index:03d}.npz", "seed": str(index)} for index in range(100)]
     figure = charts.parallel_coordinates_figure(points, list(RANDOM.random(100)), [True] * 100, MAXIMIZE, "sweep s")

@@ -6,7 +6,7 @@ from typing import Any
 from ..errors import SettingsError
 from ..storage.workplace import Workplace
 from ..tracking.sender import send_model
-from ..tracking.store import ALIAS, REFERENCE, Store
+from ..tracking.store import ALIAS, REFERENCE, Store, make_registered_model
 from ..training.proof import Function
 from .export import folder_digest, model_path, write_mlflow_model
 from .restore import Fetched, identity
@@ -70,13 +70,7 @@ def _version(client: Any, name: str, run: Any, path: str) -> Any:
 
 
 def _create(client: Any, name: str, run: Any, path: str, fetched: Fetched) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    make_registered_model(client, name)
     step, sha256 = fetched.checkpoint.state.step, fetched.checkpoint.sha256
     return client.create_model_version(
         name,

@@ -22,12 +22,13 @@ from ..storage.history import History
 from ..storage.reasons import STATUS
 from ..tracking import page
 from ..tracking.direct import refuse_unusable
+from ..tracking.parent import Parent
 from ..tracking.sender import Sender
 from ..tracking.store import connect, reaching, resolve_uri
 from ..tracking.sync import sync
 from .board import Board, report_lines
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
-from .parent import Parent, find_or_create, outline
+from .parent import find_or_create, outline
 from .space import Plan, plan
 from .study import Study
 from .summary import summary, write_plots

@@ -1,13 +1,17 @@
-"""What a sweep came to: trials best first, cost, importances, spread over seeds; and Optuna's pictures of it."""
+"""What a sweep came to: trials best first, cost, importances, spread over seeds; and pictures of it."""
 
 import logging
 import statistics
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..storage.folder import replacing
+from ..views import charts, curves
 from .manifest import Manifest, Trial, is_running
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("bestrun")
 
@@ -132,33 +136,23 @@ def write_plots(manifest: Manifest) -> list[Path]:
     """Optimisation history, parallel coordinates and importances as PNGs in the sweep's folder."""
     if len(manifest.complete()) < 2:
         return []
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-    from optuna.visualization import matplotlib as plots
-
-    study, metric = _study(manifest), manifest.objective["metric"]
-    drawn = {
-        "optimization_history": plots.plot_optimization_history,
-        "parallel_coordinates": plots.plot_parallel_coordinate,
+    trials, objective = manifest.trials, manifest.objective
+    points, values = [trial.point for trial in trials], [trial.value for trial in trials]
+    complete = [trial.state == "complete" for trial in trials]
+    drawn: dict[str, Callable[[str], Figure]] = {
+        "optimization_history": lambda title: charts.history_figure(values, complete, objective, title),
+        "parallel_coordinates": lambda title: charts.parallel_coordinates_figure(
+            points, values, complete, objective, title
+        ),
     }
-    if has_importances(manifest):
-        drawn["importances"] = plots.plot_param_importances
+    if shares := importances(manifest):
+        drawn["importances"] = lambda title: charts.importances_figure(shares, objective["metric"], title)
     written = []
     for name, draw in drawn.items():
         path = manifest.path.with_name(f"{name}.png")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                axes = draw(study) if name == "importances" else draw(study, target_name=metric)
-                axes.set_title(f"{manifest.name}: {name.replace('_', ' ')}")
-                axes.figure.set_size_inches(10, 6)
-                with replacing(path) as file:
-                    axes.figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+            curves.write_figure(draw(f"{manifest.name}: {name.replace('_', ' ')}"), path)
             written.append(path)
         except Exception as error:  # a picture is not worth a sweep
             log.warning("%s: not drawn: %s; the same line again draws it", path.name, error)
-        finally:
-            pyplot.close("all")
     return written

@@ -540,3 +540,14 @@ def _begun(folder: RunFolder) -> float:
         return folder.config.stat().st_mtime
     except OSError:
         return 0
+
+
+def make_registered_model(client: Any, name: str) -> None:
+    """See that the registry has a model of this name."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

@@ -5,6 +5,7 @@ Colours are Okabe and Ito's and viridis: told apart with any kind of colour blin
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -169,6 +170,35 @@ def parallel_coordinates_figure(
     axes.spines[:].set_visible(False)
     label = f"{objective['metric']} ({_unit(objective['metric'])}), complete trials"
     figure.colorbar(colours, ax=axes, label=label, shrink=0.8, pad=0.02)
+    return figure
+
+
+def history_figure(
+    values: Sequence[float | None], complete: Sequence[bool], objective: Mapping[str, str], title: str
+) -> Figure:
+    """What each trial reached, in their order, and the best so far; grey was not trained to its end.
+
+    Args:
+        values: the objective of each trial; None leaves no point.
+        objective: metric and direction.
+    """
+    figure = new_figure(8.0, 5.0)
+    axes = figure.add_subplot()
+    axes.set_title(title, parse_math=False, fontsize=11)
+    better = max if objective["direction"] == "maximize" else min
+    for is_whole, colour, label in ((True, COLOURS[0], "complete"), (False, "0.7", "pruned or failed")):
+        drawn = [
+            (number, value) for number, value in enumerate(values) if value is not None and complete[number] == is_whole
+        ]
+        if drawn:
+            axes.plot(*zip(*drawn, strict=True), "o", color=colour, markersize=4, label=label)
+        if drawn and is_whole:
+            best = list(itertools.accumulate((value for _, value in drawn), better))
+            numbers = [number for number, _ in drawn]
+            axes.plot(numbers, best, color=COLOURS[1], drawstyle="steps-post", label="best so far")
+    axes.set(xlabel="trial", ylabel=f"{objective['metric']} ({_unit(objective['metric'])})")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     return figure
 
 

@@ -31,7 +31,7 @@ MOST_FILTERS = 48
 
 def confusion_matrix_picture(matrix: NDArray[np.integer[Any]], title: str, path: Path) -> None:
     """Write `matrix` (rows: true class, columns: predicted class, values: images) as a PNG."""
-    _write(confusion_matrix_figure(matrix, title), path)
+    write_figure(confusion_matrix_figure(matrix, title), path)
 
 
 def example_errors_picture(
@@ -43,19 +43,19 @@ def example_errors_picture(
     most: int = 9,
 ) -> None:
     """Write the first `most` wrongly classified `images` (n, height, width, channels) as a PNG."""
-    _write(example_errors_figure(images, labels, predictions, title, most), path)
+    write_figure(example_errors_figure(images, labels, predictions, title, most), path)
 
 
 def filters_picture(kernel: NDArray[np.floating[Any]], title: str, path: Path) -> None:
     """Write a convolution layer's `kernel` (height, width, input channels, filters) as a PNG."""
-    _write(filters_figure(kernel, title), path)
+    write_figure(filters_figure(kernel, title), path)
 
 
 def curves_picture(
     history: Sequence[Mapping[str, Any]], best_step: int | None, title: str, path: Path, resumed: Sequence[int] = ()
 ) -> None:
     """Write accuracy and loss over the steps of `history`, the journal's evaluations, as a PNG."""
-    _write(curves_figure(history, best_step, title, resumed), path)
+    write_figure(curves_figure(history, best_step, title, resumed), path)
 
 
 def confusion_matrix_text(matrix: NDArray[np.integer[Any]]) -> str:
@@ -288,7 +288,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
     """Replace `path` by the figure at once: whoever reads it, the mirror's thread too, finds all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:

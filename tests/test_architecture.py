@@ -1,0 +1,196 @@
+"""The rules of the house: who may import whom, and where each library is used. docs/architecture.md says why."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import bestrun as package
+
+ROOT = Path(package.__file__).parent
+PACKAGES = ["cli", "api", "sweep", "run", "results", "training", "tracking", "data", "views", "settings", "storage"]
+GROUND = ["environment", "errors", "formatting", "guard", "signals", "terminal"]
+STRANGERS = [{"training", "tracking"}, {"data", "views", "settings"}]  # do not know each other
+
+# library -> where it may be imported; below "inside functions", everywhere else in a module's own body as well
+WHERE = {
+    "tensorflow": ("training/", "results/export.py", "results/serving.py"),
+    "keras": ("training/", "results/export.py", "results/serving.py"),
+    "mlflow": ("tracking/", "results/export.py", "results/serving.py"),
+    "matplotlib": ("views/",),
+    "optuna": ("sweep/",),
+    "hydra": ("settings/", "sweep/space.py"),
+    "omegaconf": ("settings/", "sweep/space.py"),
+    "ray": ("sweep/workers.py",),
+    "click": ("cli/",),
+    "rich": ("views/screen.py", "sweep/board.py", "cli/"),
+}
+HEAVY = {"tensorflow": "training/", "keras": "training/", "mlflow": "", "matplotlib": "", "optuna": "", "hydra": ""}
+HEAVY |= {"omegaconf": "", "ray": "", "pandas": "", "sqlalchemy": ""}  # at the top of a module only there
+STANDALONE = "results/serving.py"  # MLflow copies it into models: it imports nothing of ours, and all it needs
+VAGUE = {"utils", "util", "helpers", "common", "misc", "base", "core"}
+FUNCTIONS = {"runs", "train", "load_run", "network", "dataset", "metric", "augmentation"}  # public, now or soon
+
+
+@dataclass(frozen=True)
+class Import:
+    """One `import` line: file and line, what is imported, and whether it stands in a function."""
+
+    file: str
+    line: int
+    target: str
+    is_ours: bool
+    is_deferred: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.target}"
+
+
+def imports(file: str, text: str) -> Iterator[Import]:
+    """All imports of a file, those of ours as `package.module`; what only a type checker sees is left out."""
+    inside = Path(file).with_suffix("").parts[:-1]
+
+    def visit(node: ast.AST, deferred: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(file, child.lineno, alias.name, False, deferred)
+            elif isinstance(child, ast.ImportFrom) and not child.level:
+                yield Import(file, child.lineno, child.module or "", False, deferred)
+            elif isinstance(child, ast.ImportFrom):
+                base = inside[: len(inside) - child.level + 1]
+                for alias in child.names:
+                    target = ".".join([*base, *([child.module] if child.module else []), alias.name])
+                    yield Import(file, child.lineno, target, True, deferred)
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from visit(child, deferred or is_function)
+
+    yield from visit(ast.parse(text), False)
+
+
+FILES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(ROOT.rglob("*.py"))}
+IMPORTS = [line for file, text in FILES.items() for line in imports(file, text)]
+
+
+def home_of(file: str) -> str:
+    """The package, or the file at the top."""
+    return Path(file).parts[0].removesuffix(".py")
+
+
+def wrong_arrows(lines: list[Import]) -> list[str]:
+    found = []
+    for line in lines:
+        mine, theirs = home_of(line.file), line.target.partition(".")[0]
+        if not line.is_ours or mine == theirs or theirs in (*GROUND, "__version__") or mine.startswith("__"):
+            continue
+        if mine in GROUND:
+            found.append(f"{line}: the ground knows no package; give it plain values")
+        elif any({mine, theirs} <= group for group in STRANGERS):
+            found.append(f"{line}: {mine} and {theirs} do not know each other; a package above both joins them")
+        elif PACKAGES.index(mine) > PACKAGES.index(theirs):
+            found.append(f"{line}: {theirs} stands above {mine}; move what both need down, or hand it in")
+    return found
+
+
+def misplaced(lines: list[Import]) -> list[str]:
+    found = []
+    for line in lines:
+        library = line.target.partition(".")[0]
+        if line.is_ours:
+            continue
+        if library in WHERE and not line.file.startswith(WHERE[library]):
+            found.append(f"{line}: {library} is used only in {', '.join(WHERE[library])}; put the function there")
+        its_own = bool(HEAVY.get(library)) and line.file.startswith(HEAVY[library])
+        if library in HEAVY and not (line.is_deferred or its_own or line.file == STANDALONE):
+            found.append(f"{line}: import it inside the function that needs it: `bestrun --help` would load it")
+        if line.target.startswith("matplotlib.pyplot") or line.target == "pylab":
+            found.append(f"{line}: pyplot keeps figures for the process; use views.curves.new_figure")
+    return found
+
+
+def circles(lines: list[Import]) -> list[list[str]]:
+    """Circles of modules that import each other when they are imported."""
+    modules = {file.removesuffix(".py").replace("/", ".") for file in FILES}
+    arrows: dict[str, set[str]] = {}
+    for line in lines:
+        if line.is_ours and not line.is_deferred:
+            target = line.target if line.target in modules else line.target.rpartition(".")[0]
+            arrows.setdefault(line.file.removesuffix(".py").replace("/", "."), set()).add(target)
+    found: list[list[str]] = []
+
+    def walk(module: str, way: list[str]) -> None:
+        for target in sorted(arrows.get(module, ())):
+            if target in way:
+                found.append(way[way.index(target) :])
+            elif target not in done:
+                walk(target, [*way, target])
+        done.add(module)
+
+    done: set[str] = set()
+    for module in sorted(arrows):
+        if module not in done:
+            walk(module, [module])
+    return found
+
+
+def test_a_package_imports_only_what_stands_below_it() -> None:
+    assert wrong_arrows(IMPORTS) == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    assert circles(IMPORTS) == []
+
+
+def test_each_library_is_used_where_it_belongs_and_heavy_ones_inside_functions() -> None:
+    assert misplaced(IMPORTS) == []
+
+
+def test_every_file_has_its_package_and_names_say_what_is_inside() -> None:
+    assert {home_of(file) for file in FILES} - {"__init__", "__main__"} == {*PACKAGES, *GROUND}
+    names = {part for file in FILES for part in Path(file).with_suffix("").parts}
+    assert not names & VAGUE, "say what is inside"
+    assert not {home_of(file) for file in FILES} & FUNCTIONS, "importing it would overwrite the public function"
+    init = [file for file, text in FILES.items() if file.endswith("/__init__.py") and len(ast.parse(text).body) != 1]
+    assert not init, "an __init__ holds the reading order, and imports nothing"
+
+
+def test_every_name_that_workers_preload_can_be_imported() -> None:
+    """A fork server says nothing of one that cannot: each worker would then import TensorFlow for itself, 10 s."""
+    from importlib.util import find_spec
+
+    from bestrun.sweep.workers import PRELOAD
+
+    assert [name for name in PRELOAD if find_spec(name) is None] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("storage/folder.py", "from ..results.record import Record", "stands above storage"),
+        ("training/loop.py", "from ..tracking import sender", "do not know each other"),
+        ("data/pack.py", "def f():\n    from ..views.screen import console", "do not know each other"),
+        ("errors.py", "from .storage import folder", "the ground knows no package"),
+        ("results/record.py", "def f():\n    import mlflow", "mlflow is used only in tracking/"),
+        ("tracking/store.py", "import mlflow", "inside the function"),
+        ("sweep/study.py", "from optuna import trial", "inside the function"),
+        ("cli/report.py", "def f():\n    from matplotlib.figure import Figure", "matplotlib is used only in views/"),
+        ("views/charts.py", "def f():\n    import matplotlib.pyplot", "pyplot keeps figures"),
+        ("storage/home.py", "import click", "click is used only in cli/"),
+        ("run/start.py", "from rich.console import Console", "rich is used only in"),
+    ],
+)
+def test_the_rules_see_what_breaks_them(file: str, text: str, words: str) -> None:
+    lines = list(imports(file, text))
+    (found,) = {*wrong_arrows(lines), *misplaced(lines)}
+    assert words in found
+
+
+def test_a_circle_is_seen() -> None:
+    lines = [*imports("storage/folder.py", "from .home import x"), *imports("storage/home.py", "from .folder import y")]
+    assert circles(lines)
