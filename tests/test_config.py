@@ -129,7 +129,10 @@ def test_a_bad_value_is_refused_on_one_line_that_names_it(override: str) -> None
         (["model.filter_sizes=[63,63]", "model.num_filters=[4096,4096]"], "at most 100,000,000 allowed"),
         (["training.patience_steps=50"], "takes at least training.evaluate_every_steps=100"),
         (["training.evaluate_every_steps=10001"], "takes at most training.max_steps=10000"),
-        (["objective.metric=val/loss"], "type objective.direction=minimize"),
+        (
+            ["objective.metric=val/loss", "objective.direction=maximize"],
+            "type objective.direction=minimize, or leave it out",
+        ),
         (["optimizer.learning_rate=1e-3,1e-4"], "one run takes one value"),
         (["tracking.uri=file:///tmp"], "MLflow 3 closed its file store"),
         (["seed=${oc.env:BESTRUN_NOT_SET}"], "BESTRUN_NOT_SET"),
@@ -234,7 +237,7 @@ RECIPES = {
     "unknown option": ("model: {name: os.system}", "model=os.system: takes cnn"),
     "unknown default": ("defaults: [{override /optimizer: rmsprop}]", "optimizer/rmsprop"),
     "section as number": ("training: 3", "training=3: is a section"),
-    "contradiction": ("objective: {metric: val/loss}", "contradict each other"),
+    "contradiction": ("objective: {metric: val/loss, direction: maximize}", "contradict each other"),
 }
 
 

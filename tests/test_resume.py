@@ -491,7 +491,7 @@ def test_settings_that_would_make_another_experiment_are_refused_with_both_value
         ("data.validation_size=100", "0.1", "100"),
         ("training.batch_size=64", "16", "64"),
         ("training.evaluate_every_steps=10", "20", "10"),
-        ("objective.metric=val/loss objective.direction=minimize", "val/accuracy", "val/loss"),
+        ("objective.metric=val/loss", "val/accuracy", "val/loss"),
     ):
         result = bestrun("resume", "fixed", *words.split())
         assert result.code == 2, words

@@ -170,7 +170,7 @@ def test_images_of_another_size_colour_and_number_of_classes_train(bestrun, home
 
 
 def test_an_objective_of_loss_keeps_the_lowest_loss(bestrun, home, settings):
-    result = bestrun("train", *settings, "name=low", "objective.metric=val/loss", "objective.direction=minimize")
+    result = bestrun("train", *settings, "name=low", "objective.metric=val/loss")
     assert result.code == 0, result.err
     events, _ = read_journal(run_folder(home, "low").journal)
     losses = {event["step"]: event["val/loss"] for event in events if event["event"] == "evaluation" and event["step"]}

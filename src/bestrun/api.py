@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError
+from .metrics import keys
 from .results.record import Record, find_record
 from .settings.compose import compose
 from .settings.config import Config
@@ -74,7 +75,7 @@ class Run:
         """
         from pandas import DataFrame
 
-        columns = ["step", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second", "improved"]
+        columns = ["step", *keys("train"), *keys("val"), "images_per_second", "improved"]
         return DataFrame(self.record.evaluations, columns=columns).set_index("step")
 
     def restore(

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 
+from .metrics import metric_of
 from .terminal import one_line
 
 
@@ -50,11 +51,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def shown_value(value: float | None, metric: str) -> str:
-    """An accuracy in percent, a loss in nats."""
-    if value is None:
-        return "-"
-    return f"{100 * value:.2f} %" if metric.endswith("accuracy") else f"{value:.4f}"
+def shown_value(value: float | None, key: str) -> str:
+    """A metric as people read it: a share in percent."""
+    return metric_of(key).write(value)
 
 
 def ago(time_ms: int) -> str:

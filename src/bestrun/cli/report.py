@@ -16,6 +16,7 @@ from .. import __version__
 from ..data.dataset import Dataset, load_dataset
 from ..errors import BestrunError, DataError, SettingsError
 from ..formatting import duration, shown_point, shown_value
+from ..metrics import goodness, metric_of, objective_first
 from ..results.compare import comparison
 from ..results.record import Record, from_folder
 from ..results.restore import fetch_anywhere, rebuild, what_differs
@@ -269,13 +270,14 @@ def _compared(records: Sequence[Record]) -> list[str]:
 
 
 def _run_table(records: Sequence[Record]) -> str:
-    head = ["run", "state", "val/accuracy", "val/loss", "best step", "test accuracy", "steps", "took"]
+    figures = objective_first(records[0].metric)
+    head = ["run", "state", *figures, "best step", "test accuracy", "steps", "took"]
     rows = []
     for label, record in zip(_labels(records), records, strict=True):
         best, tested = record.best or {}, record.tested or {}
         state = record.state + (f": {record.stopped['reason']}" if record.stopped else "")
-        values = [shown_value(best.get(key), key) for key in ("val/accuracy", "val/loss")]
-        test = shown_value(tested.get("test/accuracy"), "accuracy")
+        values = [shown_value(best.get(key), key) for key in figures]
+        test = shown_value(tested.get("test/accuracy"), "test/accuracy")
         step = f"{best['step']:,}" if best else "-"
         rows.append([label, state, *values, step, test, f"{steps(record):,}", duration(record.seconds)])
     return table(head, rows, head[2:])
@@ -353,7 +355,7 @@ def _tried(manifest: Manifest, found: dict[str, Any]) -> list[str]:
         figure = charts.importances_figure(found["importances"], metric, title)
         parts += [heading("Importances"), picture(figure, caption)]
     if found["over_seeds"]:
-        scale = 100 if metric == "val/accuracy" else 1
+        scale = 100 if metric_of(metric).is_share else 1
         head = ["settings", "seeds", "mean", "worst", "standard deviation" + " (points)" * (scale == 100)]
         shown = []
         for row in found["over_seeds"]:
@@ -400,7 +402,7 @@ def _resumed(record: Record) -> list[int]:
 
 
 def _goodness(manifest: Manifest, value: float | None) -> float:
-    return (1 if manifest.objective["direction"] == "maximize" else -1) * (value or 0.0)
+    return goodness(str(manifest.objective["direction"]), value or 0.0)
 
 
 def _title(text: str) -> str:

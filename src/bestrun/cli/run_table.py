@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 
 from ..formatting import ago, shown, shown_value
+from ..metrics import keys, metric_of
 from ..tracking.listing import FIELDS, TITLES, Row, value
 
 COLUMNS = ("run", "ID", "state", "best", "step", "started", "test", "experiment")
@@ -65,11 +66,13 @@ def _text(row: Row, column: str) -> str:
     if column == "started":
         return ago(row.started_ms)
     if column == "best":
-        return f"{row.objective.removeprefix('val/')} {shown_value(row.best, row.objective)}"
+        return f"{metric_of(row.objective).name} {shown_value(row.best, row.objective)}"
     if column == "state" and row.state != "interrupted" and row.stop_reason not in (None, "patience", "max_steps"):
         return f"{row.state}: {row.stop_reason}"
-    if isinstance(found, float) and column.endswith(("accuracy", "loss", "test")):
-        return shown_value(found, "accuracy" if column == "test" else column)
+    if isinstance(found, float) and column == "test":
+        return shown_value(found, "test/accuracy")
+    if isinstance(found, float) and column in (*keys("train"), *keys("val"), *keys("best"), *keys("test")):
+        return shown_value(found, column)
     if isinstance(found, float):
         return f"{found:.0f}" if found.is_integer() else f"{found:.6g}"
     return shown(found)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from ..formatting import shown_value
+from ..metrics import objective_first
 from ..settings.config import flatten
 from ..storage.provenance import code_differences
 from ..terminal import one_line
@@ -81,11 +82,12 @@ def _difference(first: Record, other: Record) -> list[list[int]] | None:
 def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
     """What `bestrun compare` prints of a comparison: a column a run."""
     best, tested = [record.best or {} for record in records], [record.tested or {} for record in records]
+    metric = records[0].metric
     table = [
         ["", *(one_line(record.name) for record in records)],
         ["run ID", *((record.run_id or "-")[:8] for record in records)],
         ["state", *(record.state for record in records)],
-        *([f"best {key}", *(shown_value(line.get(key), key) for line in best)] for key in ("val/accuracy", "val/loss")),
+        *([f"best {key}", *(shown_value(line.get(key), key) for line in best)] for key in objective_first(metric)),
         ["at step", *(f"{line['step']:,}" if line else "-" for line in best)],
         ["test/accuracy", *(shown_value(line.get("test/accuracy"), "test/accuracy") for line in tested)],
         ["stopped at", *(_stop(record) for record in records)],

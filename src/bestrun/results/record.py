@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from ..errors import SettingsError, VerificationError
+from ..metrics import keys
 from ..settings.compose import config_now, override, read_config
 from ..settings.config import Config, flatten
 from ..storage.folder import RunFolder, read_json
@@ -18,7 +19,7 @@ from ..storage.journal import Event, read_journal
 from ..storage.workplace import Workplace
 from ..tracking.listing import state
 from ..tracking.page import RULE
-from ..tracking.sender import METRICS
+from ..tracking.sender import rows_of_an_evaluation
 from ..tracking.store import Store, check_reference, connect, find_run, local_folder, reaching
 from .restore import download
 
@@ -168,13 +169,14 @@ def from_mlflow(store: Store, run: Any) -> Record:
         found = _optional(store, run, "validation.json", place)
         validation = read_json(found) if found else {}
     lines: dict[int, Event] = {}
-    for key in METRICS:
+    keys_there = rows_of_an_evaluation()
+    for key in keys_there:
         for metric in client.get_metric_history(run_id, key):
             line = lines.setdefault(metric.step, {"event": "evaluation", "time_ms": metric.timestamp})
             line |= {"step": metric.step, "improved": False, key: metric.value}
     for step in lines.keys() & {metric.step for metric in client.get_metric_history(run_id, "best/step")}:
         lines[step] |= {"improved": True, "checkpoint": f"best-{step}.safetensors", "sha256": ""}
-    evaluations = [dict.fromkeys(METRICS) | lines[step] for step in sorted(lines)]
+    evaluations = [dict.fromkeys(keys_there) | lines[step] for step in sorted(lines)]
     best = next((line for line in reversed(evaluations) if line["improved"]), None)
     if best:
         best["sha256"] = tags.get("bestrun.best_sha256", "")
@@ -220,7 +222,7 @@ def _optional(store: Store, run: Any, artifact: str, place: Path) -> Path | None
 
 def _tested(client: Any, run_id: str) -> Event | None:
     found: Event = {}
-    for key in ("test/loss", "test/accuracy"):
+    for key in keys("test"):
         for metric in client.get_metric_history(run_id, key):
             found |= {"event": "tested", "time_ms": metric.timestamp, "split": "test", "step": metric.step}
             found[key] = metric.value

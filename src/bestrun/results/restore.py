@@ -15,6 +15,7 @@ from typing import Any
 
 from ..data.dataset import Dataset, load_dataset
 from ..errors import BestrunError, DataError, SettingsError, VerificationError
+from ..metrics import best_key, keys
 from ..settings.compose import config_now, override, read_config
 from ..settings.config import Config, to_yaml
 from ..storage.checkpoint import MOST_BYTES, Checkpoint, load
@@ -153,7 +154,7 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
     else:
         raise VerificationError(f"run {folder.name}: it has no best checkpoint yet; --checkpoint last takes its newest")
     config = config_now(folder.config, history)
-    logged = {key: line.get(key) for key in ("val/accuracy", "val/loss")}
+    logged = {key: line.get(key) for key in keys("val")}
     return Fetched(
         read_json(folder.mirror).get("run_id"),
         folder.name,
@@ -181,7 +182,7 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
         )
     checkpoint = load(download(store, run, artifact, to, MOST_BYTES), sha256=sha256)
     config = read_config(download(store, run, "config/config.yaml", to, MOST_CONFIG_BYTES))
-    logged = {f"val/{key}": run.data.metrics.get(f"best/{key}") for key in ("accuracy", "loss")}
+    logged = {key: run.data.metrics.get(best_key(key)) for key in keys("val")}
     folder = RunFolder(home / "runs" / name)
     origin = f"{store.here(run.info.artifact_uri)}/{artifact}".removeprefix("file://")
     sizes = _sizes(next((item.dataset.profile for item in run.inputs.dataset_inputs), None), run_id)
@@ -286,6 +287,7 @@ def restore(
         )
     logits = predict(data.test.images)
     test = evaluation.figures(logits, data.test.labels)
+    more = evaluation.further_figures(logits, data.test.labels)
     matrix = evaluation.confusion_matrix(logits, data.test.labels, fetched.num_classes)
     step = fetched.checkpoint.state.step
 
@@ -303,7 +305,8 @@ def restore(
             tracking_uri,
             home,
             pictures,
-            {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss},
+            {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss}
+            | {f"test/{name}": value for name, value in more.items()},
         )
     logged = logged_figures(fetched)
     return {
@@ -318,7 +321,7 @@ def restore(
             "logged_loss": logged[1],
             "agrees": agrees,
         },
-        "test": {"accuracy": test.accuracy, "correct": test.correct, "total": test.total, "loss": test.loss},
+        "test": {"accuracy": test.accuracy, "correct": test.correct, "total": test.total, "loss": test.loss} | more,
         "confusion_matrix": matrix.tolist(),
         "recorded": recorded,
     }

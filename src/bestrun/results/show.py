@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from ..formatting import duration, shown_value
+from ..metrics import keys, metric_of, objective_first
 from ..settings.config import flatten
 from ..storage.provenance import changed_files
 from ..terminal import one_line
@@ -28,9 +29,9 @@ def as_json(record: Record) -> dict[str, Any]:
         "run_name": record.name,
         "experiment": record.experiment,
         "state": record.state,
-        "best": best and {key: best[key] for key in ("step", "val/accuracy", "val/loss", "checkpoint", "sha256")},
+        "best": best and {key: best.get(key) for key in ("step", *keys("val"), "checkpoint", "sha256")},
         "objective": dict(record.config.objective),
-        "test": tested and {key: tested[key] for key in ("step", "test/accuracy", "test/loss")},
+        "test": tested and {key: tested.get(key) for key in ("step", *keys("test"))},
         "stop_reason": stopped and stopped["reason"],
         "steps": steps(record),
         "seconds": round(record.seconds, 1),
@@ -66,11 +67,12 @@ def facts(record: Record) -> list[tuple[str, str]]:
     rows = [("run", f"{record.name}  {record.run_id or '(no MLflow run ID yet)'}")]
     rows.append(("state", f"{_state(record)}, {duration(record.seconds)}"))
     if best:
-        other = "val/loss" if record.metric == "val/accuracy" else "val/accuracy"
-        values = ", ".join(f"{metric} {shown_value(best[metric], metric)}" for metric in (record.metric, other))
+        there = [key for key in objective_first(record.metric) if best.get(key) is not None]
+        values = ", ".join(f"{key} {shown_value(best[key], key)}" for key in there)
         rows.append(("best", f"{values} at step {best['step']:,}"))
     if record.tested:
-        test = f"accuracy {100 * record.tested['test/accuracy']:.2f} %, loss {record.tested['test/loss']:.4f}"
+        there = [key for key in reversed(keys("test")) if record.tested.get(key) is not None]
+        test = ", ".join(f"{metric_of(key).name} {shown_value(record.tested[key], key)}" for key in there)
         rows.append(("test", f"{test} (step {record.tested['step']:,})"))
     rows.append(("started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started["time_ms"] / 1000))))
     for event in record.resumed:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..data.dataset import Dataset
 from ..errors import DataError
 from ..formatting import mask_uri
+from ..metrics import keys
 from ..results.record import Record
 from ..results.restore import what_differs
 from ..settings.compose import Composed, override
@@ -74,9 +75,9 @@ def differences(record: Record, config: Config, data: Dataset) -> dict[str, list
 
 def verdict(record: Record, again: History) -> str:
     """Whether every evaluation of the new run is what it was."""
-    keys = ("step", "train/loss", "val/loss", "val/accuracy", "improved")
-    then = [[line.get(key) for key in keys] for line in record.evaluations]
-    now = [[event.get(key) for key in keys] for event in again.evaluations]
+    compared = ("step", "train/loss", *keys("val"), "improved")
+    then = [[line.get(key) for key in compared] for line in record.evaluations]
+    now = [[event.get(key) for key in compared] for event in again.evaluations]
     if then == now:
         return f"the same   all {len(now)} evaluations are equal to those of {record.name}, bit by bit"
     step = next((new[0] for old, new in zip(then, now, strict=False) if old != new), "where one of them ends")

@@ -304,6 +304,7 @@ def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
         SettingsError: one line a mistake, all of them.
     """
     settings = config.model_dump(mode="json")
+    settings["objective"]["direction"] = None  # it follows the metric, which may be typed
     _derive_again(settings)
     typed: dict[str, str] = {}
     mistakes: list[str] = []

@@ -25,7 +25,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from ..formatting import mask_uri, typed_form
+from ..formatting import mask_uri, nearest, typed_form
+from ..metrics import is_better, keys, metric_of
 
 MOST_BLOCKS = 20
 MOST_WEIGHTS = 100_000_000  # of all convolutions: 400 MB, and Adam keeps three times that
@@ -210,15 +211,31 @@ class Training(Settings):
     label_smoothing: BelowOne = 0.0  # runs older than the setting had none
 
 
+def _objective(key: str) -> str:
+    names = keys("val")
+    if key not in names:
+        raise ValueError(f"takes {' or '.join(names)}; type objective.metric={nearest(key, names) or names[0]}")
+    return key
+
+
 class Objective(Settings):
-    metric: Literal["val/accuracy", "val/loss"]
-    direction: Literal["maximize", "minimize"]
+    metric: Annotated[str, AfterValidator(_objective), _takes("a metric of the validation split", "val/accuracy")]
+    direction: Literal["maximize", "minimize"] | None  # what the metric says; old settings have it written out
+
+    @model_validator(mode="after")
+    def _follows_its_metric(self) -> "Objective":
+        right = metric_of(self.metric).direction
+        if self.direction not in (None, right):
+            given = f"objective.direction={self.direction} objective.metric={self.metric}"
+            raise ValueError(f"{given}: contradict each other; type objective.direction={right}, or leave it out")
+        object.__setattr__(self, "direction", right)
+        return self
 
     def improves(self, value: float, best: float | None) -> bool:
         """Whether `value` is strictly better; not a number never is."""
         if best is None:
             return value == value
-        return value > best if self.direction == "maximize" else value < best
+        return is_better(metric_of(self.metric).direction, value, best)
 
 
 class Tracking(Settings):
@@ -282,7 +299,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Config":
-        training, objective, lines = self.training, self.objective, []
+        training, lines = self.training, []
         every, patience = training.evaluate_every_steps, training.patience_steps
         if every > training.max_steps:
             limit = f"training.max_steps={training.max_steps}, else nothing is ever evaluated"
@@ -290,10 +307,6 @@ class Config(Settings):
         elif patience < every:
             limit = f"training.evaluate_every_steps={every}"
             lines.append(f"training.patience_steps={patience}: takes at least {limit}; type a larger number")
-        right = "maximize" if objective.metric == "val/accuracy" else "minimize"
-        if objective.direction != right:
-            given = f"objective.direction={objective.direction} objective.metric={objective.metric}"
-            lines.append(f"{given}: contradict each other; type objective.direction={right}")
         if lines:
             raise ValueError("\n".join(lines))
         return self

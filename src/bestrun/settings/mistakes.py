@@ -30,7 +30,8 @@ def not_among(key: str, given: object, names: Sequence[str]) -> str:
 
 def out_of_range(key: str, given: object, field: FieldInfo) -> str:
     kinds = get_args(field.annotation)
-    if names := [name for name in kinds if isinstance(name, str)]:
+    choices = [choice for kind in kinds for choice in (kind, *get_args(kind))]  # of X | None, the choices of X
+    if names := [choice for choice in choices if isinstance(choice, str)]:
         return not_among(key, given, names)
     notes = [field, *(note for kind in kinds for note in getattr(kind, "__metadata__", ()))]
     note = next(note for note in notes if getattr(note, "description", None))

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..formatting import duration, short_form, shown_point, shown_value
+from ..metrics import metric_of
 from ..terminal import printable
 from ..views.screen import console
 from .manifest import OVER, Manifest, Run, Trial
@@ -122,7 +123,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     for row in report["over_seeds"]:
         name = shown_point(row["settings"]) or "all"
         values = f"mean {shown_value(row['mean'], metric)}, worst {shown_value(row['worst'], metric)}"
-        spread = f"{100 * row['spread']:.2f} points" if metric == "val/accuracy" else f"{row['spread']:.4f}"
+        spread = metric_of(metric).write_difference(row["spread"])
         lines.append(f"{row['seeds']} seeds   {name}: {values}, standard deviation {spread}")
     if best := report["best"]:
         lines.append(

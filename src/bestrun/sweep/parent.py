@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from ..environment import user_name
+from ..metrics import best_key
 from ..tracking.parent import find_or_create_parent
 from ..tracking.store import Store
 from .manifest import Manifest
@@ -44,7 +45,7 @@ def outline(manifest: Manifest) -> dict[str, Any]:
     if best and best.value is not None:
         pick = max if manifest.objective["direction"] == "maximize" else min
         top = pick(best.runs, key=lambda run: run.best or 0.0)
-        metrics[manifest.objective["metric"].replace("val/", "best/")] = best.value
+        metrics[best_key(manifest.objective["metric"])] = best.value
         tags |= {
             "bestrun.best_run": top.run_id or "",
             "bestrun.best_run_name": top.name,

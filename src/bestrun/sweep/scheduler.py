@@ -16,6 +16,7 @@ from ..data.dataset import load_dataset
 from ..environment import processors as usable_processors
 from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
+from ..metrics import metric_of
 from ..signals import Signals
 from ..storage.folder import new_name
 from ..storage.history import History
@@ -186,7 +187,8 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
     uri = resolve_uri(config.tracking.uri, home)
     n_trials = settings.n_trials if settings.kind == "study" else len(planned.points)
     name, board = settings.name or new_name(), Board(stderr=stderr)
-    objective = {"metric": config.objective.metric, "direction": config.objective.direction}
+    metric = config.objective.metric
+    objective = {"metric": metric, "direction": metric_of(metric).direction}
     line = json.loads(json.dumps(planned.says() | {"overrides": [mask_uri(word) for word in planned.base]}))
     refuse_unusable(uri, config.experiment or config.data.name, home)
     threads, backend = _backend(planned, uri)

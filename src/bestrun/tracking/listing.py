@@ -11,6 +11,7 @@ from typing import Any
 from ..environment import user_name
 from ..errors import SettingsError, UnreadableError
 from ..formatting import nearest, shown
+from ..metrics import METRICS, best_key, panels
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.reasons import STATES
@@ -96,9 +97,9 @@ def list_runs(
 
 def _best_of_each_objective(store: Store, experiments: list[str], asked: str, most: int) -> list[Any]:
     runs = []
-    for kind, descending in (("accuracy", True), ("loss", False)):
-        of_kind = f"{asked} and params.\"objective.metric\" = 'val/{kind}'"
-        runs += _first(store, experiments, of_kind, f"best/{kind}", descending, most)
+    for metric in panels():
+        of_kind = f"{asked} and params.\"objective.metric\" = 'val/{metric.name}'"
+        runs += _first(store, experiments, of_kind, f"best/{metric.name}", metric.direction == "maximize", most)
     return runs
 
 
@@ -114,7 +115,8 @@ def _first(store: Store, experiments: list[str], filtered: str, metric: str, des
 
 def _sorted(store: Store, experiments: list[str], asked: str, sort: str, most: int) -> list[Any]:
     filtered = f"{asked} and params.\"objective.metric\" != ''"  # a run just made has no settings in MLflow yet
-    name, direction = sort, "asc" if sort.endswith("loss") else "desc"
+    metric = METRICS.get(sort.rpartition("/")[2])
+    name, direction = sort, "asc" if metric and metric.direction == "minimize" else "desc"
     if sort.endswith((":asc", ":desc")):
         name, _, direction = sort.rpartition(":")
     if name == "started":
@@ -193,7 +195,7 @@ def _row(store: Store, run: Any, experiments: dict[str, str]) -> Row:
         experiments[run.info.experiment_id],
         "interrupted" if (now, reason) == ("stopped", "interrupted") else now,
         objective,
-        _number(metrics.get(objective.replace("val/", "best/"))),
+        _number(metrics.get(best_key(objective))),
         None if step is None else int(step),
         _number(metrics.get("test/accuracy")),
         None if run.info.status == "RUNNING" else reason,  # a resumed run still has the reason of its last stop

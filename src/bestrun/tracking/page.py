@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..formatting import shown_value
+from ..metrics import metric_of
 from .refusals import lost_a_race
 
 SETTINGS = ("optimizer.learning_rate", "model.num_filters", "seed")  # what fits beside the rest on a laptop
@@ -23,13 +24,14 @@ RULE = "\n\n---\n\n"  # in a description: above it the user's words, below it ou
 
 def view(metric: str, settings: Sequence[str], sweep: str | None) -> dict[str, Any]:
     """The state of the run table in the page's own words: best first, with the settings that matter as columns."""
-    kind = metric.removeprefix("val/")
-    columns = [f"metrics.`best/{kind}`", "metrics.`best/step`", f"metrics.`test/{kind}`", "tags.`bestrun.stop_reason`"]
+    kind = metric_of(metric)
+    columns = [f"metrics.`best/{kind.name}`", "metrics.`best/step`", f"metrics.`test/{kind.name}`"]
+    columns += ["tags.`bestrun.stop_reason`"]
     columns += ["tags.`bestrun.trial`" if sweep else "tags.`bestrun.sweep`", *(f"params.`{key}`" for key in settings)]
     return {
         "searchFilter": f"tags.`bestrun.sweep` = '{sweep}' and tags.`bestrun.run` != ''" if sweep else "",
         "orderByKey": columns[0],
-        "orderByAsc": kind == "loss",
+        "orderByAsc": kind.direction == "minimize",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
@@ -51,7 +53,7 @@ def view(metric: str, settings: Sequence[str], sweep: str | None) -> dict[str, A
 
 def view_key(metric: str, sweep: str | None = None) -> str:
     """The name of a view in an address."""
-    return "-".join(["bestrun", metric.removeprefix("val/"), *([sweep] if sweep else [])])
+    return "-".join(["bestrun", metric_of(metric).name, *([sweep] if sweep else [])])
 
 
 def save_view(

@@ -20,6 +20,7 @@ from typing import Any
 from ..environment import user_name
 from ..errors import BestrunError, SettingsError, VerificationError
 from ..formatting import mask_uri
+from ..metrics import best_key, is_better, keys, metric_of
 from ..storage.folder import RunFolder, StorageError, fault, read_json, write_json
 from ..storage.history import History
 from ..storage.home import copied_from, identity
@@ -37,8 +38,6 @@ log = logging.getLogger("bestrun")
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a run's description
-METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second")
-BESTS = ("best/accuracy", "best/loss", "best/step")
 IN_ONE_REQUEST = 100  # evaluations: MLflow takes 1,000 rows
 CHECKPOINTS = "checkpoints/"
 
@@ -611,17 +610,22 @@ def _artifacts_of(event: Event) -> list[str]:
     return {"started": ["config", "code"], "stopped": ["validation.json", "run.log"]}.get(kind, [])
 
 
+def rows_of_an_evaluation() -> list[str]:
+    """What MLflow gets of every evaluation; of a best there are `best/...` beside."""
+    return [*keys("train"), *keys("val"), "images_per_second"]
+
+
 def _figures(event: Event) -> dict[str, float]:
     """The rows of an evaluation. What is not a number never becomes one: a search for the best would find it."""
-    values = {key: event.get(key) for key in METRICS}
+    values = {key: event.get(key) for key in rows_of_an_evaluation()}
     if event["improved"]:
-        values |= dict(zip(BESTS, (event["val/accuracy"], event["val/loss"], event["step"]), strict=True))
+        values |= {best_key(key): event.get(key) for key in keys("val")} | {"best/step": event["step"]}
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _rows_of(client: Any, run_id: str) -> dict[tuple[str, int], list[float]]:
     rows: dict[tuple[str, int], list[float]] = {}
-    for key in (*METRICS, *BESTS):
+    for key in (*rows_of_an_evaluation(), *keys("best"), "best/step"):
         for row in client.get_metric_history(run_id, key):
             rows.setdefault((key, row.step), []).append(row.value)
     return rows
@@ -705,10 +709,10 @@ def refuse_worse(history: History, best: Event, run: Any) -> None:
     there = tags.get("bestrun.best_sha256")
     if there is None or there in known:
         return
-    kind = history.metric.removeprefix("val/")
-    value = float(tags["bestrun.best_value"]) if "bestrun.best_value" in tags else run.data.metrics.get(f"best/{kind}")
+    value = run.data.metrics.get(best_key(history.metric))
+    value = float(tags["bestrun.best_value"]) if "bestrun.best_value" in tags else value
     ours = best[history.metric]
-    if value is not None and (value < ours if kind == "loss" else value > ours):
+    if value is not None and is_better(metric_of(history.metric).direction, value, ours):
         raise WorseError(
             f"MLflow has a better best of this run ({history.metric} {value:.4f}, here {ours:.4f} at step "
             f"{best['step']:,}), which is not replaced"
@@ -779,7 +783,8 @@ def send_tested(client: Any, run_id: str, event: Event) -> None:
     """The figures of a test, once however often it is repeated."""
     known = {m.step for m in client.get_metric_history(run_id, "test/accuracy")}
     if event["step"] not in known:
-        for key in ("test/loss", "test/accuracy"):  # the one looked for goes last
+        figures = {key: value for key, value in event.items() if key in keys("test") and value is not None}
+        for key in sorted(figures, key="test/accuracy".__eq__):  # the one looked for goes last
             client.log_metric(run_id, key, event[key], timestamp=event["time_ms"], step=event["step"], synchronous=True)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from ..formatting import mask_uri
+from ..metrics import best_key, keys, metric_of
 from ..settings.config import store_uri
 from ..storage.folder import RunFolder, names_in, read_json
 from ..storage.home import DATABASE, Place, find_home, has_run, place_of
@@ -428,16 +429,14 @@ def best_run(store: Store, experiments: list[str], objective: str | None, ours: 
         latest = search(store, experiments, ours, ["attributes.start_time DESC"], 1)
         experiments = [run.info.experiment_id for run in latest]
     finished = f"{ours} and attributes.status = 'FINISHED'"
-    kinds = [kind for kind in ("accuracy", "loss") if objective in (None, f"val/{kind}")]
     found = {}
-    for kind in kinds:
-        filtered = f"{finished} and params.\"objective.metric\" = 'val/{kind}'"
-        if best := ranked(store, experiments, filtered, f"best/{kind}", kind == "accuracy", 1):
-            found[kind] = best[0]
+    for key in keys("val") if objective is None else [objective]:
+        filtered = f"{finished} and params.\"objective.metric\" = '{key}'"
+        if best := ranked(store, experiments, filtered, best_key(key), metric_of(key).direction == "maximize", 1):
+            found[key] = best[0]
     if len(found) > 1:
-        raise SettingsError(
-            "best: some runs maximize val/accuracy, some minimize val/loss; say which: --objective val/accuracy"
-        )
+        each = ", ".join(f"some {metric_of(key).direction} {key}" for key in reversed(found))
+        raise SettingsError(f"best: of these runs, {each}; say which: --objective {list(found)[-1]}")
     return _one(list(found.values()), "best: no finished run has a best value yet; list the runs: bestrun runs")
 
 

@@ -27,6 +27,15 @@ class Figures:
         return self.correct / self.total
 
 
+# A metric beside loss and accuracy: a function of logits (n, classes) and labels (n,); its row is in metrics.py
+FURTHER: dict[str, Callable[[Array, Array], float]] = {}
+
+
+def further_figures(logits: Array, labels: Array) -> dict[str, float]:
+    """Metric -> its value, of those that `figures` does not give."""
+    return {name: float(measure(logits, labels)) for name, measure in FURTHER.items()}
+
+
 def compile_predict(model: keras.Model, batch_size: int) -> Predict:
     """A function of uint8 images (n, height, width, channels) -> float32 logits (n, classes), in batches."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import metrics
 from ..data.dataset import Dataset, Split, batch_indices
 from ..settings.config import Config
 from ..storage.checkpoint import (
@@ -26,7 +27,7 @@ from ..storage.journal import Event, Journal
 from ..storage.provenance import computed_by
 from ..storage.reasons import stop_reason as stop_rule
 from . import proof
-from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures
+from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures, further_figures
 from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
 from .schedules import learning_rates
 from .steps import compile_steps
@@ -169,6 +170,7 @@ def evaluate(predict: Predict, validation: Split, state: LoopState, batch_size: 
     with np.errstate(all="ignore"):  # what is not finite is told by the loop, not by NumPy
         logits = predict(validation.images)
         found = figures(logits, validation.labels)
+        more = further_figures(logits, validation.labels)
     if state.step == 0 and are_probabilities(logits):
         log.warning("the network's outputs look like probabilities; training takes logits: remove its last softmax")
     entry: Event = {
@@ -177,6 +179,7 @@ def evaluate(predict: Predict, validation: Split, state: LoopState, batch_size: 
         "train/accuracy": state.correct / state.images if state.images else None,
         "val/loss": found.loss,
         "val/accuracy": found.accuracy,
+        **{f"val/{name}": value for name, value in more.items()},
     }
     return logits, entry
 
@@ -275,8 +278,8 @@ def tell_of_another_function(source: Checkpoint, replies: proof.Answers, config:
 
 def check_repeated(known: Event, entry: Event, journal: Journal) -> None:
     """A repeated evaluation must say what the journal says; if not (another machine), that is recorded and told."""
-    keys = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
-    differing = {key: [known.get(key), entry[key]] for key in keys if known.get(key) != entry[key]}
+    keys = [*metrics.keys("train"), *metrics.keys("val")]
+    differing = {key: [known.get(key), entry.get(key)] for key in keys if known.get(key) != entry.get(key)}
     if differing and not journal.find("diverges", step=entry["step"]):
         journal.append("diverges", step=entry["step"], figures=differing)
         log.warning("step %d: differs from what was recorded: other versions, processor or threads?", entry["step"])

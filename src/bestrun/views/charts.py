@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .curves import finite_points, new_figure
+from ..metrics import goodness, metric_of
+from .curves import finite_points, measured, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,14 +45,19 @@ def line_look(index: int) -> tuple[str, str]:
 
 
 def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
-    """Validation accuracy above validation loss of several runs; each best a star, each resume an upright stroke."""
+    """Each metric on the validation split, accuracy above loss, of several runs.
+
+    Each best is a star, each resume an upright stroke.
+    """
     from matplotlib.lines import Line2D
 
-    figure = new_figure(8.0, 7.0 + 0.22 * math.ceil(len(curves) / 3))
+    shown = measured([line for curve in curves for line in curve.history])
+    figure = new_figure(8.0, 0.6 + 3.2 * len(shown) + 0.22 * math.ceil(len(curves) / 3))
     figure.suptitle(title, parse_math=False)
-    accuracy = figure.add_subplot(2, 1, 1)
-    loss = figure.add_subplot(2, 1, 2, sharex=accuracy)
-    for axes, key in ((accuracy, "val/accuracy"), (loss, "val/loss")):
+    first: Any = None
+    for row, metric in enumerate(shown, 1):
+        axes = figure.add_subplot(len(shown), 1, row, sharex=first)
+        first, key = first or axes, f"val/{metric.name}"
         for index, curve in enumerate(curves):
             (colour, style), (steps, values) = line_look(index), finite_points(curve.history, key)
             marker = "." if len(steps) < 30 else ""
@@ -67,11 +73,13 @@ def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
                     mew=1.6,
                 )
         axes.grid(alpha=0.3)
-    _leave_out_the_begin(accuracy, curves)
-    _log_where_positive(loss)
-    accuracy.set_ylabel("validation accuracy (share)")
-    loss.set(ylabel="validation loss (nats)", xlabel="step (optimizer updates)")
-    accuracy.tick_params(labelbottom=False)
+        axes.set_ylabel(f"validation {metric.name} ({metric.unit})")
+        axes.tick_params(labelbottom=row == len(shown))
+        if metric.is_share:
+            _leave_out_the_begin(axes, curves, key)
+        else:
+            _log_where_positive(axes)
+    axes.set_xlabel("step (optimizer updates)")
     lines = [
         Line2D([], [], color=line_look(index)[0], linestyle=line_look(index)[1], label=_short(curve.label, 26))
         for index, curve in enumerate(curves)
@@ -150,8 +158,8 @@ def parallel_coordinates_figure(
     metric = _scale([repr(float(value)) for value in found], log=False)
     heights = np.array([*(places for places, _ in scales), metric[0]])
     # What was not trained to its end lies below the others, and the best, drawn last, above them
-    goodness = found if objective["direction"] == "maximize" else -found
-    rows = sorted(range(len(found)), key=lambda row: (complete[drawn[row]], goodness[row]))
+    good = [goodness(objective["direction"], value) for value in found]
+    rows = sorted(range(len(found)), key=lambda row: (complete[drawn[row]], good[row]))
     for row in rows:
         look: dict[str, Any] = {"color": "0.7", "linestyle": "--", "linewidth": 0.9}
         if complete[drawn[row]]:
@@ -264,9 +272,9 @@ def _round_numbers(low: float, high: float, log: bool) -> NDArray[np.float64]:
     return inside if len(inside) > 1 else np.array([low, high])
 
 
-def _leave_out_the_begin(axes: Any, curves: Sequence[Curve]) -> None:
+def _leave_out_the_begin(axes: Any, curves: Sequence[Curve], key: str) -> None:
     """Of many evaluations the worst tenth, the begin, may lie below: else nothing is seen of the rest."""
-    values = [value for curve in curves for value in finite_points(curve.history, "val/accuracy")[1]]
+    values = [value for curve in curves for value in finite_points(curve.history, key)[1]]
     if len(values) >= 20 * len(curves):
         low, high = float(np.quantile(values, 0.1)), max(values)
         if high > low:
@@ -288,7 +296,7 @@ def _number(value: float) -> str:
 
 
 def _unit(metric: str) -> str:
-    return "share" if metric.endswith("accuracy") else "nats"
+    return metric_of(metric).unit
 
 
 def _short(text: str, most: int) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formatting import shown_value
+from ..metrics import Metric, metric_of, panels
 from ..storage.folder import replacing
 
 if TYPE_CHECKING:
@@ -86,18 +87,19 @@ def confusion_difference_text(difference: Sequence[Sequence[int]], most: int = 2
 def curve_text(
     history: Sequence[Mapping[str, Any]], metric: str, best_step: int | None, width: int = 64, height: int = 12
 ) -> list[str]:
-    """A metric, val/accuracy or val/loss, over the steps: train `.`, validation `o`, the best `*`.
+    """A metric of the validation split over the steps: train `.`, validation `o`, the best `*`.
 
     The worst tenth of the values, the begin of a run, lies on the lowest or highest line: else nothing is seen of the
     rest.
     """
 
-    name = metric.removeprefix("val/")
+    kind = metric_of(metric)
+    name = kind.name
     series = {mark: finite_points(history, f"{split}/{name}") for mark, split in ((".", "train"), ("o", "val"))}
     values = np.array([value for _, found in series.values() for value in found])
-    low, high = (
-        (np.quantile(values, 0.1), values.max()) if name == "accuracy" else (values.min(), np.quantile(values, 0.9))
-    )
+    low, high = (values.min(), np.quantile(values, 0.9))
+    if kind.direction == "maximize":
+        low, high = (np.quantile(values, 0.1), values.max())
     last = max(int(row["step"]) for row in history) or 1
     grid = [[" "] * width for _ in range(height)]
     for mark, (steps, found) in series.items():
@@ -106,7 +108,7 @@ def curve_text(
             best = mark == "o" and step == best_step
             row, column = grid[round(share * (height - 1))], round(step / last * (width - 1))
             row[column] = "*" if best or row[column] == "*" else mark
-    labels = {0: shown_value(float(high), name), height - 1: shown_value(float(low), name)}
+    labels = {0: shown_value(float(high), metric), height - 1: shown_value(float(low), metric)}
     lines = [f"{labels.get(index, ''):>9} |{''.join(row)}".rstrip() for index, row in enumerate(grid)]
     axis = f"{0:<{width - len(f'{last:,}')}}{last:,}"
     return [f"{metric} (o), train/{name} (.), best (*)", *lines, f"{'':>9} +{'-' * width}", f"{'step':>9}  {axis}"]
@@ -203,20 +205,25 @@ def filters_figure(kernel: NDArray[np.floating[Any]], title: str) -> Figure:
 def curves_figure(
     history: Sequence[Mapping[str, Any]], best_step: int | None, title: str, resumed: Sequence[int] = ()
 ) -> Figure:
-    """Accuracy above loss, train and validation; missing values, None and NaN leave no point.
+    """Each metric, accuracy above loss, train and validation; missing values, None and NaN leave no point.
 
     Args:
         resumed: steps from which the run was resumed.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = new_figure(8.0, 6.5)
+    shown = measured(history)
+    figure = new_figure(8.0, 0.5 + 3.0 * len(shown))
     figure.suptitle(title, parse_math=False)
-    accuracy = figure.add_subplot(2, 1, 1)
-    loss = figure.add_subplot(2, 1, 2, sharex=accuracy)
-    for axes, name, label in ((accuracy, "accuracy", "accuracy"), (loss, "loss", "loss (cross-entropy, nats)")):
+    first: Any = None
+    for row, metric in enumerate(shown, 1):
+        axes = figure.add_subplot(len(shown), 1, row, sharex=first)
+        first, name = first or axes, metric.name
+        label = "loss (cross-entropy, nats)" if name == "loss" else name
         drawn: list[float] = []
         for split, colour in (("train", TRAIN_COLOUR), ("val", VALIDATION_COLOUR)):
+            if split == "train" and not metric.is_trained:
+                continue
             steps, values = finite_points(history, f"{split}/{name}")
             drawn += values
             marker = "." if len(steps) < 30 else ""
@@ -236,8 +243,8 @@ def curves_figure(
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
-    accuracy.tick_params(labelbottom=False)
-    loss.set_xlabel("step (optimizer updates)")
+        axes.tick_params(labelbottom=row == len(shown))
+    axes.set_xlabel("step (optimizer updates)")
     return figure
 
 
@@ -271,6 +278,12 @@ def finite_points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[
     pairs = [(int(row["step"]), row.get(key)) for row in history]
     finite = [(step, float(value)) for step, value in pairs if value is not None and math.isfinite(value)]
     return [step for step, _ in finite], [value for _, value in finite]
+
+
+def measured(history: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    """The metrics to draw: a run older than a metric has none of it. Accuracy and loss always are."""
+    there = {key for line in history for key, value in line.items() if value is not None}
+    return [metric for metric in panels() if metric.is_trained or f"val/{metric.name}" in there]
 
 
 def _extent(name: str, count: int) -> str:

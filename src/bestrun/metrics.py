@@ -1,0 +1,86 @@
+"""How a classifier is measured: each metric's name, unit, which way is better, and how it is written.
+
+A new metric is a row here and a function in training/evaluation.py; journal, MLflow, tables, curves and objectives
+follow. A key is a metric of a split: `val/accuracy`, `train/loss`, `test/loss`, and `best/accuracy`, that of the best.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to measure.
+
+    Attributes:
+        name: as in its keys, behind the split.
+        unit: share (from 0 to 1, written in percent) or nats.
+        direction: maximize or minimize.
+        is_trained: also measured on the training images, as they are trained with.
+    """
+
+    name: str
+    unit: str
+    direction: str
+    is_trained: bool = False
+
+    @property
+    def is_share(self) -> bool:
+        return self.unit == "share"
+
+    def write(self, value: float | None) -> str:
+        """A share in percent, anything else in four decimals; `-` for None."""
+        if value is None:
+            return "-"
+        return f"{100 * value:.2f} %" if self.is_share else f"{value:.4f}"
+
+    def write_difference(self, value: float) -> str:
+        """Of two values, or their spread."""
+        return f"{100 * value:.2f} points" if self.is_share else f"{value:.4f}"
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("loss", "nats", "minimize", is_trained=True),
+        Metric("accuracy", "share", "maximize", is_trained=True),
+    )
+}
+
+
+def metric_of(key: str) -> Metric:
+    """The metric of a key: that of `val/accuracy`, `best/accuracy` and `accuracy` is accuracy.
+
+    Raises:
+        KeyError: there is no such metric.
+    """
+    return METRICS[key.rpartition("/")[2]]
+
+
+def keys(split: str) -> tuple[str, ...]:
+    """The keys of a split: val, test and best have every metric, train those that are measured while it trains."""
+    return tuple(f"{split}/{metric.name}" for metric in METRICS.values() if split != "train" or metric.is_trained)
+
+
+def objective_first(objective: str) -> list[str]:
+    """The keys of the validation split, that of the objective in front."""
+    return [objective, *(key for key in keys("val") if key != objective)]
+
+
+def best_key(objective: str) -> str:
+    """val/accuracy -> best/accuracy: where MLflow keeps the objective of the best evaluation."""
+    return f"best/{metric_of(objective).name}"
+
+
+def panels() -> list[Metric]:
+    """The metrics in the order in which curves stand: shares above what may be of any size."""
+    return sorted(METRICS.values(), key=lambda metric: not metric.is_share)
+
+
+def is_better(direction: str, value: float, than: float) -> bool:
+    """Whether a value is strictly better than another."""
+    return value > than if direction == "maximize" else value < than
+
+
+def goodness(direction: str, value: float) -> float:
+    """A number that is larger the better the value is."""
+    return value if direction == "maximize" else -value
