@@ -61,7 +61,9 @@ def test_show_says_what_how_why_and_where(bestrun, first):
     outcome = json.loads(first.result.read_text())
     best = outcome["best"]
     lines = {line.split()[0]: line for line in result.out.splitlines() if line.strip()}
-    assert outcome["run_id"] in lines["run"] and "training.max_steps reached" in lines["state"]
+    assert (
+        outcome["run_id"] in lines["run"] and "training.max_steps=" in lines["state"] and " reached" in lines["state"]
+    )
     assert f"{100 * best['value']:.2f} %" in lines["best"] and f"step {best['step']}" in lines["best"]
     assert str(first.path) in lines["folder"] and "author=ada" in lines["tag"] and "a try" in lines["note"]
     assert f"bestrun restore {outcome['run_id']}" in lines["restore"]

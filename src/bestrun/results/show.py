@@ -7,18 +7,10 @@ from ..formatting import duration, shown_value
 from ..metrics import keys, metric_of, objective_first
 from ..settings.config import flatten
 from ..storage.provenance import changed_files
+from ..storage.reasons import StopReason
 from ..terminal import one_line
 from ..views import curves
 from .record import Record
-
-REASONS = {
-    "patience": "nothing improved within {patience} steps",
-    "max_steps": "training.max_steps reached",
-    "interrupted": "interrupted",
-    "pruned": "pruned: other trials were better",
-    "diverged": "the loss was not finite",
-    "error": "an error",
-}
 
 
 def as_json(record: Record) -> dict[str, Any]:
@@ -119,7 +111,7 @@ def _state(record: Record) -> str:
             "running": f"running, at step {steps(record):,} or later",
             "interrupted": f"interrupted: its process ended after step {steps(record):,}",
         }.get(record.state, record.state)
-    reason = REASONS[record.stopped["reason"]].format(patience=f"{record.now_config.training.patience_steps:,}")
+    reason = StopReason.of(record.stopped["reason"]).sentence(dict(record.now_config.training))
     message = record.stopped.get("message")
     return f"{record.state} at step {steps(record):,}: {reason}" + f" ({message})" * bool(message)
 

@@ -24,7 +24,7 @@ from ..storage.folder import RunFolder, StorageError, create_run_folder, write_a
 from ..storage.history import History
 from ..storage.journal import Event, Journal
 from ..storage.provenance import code, computed_by
-from ..storage.reasons import STATUS
+from ..storage.reasons import StopReason
 from ..tracking import page
 from ..tracking.direct import refuse_unusable
 from ..tracking.mirror import Mirror
@@ -237,7 +237,7 @@ def carry_through(
                     initial=initial,
                 )
             reason, step = outcome.reason, outcome.step
-            if config.tracking.log_model and STATUS[reason] == "FINISHED":
+            if config.tracking.log_model and StopReason.of(reason).is_finished:
                 from ..results.export import log_model
 
                 log_model(folder, journal)
@@ -327,26 +327,19 @@ def exit_code(reason: str, mirrored: bool, received: int | None, error: BaseExce
 def say_end(result: Result, config: Config, mirror: Mirror, received: int | None) -> None:
     """The last lines of a run: what one would paste to a colleague."""
     best = result.best
-    reasons = {
-        "patience": f"no improvement within {config.training.patience_steps:,} steps",
-        "max_steps": f"training.max_steps={config.training.max_steps} reached",
-        "interrupted": "interrupted",
-        "diverged": "the loss is not finite",
-        "error": "an error",
-        "pruned": "pruned: other trials are better",
-    }
+    reason = StopReason.of(result.stop_reason)
     log.info("")
     if best:
         value = shown_value(best["value"], best["metric"])
         log.info("best      %s %s at step %s", best["metric"], value, f"{best['step']:,}")
-    log.info("stopped   step %s: %s", f"{result.steps:,}", reasons[result.stop_reason])
+    log.info("stopped   step %s: %s", f"{result.steps:,}", reason.sentence(dict(config.training)))
     log.info("took      %s", duration(result.seconds))
     log.info("run       %s  %s", result.run_name, result.run_id or "(no MLflow run ID yet)")
     log.info("folder    %s", result.folder)
     if not result.mirrored:
         why = "MLflow does not have everything" + (f": {mirror.refused}" if mirror.refused else " yet")
         log.warning("%s; everything is in the folder. Send it with: bestrun sync %s", why, result.run_name)
-    if STATUS[result.stop_reason] != "FINISHED":
+    if not reason.is_finished:
         log.info("resume    bestrun resume %s", result.run_name)
     if best:
         local = "" if result.run_id and result.mirrored else " --local"

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from ..errors import VerificationError
 from .journal import Event, read_journal
-from .reasons import state_word
+from .reasons import StopReason
 
 # What may change at a resume. Everything else decides shapes, data or the sequence of random numbers, and would make
 # one run of two experiments.
@@ -160,7 +160,7 @@ class History:
             owned: whether a living process holds the run's lock.
         """
         if self.stopped:
-            return state_word(self.stopped["reason"])
+            return StopReason.of(self.stopped["reason"]).state
         return "running" if owned else "interrupted"
 
     def _all(self, kind: str) -> list[Event]:

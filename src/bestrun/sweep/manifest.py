@@ -13,16 +13,9 @@ from ..errors import SettingsError, UnreadableError, VerificationError
 from ..storage.folder import RunFolder, is_locked, locked, read_json, remove_never_begun, write_json
 from ..storage.history import History
 from ..storage.home import create_home
+from ..storage.reasons import StopReason
 
 FORMAT = 1
-STATES = {  # stop reason -> state of a run in a sweep
-    "patience": "complete",
-    "max_steps": "complete",
-    "pruned": "pruned",
-    "diverged": "failed",
-    "error": "failed",
-    "interrupted": "interrupted",
-}
 OVER = ("complete", "pruned", "failed")
 
 
@@ -138,7 +131,7 @@ class Manifest:
         run.seconds, run.step = history.seconds, history.step
         if stopped:
             run.stop_reason = stopped["reason"]
-            state = STATES.get(stopped["reason"], "failed")
+            state = StopReason.of(stopped["reason"]).trial
             if run.state != "failed" or state in OVER:  # what was given up stays so until it is tried again
                 run.state, run.error = state, stopped.get("message")
             if run.stop_reason == "diverged":

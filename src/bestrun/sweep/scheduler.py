@@ -20,7 +20,7 @@ from ..metrics import metric_of
 from ..signals import Signals
 from ..storage.folder import new_name
 from ..storage.history import History
-from ..storage.reasons import STATUS
+from ..storage.reasons import StopReason
 from ..tracking import page
 from ..tracking.direct import refuse_unusable
 from ..tracking.parent import Parent
@@ -292,8 +292,10 @@ def is_untold(manifest: Manifest, run: Run, uri: str) -> bool:
         if not folder.exists():
             return False
         stopped = History.read(folder.journal).stopped
-        is_complete = stopped is not None and (STATUS.get(stopped["reason"]) != "FINISHED" or folder.result.exists())
-        return not is_complete or Sender(folder, uri).behind()
+        if stopped is None:
+            return True
+        lacks_result = StopReason.of(stopped["reason"]).is_finished and not folder.result.exists()
+        return lacks_result or Sender(folder, uri).behind()
     except VerificationError:
         return True  # `sync` says what is wrong with it
 

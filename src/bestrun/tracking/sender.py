@@ -25,7 +25,7 @@ from ..storage.folder import RunFolder, StorageError, fault, read_json, write_js
 from ..storage.history import History
 from ..storage.home import copied_from, identity
 from ..storage.journal import Event, Line, read_lines
-from ..storage.reasons import STATUS
+from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
 from . import page
 from .artifacts import clear_torn_uploads, is_there, upload
@@ -335,7 +335,7 @@ class Sender:
         described = page.with_result(current, page.description(history.started, history.best, stopped))
         self._set_tags({DESCRIPTION: described, "bestrun.stop_reason": stopped["reason"]})
         ended = history.ended_ms if stopped.get("by") == "sync" else stopped["time_ms"]
-        client.set_terminated(run_id, STATUS.get(stopped["reason"], "FAILED"), end_time=ended)
+        client.set_terminated(run_id, StopReason.of(stopped["reason"]).status, end_time=ended)
 
     def _set_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -494,7 +494,7 @@ class Sender:
                 self._offer([path], partial(send_model, self.store, self._run, source, path, sha256))
             elif kind == "stopped":
                 self._offer(["validation.json"], lambda: self._send_validation(history))
-                if STATUS.get(event["reason"], "FAILED") == "FAILED":
+                if StopReason.of(event["reason"]).status == "FAILED":
                     self._offer(["run.log"], lambda: self._send_files([self.folder.log], None))
 
     def _offer(self, keys: Sequence[str], send: Callable[[], None]) -> None:

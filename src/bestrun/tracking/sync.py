@@ -12,7 +12,7 @@ from ..storage.folder import RunFolder, read_json, write_json
 from ..storage.history import DIED, History
 from ..storage.home import settle
 from ..storage.journal import Journal
-from ..storage.reasons import STATUS, stop_reason
+from ..storage.reasons import StopReason, stop_reason
 from .refusals import is_permanent, reason, remedy
 from .sender import DeletedError, Sender
 from .store import TrackingError, is_own_store, resolve_uri, sqlite_path, store_of
@@ -76,7 +76,7 @@ def end_for_dead_process(folder: RunFolder) -> str | None:
     with Journal(folder.journal) as journal:
         history = History.read(folder.journal)
         if history.stopped:
-            if STATUS.get(history.stopped["reason"]) == "FINISHED" and not folder.result.exists():
+            if StopReason.of(history.stopped["reason"]).is_finished and not folder.result.exists():
                 write_json(folder.result, _result(folder, history))
             return None
         training = config_now(folder.config, history).training
@@ -86,10 +86,12 @@ def end_for_dead_process(folder: RunFolder) -> str | None:
             max_steps=training.max_steps,
             patience_steps=training.patience_steps,
         )
-        why, message = (rule, "its process could not write this line") if rule else ("interrupted", DIED)
+        why, message = StopReason.INTERRUPTED, DIED
+        if rule:
+            why, message = rule, "its process could not write this line"
         step, best = history.last_evaluation_step, history.best_checkpoint
         if rule and not _has_state(folder, step):  # killed before `last` was saved: a resume trains the rest again
-            rule, why, message = None, "interrupted", DIED
+            rule, why, message = None, StopReason.INTERRUPTED, DIED
         journal.append("stopped", reason=why, step=step, best=best, message=message, by="sync")
         if rule:
             write_json(folder.result, _result(folder, History(journal.events)))
