@@ -283,7 +283,7 @@ def test_unreadable_file_is_refused_by_name(tmp_path, monkeypatch):
     def refuse(*arguments, **options):  # file modes do not stop root
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(data.sources, "open_regular", refuse)
+    monkeypatch.setattr(data.known, "open_regular", refuse)
     with pytest.raises(DataError, match="Permission denied") as error:
         load_dataset("idx", dir=str(folder))
     assert str(folder / TRAIN_IMAGES) in one_line(error)
