@@ -38,8 +38,8 @@ setup-ray: setup ## add Ray to .venv, for sweep.backend=ray
 train: setup ## train with the tutorial's settings, or with others: make train ARGS="optimizer.learning_rate=1e-3"
 	$(BIN)/bestrun train $(ARGS)
 
-test: setup ## the quick tests, two files at a time (a quarter of an hour on two cores)
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+test: setup ## the quick tests, two files at a time (a quarter of an hour on two cores); of one package: make test PKG=storage
+	$(BIN)/python -m pytest tests/$(PKG) -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: setup ## kills, outages and sweeps, many times over (an hour, more on a busy machine)
 	$(BIN)/python -m pytest -m slow

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from test_run import SHORT, SMALL_NETWORK
+from support.lines import SHORT, SMALL_NETWORK
 
 
 def _in_python(words):

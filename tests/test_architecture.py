@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,3 +195,14 @@ def test_the_rules_see_what_breaks_them(file: str, text: str, words: str) -> Non
 def test_a_circle_is_seen() -> None:
     lines = [*imports("storage/folder.py", "from .home import x"), *imports("storage/home.py", "from .folder import y")]
     assert circles(lines)
+
+
+def test_no_test_file_imports_another() -> None:
+    tests = Path(__file__).parent
+    found = [
+        f"{path.relative_to(tests)}: {line}; what tests share stands in tests/support/"
+        for path in sorted(tests.rglob("*.py"))
+        for line in path.read_text("utf-8").splitlines()
+        if re.match(r"\s*(from|import) (conftest|test_\w+)\b", line)
+    ]
+    assert found == []

@@ -5,7 +5,7 @@ leaves a database that it can neither use nor finish. So a child process makes t
 only a complete one is given the name of the store.
 
 What is known here of MLflow's inside: where its migrations are, and what a database without any run holds.
-tests/test_fresh_store.py fails where a new version differs.
+tests/tracking/test_fresh_store.py fails where a new version differs.
 """
 
 import contextlib

@@ -1,0 +1,278 @@
+"""MLflow models of our runs: made once, of proved checkpoints alone, and served where bestrun is not installed."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bestrun.storage.journal import read_journal
+from support.looks import tree
+from support.stores import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
+
+CHAMPION = ["--name", "digits", "--alias", "champion"]
+
+
+def client_of(uri):
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def versions(uri, name):
+    return client_of(uri).search_model_versions(f"name = '{name}'")
+
+
+@pytest.fixture
+def champion(trained):
+    """`trained` registered as digits@champion; forgotten after the test."""
+    result = trained.bestrun("register", "trained", *CHAMPION, "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report.pop("function")["is_same"] is not False
+    yield report
+    client_of(trained.uri).delete_registered_model("digits")
+
+
+def test_a_registered_run_says_what_it_is(trained, champion):
+    version = client_of(trained.uri).get_model_version_by_alias("digits", "champion")
+    best = json.loads((trained.folder / "result.json").read_text())["best"]
+    tags = {"bestrun.run": "trained", "bestrun.best_sha256": best["sha256"], "bestrun.best_step": str(best["step"])}
+    assert version.tags == tags and version.run_id == trained.run_id and best["sha256"] in version.description
+    assert champion == {
+        "name": "digits", "alias": "champion", "version": 1, "uri": "models:/digits@champion",
+        "run_id": trained.run_id, "run_name": "trained",
+        "checkpoint": {"step": best["step"], "sha256": best["sha256"]},
+    }  # fmt: skip
+
+
+def test_registered_once_more_it_is_the_same_version(trained, champion):
+    before = tree(trained.artifacts)
+    again = json.loads(trained.bestrun("register", "digits@champion", *CHAMPION, "--json").out)
+    other = json.loads(trained.bestrun("register", "trained", "--name", "digits", "--alias", "next", "--json").out)
+    for report in (again, other):
+        assert report.pop("function") == {"is_same": None, "words": "its MLflow model is the one that was made before"}
+    assert again == champion and other == champion | {"alias": "next", "uri": "models:/digits@next"}
+    assert len(versions(trained.uri, "digits")) == 1 and tree(trained.artifacts) == before
+
+
+def test_a_damaged_model_is_made_anew(trained, champion):
+    (network,) = (trained.artifacts / "model").rglob("model.keras")
+    whole = network.read_bytes()
+    network.write_bytes(whole[:-1] + b"!")
+    again = json.loads(trained.bestrun("register", "trained", *CHAMPION, "--json").out)
+    assert again.pop("function")["words"].endswith("bit by bit") and again == champion
+    assert network.stat().st_size == len(whole) and network.read_bytes()[-1:] != b"!"
+
+
+def test_nothing_is_set_if_verification_fails(trained, changed):  # noqa: F811
+    path = changed(next((trained.artifacts / "checkpoints").iterdir()))
+    path.write_bytes(path.read_bytes()[:-1])
+    result = trained.bestrun("register", "trained", *CHAMPION)
+    assert result.code == 5 and result.err.count("\n") == 1
+    assert list(client_of(trained.uri).search_registered_models()) == []
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "..", "", "a b", "ü", "-a", "a\n", "a" * 300])
+def test_a_bad_name_is_refused(trained, name):
+    result = trained.bestrun("register", "trained", f"--name={name}", "--alias", "champion")
+    assert result.code == 2 and result.err.count("\n") == 1 and "as in --name digits" in result.err
+
+
+@pytest.mark.parametrize("alias", ["latest", "LATEST", "v1", "V2", "a@b", "a.b", "", "a" * 300])
+def test_a_bad_alias_is_refused(trained, alias):
+    result = trained.bestrun("register", "trained", "--name", "digits", f"--alias={alias}")
+    assert result.code == 2 and result.err.count("\n") == 1 and "as in --alias champion" in result.err
+
+
+def test_an_alias_is_a_run_everywhere(trained, champion, tmp_path):
+    restored = json.loads(trained.bestrun("restore", "digits@champion", "--json").out)
+    fetched = trained.bestrun("fetch", "digits@champion", "--out", tmp_path / "out", "--json")
+    assert restored["run_id"] == json.loads(fetched.out)["run_id"] == trained.run_id
+    resumed = trained.bestrun("resume", "digits@champion")
+    assert resumed.code == 2 and "run trained is complete" in resumed.err
+
+
+def test_an_alias_is_refused_when_its_run_has_another_best(trained, champion, database, tmp_path):  # noqa: F811
+    with database:
+        database.execute("UPDATE tags SET value = ? WHERE key = 'bestrun.best_sha256'", ["ab" * 32])
+    result = trained.bestrun("fetch", "digits@champion", "--out", tmp_path / "out")
+    assert result.code == 5 and "abababab" in result.err and result.err.count("\n") == 1
+    assert f"bestrun register {trained.run_id} --name digits --alias champion" in result.err
+
+
+def test_an_alias_of_a_deleted_run_says_how_to_bring_it_back(trained, champion, database):  # noqa: F811
+    with database:
+        database.execute("UPDATE runs SET lifecycle_stage = 'deleted'")
+    result = trained.bestrun("restore", "digits@champion")
+    assert result.code == 2 and f"mlflow runs restore --run-id {trained.run_id}" in result.err
+
+
+def test_an_alias_of_another_experiment_is_refused(trained, champion, database):  # noqa: F811
+    with database:
+        database.execute("INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (7, 'other', 'active')")
+    result = trained.bestrun("restore", "digits@champion", "--experiment", "other")
+    assert result.code == 2 and "not in this experiment" in result.err
+
+
+# ---- tracking.log_model ----
+
+
+def test_a_finished_run_logs_its_model_once_and_pickles_nothing(trained):
+    events, _ = read_journal(trained.folder / "journal.jsonl")
+    (model,) = [event for event in events if event["event"] == "model"]
+    run, _, artifacts = mlflow_record(trained.uri, "trained")
+    assert run.data.tags["bestrun.model"] == model["path"] and artifacts["model"] == [model["path"]]
+    names = {path.name for path in (trained.artifacts / model["path"]).rglob("*") if path.is_file()}
+    assert names == {
+        "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "serving.py", "model.keras",
+        "input_example.json", "serving_input_example.json",
+    }  # fmt: skip
+    requirements = (trained.artifacts / model["path"] / "requirements.txt").read_text().splitlines()
+    assert [line.partition("==")[0] for line in requirements] == ["mlflow", "tensorflow", "keras", "numpy", "pandas"]
+    assert all(line.partition("==")[2] for line in requirements)
+
+
+def test_without_the_setting_no_model_is_made(bestrun, home, settings):
+    assert bestrun("train", *settings, "name=plain").code == 0
+    assert not (run_folder(home, "plain").path / "model").exists()
+    assert "model" not in mlflow_record(sqlite_uri(home), "plain")[2]
+
+
+@pytest.mark.slow
+def test_a_model_made_while_the_server_is_away_is_sent_by_sync(bestrun, home, settings, mlflow_server):
+    mlflow_server.stop()
+    try:
+        words = [*settings, "name=later", "tracking.log_model=true", f"tracking.uri={mlflow_server.uri}"]
+        result = bestrun("train", *words, timeout=200)
+        assert result.code == 6, result.err
+    finally:
+        mlflow_server.start()
+    assert bestrun("sync", "later").code == 0
+    run = assert_record_agrees(mlflow_server.uri, run_folder(home, "later"))
+    at_server = ["--tracking-uri", mlflow_server.uri, "--name", "later", "--alias", "champion", "--json"]
+    first = bestrun("register", "later", *at_server)
+    assert first.code == 0, first.err
+    assert json.loads(bestrun("register", "later@champion", *at_server).out) == json.loads(first.out)
+    (version,) = versions(mlflow_server.uri, "later")
+    assert version.source.endswith(run.data.tags["bestrun.model"]) and version.run_id == run.info.run_id
+    restored = bestrun("restore", "later@champion", "--tracking-uri", mlflow_server.uri, "--json")
+    assert json.loads(restored.out)["run_id"] == run.info.run_id
+
+
+def test_an_interrupted_run_makes_its_model_when_it_is_finished(bestrun, home, settings):
+    process = bestrun.start(
+        "train", *settings, "name=halfway", "tracking.log_model=true", env={"BESTRUN_FAULT": "F9:3"}
+    )
+    assert process.wait().code == -9
+    folder = run_folder(home, "halfway")
+    assert not (folder.path / "model").exists()
+    assert bestrun("resume", "halfway").code == 0
+    assert bestrun("resume", "halfway", "training.max_steps=80").code == 0
+    events, _ = read_journal(folder.journal)
+    made = [event["best_sha256"] for event in events if event["event"] == "model"]
+    bests = [event["best"]["sha256"] for event in events if event["event"] == "stopped"]
+    assert made == list(dict.fromkeys(bests))
+
+
+def test_a_model_that_cannot_be_made_is_a_warning_at_the_end_of_a_whole_run(bestrun, home, settings):
+    folder = run_folder(home, "unwritable")
+    process = bestrun.start("train", *settings, "name=unwritable", "tracking.log_model=true")
+    while not folder.log.exists():
+        time.sleep(0.02)
+    (folder.path / "model").touch()  # a file where a folder is to be
+    result = process.wait()
+    assert result.code == 0 and "bestrun register unwritable" in result.err + result.out
+    assert json.loads(folder.result.read_text())["stop_reason"] == "max_steps"
+    assert bestrun("register", "unwritable", *CHAMPION).code == 0
+
+
+# ---- used by others ----
+
+LOAD = """
+import json, sys
+import mlflow, numpy
+try:
+    import bestrun
+except ImportError:
+    mlflow.set_tracking_uri(sys.argv[1])
+    model = mlflow.pyfunc.load_model("models:/digits@champion")
+    answer = model.predict(numpy.load(sys.argv[2])["x_test"][:100, :, :, None])
+    print(answer.to_json(orient="split", double_precision=15))
+"""
+
+
+def test_others_load_it_with_mlflow_alone(trained, champion, small_mnist_npz, without_bestrun, tmp_path):
+    words = [sys.executable, "-W", "error::UserWarning:mlflow", "-c", LOAD, trained.uri, small_mnist_npz]
+    used = subprocess.run(words, env=without_bestrun, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    answer = json.loads(used.stdout.splitlines()[-1])
+    assert answer["columns"] == ["class", "probabilities"] and len(answer["data"]) == 100
+    assert_answers_equal_predictions(trained, small_mnist_npz, tmp_path, answer["data"])
+
+
+def assert_answers_equal_predictions(trained, npz, tmp_path, answers):
+    """What MLflow answers for the first 100 test images, and what `bestrun predict` says of them."""
+    np.savez(tmp_path / "hundred.npz", x=np.load(npz)["x_test"][:100])
+    result = trained.bestrun("predict", "trained", tmp_path / "hundred.npz", "--json")
+    predictions = json.loads(result.out)["predictions"]
+    assert [label for label, _ in answers] == [row["class"] for row in predictions]
+    assert np.allclose([row for _, row in answers], [row["probabilities"] for row in predictions], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_mlflow_serves_what_predict_predicts(trained, champion, small_mnist_npz, without_bestrun, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/digits@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks there for uvicorn
+    environment = without_bestrun | {"MLFLOW_TRACKING_URI": trained.uri, "PATH": path}
+    with open(tmp_path / "log", "wb") as log:
+        server = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", server, tmp_path / "log")
+        images = np.load(small_mnist_npz)["x_test"][:100, :, :, None]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"inputs": images.tolist()}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answers = json.load(response)["predictions"]
+    finally:
+        end(server)
+    rows = [(row["class"], row["probabilities"]) for row in answers]
+    assert_answers_equal_predictions(trained, small_mnist_npz, tmp_path, rows)
+
+
+def wait_for(url, server, log):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as response:
+                return response.status
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"mlflow models serve did not start\n{log.read_text()[-3000:]}")
+
+
+def end(server):
+    """The whole process group: workers outlive the process that started them."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()

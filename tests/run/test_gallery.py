@@ -1,0 +1,127 @@
+"""Pictures of a run while it learns: which sets there are, that MLflow's slider finds them, that they cost no run."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bestrun.storage.journal import read_journal
+from bestrun.views import tiles
+from support.stores import mlflow_record, run_folder, sqlite_uri
+
+LONGER = ["training.max_steps=160", "training.evaluate_every_steps=10", "training.patience_steps=160"]
+KEYS = {"confusion matrix", "example errors", "filters layer_conv1", "filters layer_conv2"}
+
+
+def events(folder, kind):
+    return [event for event in read_journal(folder.journal)[0] if event["event"] == kind]
+
+
+def sets(folder) -> dict[int, set[str]]:
+    """Step -> what was drawn there."""
+    found: dict[int, set[str]] = {}
+    for event in events(folder, "picture"):
+        if "key" in event:
+            found.setdefault(event["step"], set()).add(event["key"])
+    return found
+
+
+def test_a_run_has_at_most_six_sets_of_pictures_the_last_of_the_best(bestrun, home, settings):
+    result = bestrun("train", *settings, *LONGER, "name=k")
+    assert result.code == 0, result.err
+    folder = run_folder(home, "k")
+    best, found = json.loads(folder.result.read_text())["best"]["step"], sets(folder)
+    assert 0 in found and max(found) == best and 3 <= len(found) <= 6
+    assert all(keys == KEYS for keys in found.values())
+    improved = {line["step"] for line in events(folder, "evaluation") if line["improved"]}
+    assert found.keys() - {0} <= improved
+    for due in (10, 20, 40, 80):  # of 160 steps; the first improvement from there on, or the best
+        later = {step for step in improved if step >= due}
+        assert not later or min(later) in found or max(later) in found
+    for event in events(folder, "picture"):
+        with Image.open(folder.path / event["path"]) as picture:
+            picture.verify()
+
+
+def test_mlflow_has_each_picture_once_under_its_step_also_when_sent_again(bestrun, home, settings):
+    assert bestrun("train", *settings, "name=k").code == 0
+    folder, uri = run_folder(home, "k"), sqlite_uri(home)
+    run, _, artifacts = mlflow_record(uri, "k")
+    drawn = [(event["key"], event["step"]) for event in events(folder, "picture") if "key" in event]
+    full = [path for path in artifacts["images"] if path.endswith(".png")]
+    assert sorted(tuple(path.split("/")[1].split("+")[:3:2]) for path in full) == sorted(
+        (key, str(step)) for key, step in drawn
+    )
+    assert len(artifacts["images"]) == 2 * len(full) and run.data.tags["mlflow.loggedImages"] == "True"
+    assert "pictures/curves.png" in artifacts["pictures"]
+    state = json.loads(folder.mirror.read_text())
+    folder.mirror.write_text(json.dumps(state | {"acknowledged": 0}))
+    assert bestrun("sync", "k").code == 0
+    assert mlflow_record(uri, "k")[2] == artifacts
+
+
+@pytest.mark.slow
+def test_pictures_are_off_where_asked_and_in_sweeps(bestrun, home, settings):
+    assert bestrun("train", *settings, "name=none", "pictures=false").code == 0
+    assert not run_folder(home, "none").pictures.exists()
+    assert bestrun("train", "-m", *settings, "seed=0,1", "sweep.name=s").code == 0
+    assert not any(path.is_dir() for path in (home / "mlruns" / "runs").glob("s-*/pictures"))
+    assert bestrun("train", "-m", *settings, "seed=0,1", "sweep.name=drawn", "pictures=true").code == 0
+    assert any(path.is_dir() for path in (home / "mlruns" / "runs").glob("drawn-*/pictures"))
+
+
+def test_pictures_do_not_change_the_result(bestrun, home, settings):
+    for name, wish in (("with", "true"), ("without", "false")):
+        assert bestrun("train", *settings, f"name={name}", f"pictures={wish}").code == 0
+    with_, without = (
+        [[line["val/loss"], line["train/loss"]] for line in events(run_folder(home, name), "evaluation")]
+        for name in ("with", "without")
+    )
+    assert with_ == without
+
+
+def test_a_run_that_cannot_write_pictures_is_finished_all_the_same(bestrun, home, settings):
+    assert bestrun("train", *settings, "name=k").code == 0
+    folder = run_folder(home, "k")
+    for path in folder.pictures.iterdir():
+        path.unlink()
+    folder.pictures.rmdir()
+    folder.pictures.touch()  # a file where the folder should be
+    result = bestrun("resume", "k", "training.max_steps=80", "training.patience_steps=80")
+    assert result.code == 0, result.err
+    assert "a picture is not drawn" in folder.log.read_text()
+
+
+def test_a_resumed_run_s_curves_mark_where_it_was_resumed(tmp_path):
+    from bestrun.views import curves
+
+    history = [{"step": step, "val/accuracy": 0.5 + step / 100, "val/loss": 1.0} for step in range(0, 50, 10)]
+    axes = curves.curves_figure(history, 40, "k", resumed=[20]).axes[0]
+    assert "resumed" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert any(list(line.get_xdata()) == [20, 20] for line in axes.lines)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 300])
+def test_a_confusion_matrix_has_a_colour_for_every_cell_at_any_number_of_classes(classes):
+    matrix = np.random.default_rng(0).integers(0, 500, (classes, classes))
+    picture = tiles.confusion_matrix(matrix, "k, step 1,000: validation split")
+    assert max(picture.size) < 1200
+    colours = {tuple(pixel) for pixel in np.asarray(picture).reshape(-1, 3)}
+    assert len(colours) > min(classes**2, 50) / 2
+
+
+@pytest.mark.parametrize(("shape", "errors"), [((28, 28, 1), 3), ((40, 30, 3), 50), ((200, 300, 3), 1), ((8, 8, 2), 0)])
+def test_example_errors_of_any_image_size_are_pictures(shape, errors):
+    images = np.random.default_rng(0).integers(0, 256, (60, *shape)).astype(np.uint8)
+    labels = np.zeros(60, int)
+    predictions = np.where(np.arange(60) < errors, 7, 0)
+    picture = tiles.example_errors(images, labels, predictions, "k")
+    assert picture.size[0] < 1500 and picture.mode == "RGB"
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1, 16), (5, 5, 16, 36), (3, 3, 300, 512), (63, 63, 3, 1), (1, 1, 1, 1)])
+def test_filters_of_any_shape_are_pictures(shape):
+    picture = tiles.filters(np.random.default_rng(0).normal(size=shape), "k, step 0: layer_conv1")
+    colours = np.unique(np.asarray(picture).reshape(-1, 3), axis=0)
+    assert picture.size[0] < 3200 and len(colours) > 2

@@ -1,0 +1,79 @@
+"""What MLflow's page shows: views with the best first, links that open them, descriptions. The page itself is looked
+at by test_browser.py.
+"""
+
+import base64
+import json
+import zlib
+
+import pytest
+
+from bestrun.tracking import page
+from bestrun.tracking.store import connect
+from support.stores import mlflow_record, sqlite_uri
+
+
+def state(tag: str) -> dict:
+    """A view as the page unpacks it."""
+    packed = json.loads(tag)["state"]
+    return json.loads(zlib.decompress(base64.b64decode(packed.removeprefix("deflate;"))))
+
+
+@pytest.mark.parametrize(
+    ("objective", "key", "column", "ascending"),
+    [
+        ([], "bestrun-accuracy", "metrics.`best/accuracy`", False),
+        (["objective.metric=val/loss", "objective.direction=minimize"], "bestrun-loss", "metrics.`best/loss`", True),
+    ],
+)
+def test_a_run_leaves_a_view_with_the_best_first_and_a_link_to_its_page(
+    bestrun, home, settings, objective, key, column, ascending
+):
+    result = bestrun("train", *settings, *objective, "name=k")
+    assert result.code == 0, result.err
+    run = mlflow_record(sqlite_uri(home), "k")[0]
+    experiment = connect(sqlite_uri(home)).client.get_experiment(run.info.experiment_id)
+    view = state(experiment.tags[f"mlflow.sharedViewState.{key}"])
+    assert (view["orderByKey"], view["orderByAsc"]) == (column, ascending)
+    assert {column, "metrics.`best/step`", "tags.`bestrun.stop_reason`"} <= set(view["selectedColumns"])
+    (line,) = [line for line in result.out.splitlines() if line.startswith("page ")]
+    assert f"/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}?workflowType=" in line
+
+
+def test_a_view_that_a_person_changed_is_left_alone(bestrun, home, settings):
+    assert bestrun("train", *settings).code == 0
+    client = connect(sqlite_uri(home)).client
+    (experiment,) = [e for e in client.search_experiments() if e.name == "npz"]
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.bestrun-accuracy", "mine")
+    assert bestrun("train", *settings).code == 0
+    tags = client.get_experiment(experiment.experiment_id).tags
+    assert tags["mlflow.sharedViewState.bestrun-accuracy"] == "mine"
+
+
+def test_a_sweep_leaves_a_view_of_its_runs_and_a_link_to_it(bestrun, home, settings):
+    result = bestrun("train", "-m", *settings, "seed=0,1", "sweep.name=two")
+    assert result.code == 0, result.err
+    (line,) = [line for line in result.out.splitlines() if line.startswith("page ")]
+    assert "viewStateShareKey=bestrun-accuracy-two&workflowType=machine_learning" in line
+    (experiment,) = [e for e in connect(sqlite_uri(home)).client.search_experiments() if e.name == "npz"]
+    view = state(experiment.tags["mlflow.sharedViewState.bestrun-accuracy-two"])
+    assert "params.`seed`" in view["selectedColumns"] and "'two'" in view["searchFilter"]
+
+
+def test_the_description_tells_the_result_below_the_user_s_own_words(bestrun, home, settings):
+    assert bestrun("train", *settings, "name=k", "note=my words").code == 0
+    run = mlflow_record(sqlite_uri(home), "k")[0]
+    note, ours = run.data.tags["mlflow.note.content"].split(page.RULE)
+    best = run.data.metrics
+    assert note == "my words" and "max_steps" in ours and "`bestrun restore k`" in ours
+    assert f"{100 * best['best/accuracy']:.2f} % at step {best['best/step']:.0f}" in ours
+    client = connect(sqlite_uri(home)).client
+    client.set_tag(run.info.run_id, "mlflow.note.content", "rewritten by a person")
+    more = ["training.max_steps=80", "training.patience_steps=80"]
+    assert bestrun("resume", "k", *more).code == 0
+    assert client.get_run(run.info.run_id).data.tags["mlflow.note.content"] == "rewritten by a person"
+
+
+def test_a_server_s_address_has_no_credentials():
+    assert page.server("https://ada:secret@host:8080/base?token=x") == "https://host:8080/base"
+    assert page.server("sqlite:////x/mlflow.db", 5001) == "http://127.0.0.1:5001"
