@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .api import Run, load_run, runs, train
 
 __all__ = ["Run", "load_run", "runs", "train"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 environment.set_defaults()  # before anything that reads them is imported
 

@@ -1,0 +1,85 @@
+"""Homes of earlier versions stay readable, resumable and restorable: a small one of each lies in old/.
+
+Each was made with `data=npz data.path=data.npz` and a tiny network: `whole` (tested), `loss` (another objective), `cut`
+(killed when its journal was ahead of `last`), the sweep `night`, and the sweep `half`, killed in its second trial.
+"""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from support.looks import evaluations
+from support.processes import Command
+from support.stores import run_folder
+
+OLD = Path(__file__).with_name("old")
+LINE = ["data=npz", "data.path=data.npz", "data.validation_size=15", "model.filter_sizes=[3,3]"]
+LINE += ["model.num_filters=[2,2]", "model.fc_size=4", "training.batch_size=8", "training.max_steps=20"]
+LINE += ["training.evaluate_every_steps=10", "training.patience_steps=20", "pictures=false"]
+LINE += ["optimizer.learning_rate=1e-2", "experiment=old"]
+
+
+VERSIONS = sorted(path.name.removesuffix(".tar.xz") for path in OLD.glob("*.tar.xz"))
+assert VERSIONS
+
+
+@pytest.fixture(params=VERSIONS)
+def old(request, start_process, tmp_path, monkeypatch):
+    """`old("show", "whole")` in the home of this version, where it lies now."""
+    with tarfile.open(OLD / f"{request.param}.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    home = tmp_path / "home"
+    monkeypatch.setenv("BESTRUN_MLRUNS", str(home / "mlruns"))
+    for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]:
+        monkeypatch.delenv(name)
+    command = Command(start_process, home)
+
+    def run(*words, code=0):
+        result = command(*words)
+        assert result.code == code, result.out + result.err
+        return result.out
+
+    run.home = home
+    return run
+
+
+def test_an_old_home_is_listed_shown_restored_and_fetched(old):
+    rows = json.loads(old("runs", "--json"))
+    names = ["cut", "half-000", "half-001", "loss", "night-000", "night-001", "whole"]
+    assert sorted(row["run_name"] for row in rows) == names
+    shown = json.loads(old("show", "whole", "--json"))
+    assert shown["state"] == "finished" and shown["versions"]["bestrun"] and shown["test"]["step"] > 0
+    assert json.loads(old("show", "loss", "--json"))["objective"] == {"metric": "val/loss", "direction": "minimize"}
+    assert "loss" in old("compare", "whole", "loss") and "night: 2 complete" in old("sweep", "night")
+    for words in (["whole"], ["whole", "--local"], ["best", "--sweep", "night"]):
+        assert json.loads(old("restore", *words, "--json"))["validation"]["agrees"] is True
+    assert "verified" in old("fetch", "whole", "--out", "out")
+    old("report", "whole", "loss", "--out", "report.html")
+
+
+def test_an_old_run_that_was_killed_goes_on_and_a_finished_one_further(old):
+    folder = run_folder(old.home, "cut")
+    old("resume", "cut")
+    assert [line["step"] for line in evaluations(folder)] == [0, 10, 20]
+    assert json.loads(folder.result.read_text())["stop_reason"] == "max_steps"
+    old("resume", "loss", "training.max_steps=30", "training.patience_steps=30")
+    assert [line["step"] for line in evaluations(run_folder(old.home, "loss"))] == [0, 10, 20, 30]
+    assert {report["state"] for report in json.loads(old("sync", "--json"))} <= {"complete"} | {
+        "was dead: marked as interrupted"
+    }
+
+
+def test_an_old_run_is_trained_again_and_is_where_another_starts(old):
+    old("rerun", "whole", "name=again")
+    old("train", *LINE, "from_run=whole", "name=child")
+    assert json.loads(old("show", "child", "--json"))["parent"] == "whole"
+
+
+def test_an_old_sweep_goes_on_by_the_same_line(old):
+    old("train", "-m", *LINE, "sweep.name=half", "seed=1,2")
+    summary = json.loads(old("sweep", "half", "--json"))
+    assert summary["count"] == {"complete": 2}
+    assert [line["step"] for line in evaluations(run_folder(old.home, "half-001"))] == [0, 10, 20]
