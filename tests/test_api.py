@@ -81,3 +81,23 @@ def test_the_package_imports_nothing_heavy_until_a_function_is_used():
     assert done.stdout == "[]\n"
     missing = subprocess.run([sys.executable, "-c", "import bestrun; bestrun.nothing"], capture_output=True, text=True)
     assert "has no attribute 'nothing'" in missing.stderr
+
+
+def test_docs_python_says_what_the_code_says():
+    import python_page
+
+    assert python_page.PAGE.read_text("utf-8") == python_page.page(), "python -m tests.python_page writes it anew"
+    assert "```text\nNone\n" not in python_page.page(), "a public name has no docstring"
+
+
+def _example(text, words):
+    exec(text.replace('"recipe=quick"', ", ".join(map(repr, words))))
+
+
+def test_the_example_of_docs_python_works(start_process, home, settings):
+    import python_page
+
+    example = python_page.HEAD.partition("```python\n")[2].partition("```")[0]
+    result = start_process(_example, example, [*settings, "training.max_steps=40", "pictures=false"], cwd=home).wait()
+    assert result.code == 0, result.err
+    assert result.out.startswith("finished 0.") and len(result.out.splitlines()) == 3

@@ -47,6 +47,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The run's name: the key of its folder."""
         return self.record.name
 
     @property
@@ -184,7 +185,7 @@ def load_run(
 
     Args:
         experiment, sweep: look only there.
-        objective: which one `best` goes by, val/accuracy or val/loss, where there are runs of both.
+        objective: which one `best` goes by, val/accuracy or val/loss, where there are runs of several.
 
     Raises:
         SettingsError: it means none, or several.
