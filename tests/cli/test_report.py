@@ -276,12 +276,12 @@ def test_a_hundred_classes_of_photographs_stay_under_the_limit(bestrun, home, tm
     words = ["data=npz", f"data.path={tmp_path / 'many.npz'}", "model.num_filters=[48,48]", "model.fc_size=16"]
     steps = ["training.max_steps=4", "training.evaluate_every_steps=4", "training.patience_steps=4", "pictures=false"]
     assert bestrun("train", *words, *steps, "name=many-0").code == 0
-    names = [f"many-{index}" for index in range(report.MOST_SHOWN + 1)]
+    names = [f"many-{index}" for index in range(report.MAX_SHOWN + 1)]
     for name in names[1:]:
         shutil.copytree(home / "mlruns" / "runs" / "many-0", home / "mlruns" / "runs" / name)
     page = made(bestrun, tmp_path / "many.html", *names, timeout=200)
     assert "Its most frequent confusions" in page.text
-    assert len([alt for alt in page.alts if alt.startswith("Errors")]) == report.MOST_SHOWN
+    assert len([alt for alt in page.alts if alt.startswith("Errors")]) == report.MAX_SHOWN
 
 
 @pytest.mark.slow

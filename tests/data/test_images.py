@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bestrun.data.images import MOST_PIXELS, read_image, read_images
+from bestrun.data.images import MAX_PIXELS, read_image, read_images
 from bestrun.errors import DataError
 
 RANDOM = np.random.default_rng(0)
@@ -186,7 +186,7 @@ BAD = {
     "PNG cut off": ("a.png", LARGE_PNG[:200], "truncated"),
     "JPEG cut in its header": ("a.jpg", LARGE_JPEG[:20], "damaged beginning|nothing readable"),
     "JPEG cut off": ("a.jpg", LARGE_JPEG[: len(LARGE_JPEG) // 2], "truncated"),
-    "PNG of too many pixels": ("a.png", png(MOST_PIXELS, 2), "50000000 x 2 pixels; expected 1 to"),
+    "PNG of too many pixels": ("a.png", png(MAX_PIXELS, 2), "50000000 x 2 pixels; expected 1 to"),
     "PNG bomb": ("a.png", png(2**31 - 1, 2**31 - 1), "nothing readable|pixels"),
     "PNG without pixels": ("a.png", png(0, 6), "nothing readable|damaged|0 x 6 pixels"),
     "JPEG of a million scans": ("a.jpg", LARGE_JPEG[:-2] + 10**6 * b"\xff\xda\0\x02", "1,000,00. scans"),

@@ -110,7 +110,7 @@ def _batches(images):
     evaluation.compile_predict = lambda network, size: seen.append(size) or original(network, size)
     network = model.build_cnn((28, 28, 1), 10, filter_sizes=(5,), num_filters=(4,), fc_size=4)
     predict.rebuild = lambda fetched, **_: restore.Rebuilt(network, None)
-    model.MOST_VALUES = 100 * 28 * 28 * 4
+    model.MAX_VALUES = 100 * 28 * 28 * 4
     config = SimpleNamespace(threads=None, training=SimpleNamespace(evaluation_batch_size=10**6))
     checkpoint = SimpleNamespace(state=SimpleNamespace(step=1), sha256="")
     fetched = restore.Fetched("", "", config, checkpoint, "", {}, None, (28, 28, 1), 10, {})

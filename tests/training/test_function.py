@@ -194,16 +194,18 @@ def test_answers_are_equal_here_and_near_elsewhere():
     then = np.array([[4.0, -10.0]] * 8, "f4")
     near, far = then + np.float32(0.009), then + np.float32(0.011)
     elsewhere = {"threads": 99}
-    assert proof.compare(made(then), then.copy(), None).words.endswith("bit by bit")
-    found = proof.compare(made(then), near, None)
+    assert proof.same_function(made(then), then.copy(), None).words.endswith("bit by bit")
+    found = proof.same_function(made(then), near, None)
     assert found.is_same is False and "were to be equal" in found.words
-    found = proof.compare(made(then, **elsewhere), near, None)
+    found = proof.same_function(made(then, **elsewhere), near, None)
     assert found.is_same is True and "but for the last digits (99 threads" in found.words
-    assert proof.compare(made(then, **elsewhere), far, None).is_same is False
-    assert proof.compare(made(then, code_sha256="0" * 64), near, None).is_same is False  # other code excuses nothing
-    assert proof.compare(made(then, **elsewhere), then * np.nan, None).is_same is False
-    assert proof.compare(made(then), then[:, :1], None).is_same is False
-    found = proof.compare(made(None), then, None)
+    assert proof.same_function(made(then, **elsewhere), far, None).is_same is False
+    assert (
+        proof.same_function(made(then, code_sha256="0" * 64), near, None).is_same is False
+    )  # other code excuses nothing
+    assert proof.same_function(made(then, **elsewhere), then * np.nan, None).is_same is False
+    assert proof.same_function(made(then), then[:, :1], None).is_same is False
+    found = proof.same_function(made(None), then, None)
     assert found.is_same is None and "older than such a proof" in found.words
 
 
@@ -232,6 +234,7 @@ def test_another_function_of_the_same_shapes_is_refused_by_fetch_and_restore(run
         assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.slow
 def test_every_verb_that_computes_refuses_another_function_and_goes_on_if_told(run, changed_code, tmp_path):
     env = changed_code(ANOTHER_ACTIVATION)
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 28, 28), np.uint8))

@@ -61,13 +61,13 @@ def test_no_labels_overlap_with_ten_and_with_a_hundred_classes(classes, monkeypa
     assert_readable(charts.disagreements_figure(images, labels, said, title), monkeypatch)
 
 
-@pytest.mark.parametrize("runs", [2, charts.MOST_RUNS])
+@pytest.mark.parametrize("runs", [2, charts.MAX_RUNS])
 def test_overlaid_curves_are_readable_and_no_two_runs_look_alike(runs, monkeypatch):
     long = "a-name-of-a-hundred-characters-" * 3
     curves = [charts.Curve(f"{chr(65 + i)} {long}{i}", history(), 1100, [400] * (i % 2)) for i in range(runs)]
     figure = charts.overlaid_figure(curves, "runs: validation split")
     assert_readable(figure, monkeypatch)
-    assert len({charts.line_look(index) for index in range(charts.MOST_RUNS)}) == charts.MOST_RUNS
+    assert len({charts.line_look(index) for index in range(charts.MAX_RUNS)}) == charts.MAX_RUNS
     accuracy, loss = figure.axes
     assert (accuracy.get_ylabel(), loss.get_ylabel()) == ("validation accuracy (share)", "validation loss (nats)")
     assert loss.get_xlabel() == "step (optimizer updates)"

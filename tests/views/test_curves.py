@@ -160,7 +160,7 @@ def test_filters_of_deeper_layers_have_a_row_for_each_input_channel():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("filters (36)", "input channels (16)")
     assert np.array_equal(axes.images[0].get_array()[12:17, 18:23], kernel[:, :, 2, 3])
     large = curves.filters_figure(np.zeros((3, 3, 128, 256)), "title").axes[0]
-    assert large.get_xlabel() == f"filters (the first {curves.MOST_FILTERS} of 256)"
+    assert large.get_xlabel() == f"filters (the first {curves.MAX_FILTERS} of 256)"
 
 
 def test_curves_mark_the_best_and_leave_out_what_is_missing():

@@ -33,11 +33,11 @@ from ..views.html import heading, page, paragraph, picture, table
 log = logging.getLogger("bestrun")
 
 # What keeps the file under 5 MB, with document.PICTURE_BYTES
-MOST_SHOWN = 4  # runs whose best is looked at: confusion matrix, errors, filters
-MOST_LAYERS = 2  # convolutions whose filters are drawn; of several runs, the first
-MOST_TRIALS = 300  # in the table of a sweep
-MOST_CURVES_OF_A_SWEEP = 8
-MOST_ERRORS = 12
+MAX_SHOWN = 4  # runs whose best is looked at: confusion matrix, errors, filters
+MAX_LAYERS = 2  # convolutions whose filters are drawn; of several runs, the first
+MAX_TRIALS = 300  # in the table of a sweep
+MAX_CURVES_OF_A_SWEEP = 8
+MAX_ERRORS = 12
 
 WHERE = "say where it is with data.path=FILE or data.dir=FOLDER behind the RUN"
 
@@ -69,12 +69,12 @@ def of_runs(records: Sequence[Record], overrides: Sequence[str], *, home: Path, 
         SettingsError: too many runs, or an override of something else.
     """
     records = list({(record.name, record.started["time_ms"]): record for record in records}.values())
-    if len(records) > charts.MOST_RUNS:
+    if len(records) > charts.MAX_RUNS:
         raise SettingsError(
-            f"report: given {len(records)} runs; takes at most {charts.MOST_RUNS}, as one picture has no colours for "
+            f"report: given {len(records)} runs; takes at most {charts.MAX_RUNS}, as one picture has no colours for "
             "more; the runs of a sweep: bestrun report --sweep NAME"
         )
-    looks = _looks(records[:MOST_SHOWN], overrides, home, uri)
+    looks = _looks(records[:MAX_SHOWN], overrides, home, uri)
     if len(records) == 1:
         title = f"Run {records[0].name}"
         return page(title, [heading(title, 1), _made(), *_one(records[0], looks[0])])
@@ -92,12 +92,12 @@ def of_sweep(manifest: Manifest, overrides: Sequence[str], *, home: Path, uri: s
         for trial in manifest.better_first(manifest.trials)
         if (tried := [run for run in trial.runs if run.best is not None])
     ]
-    records = [from_folder(manifest.folder(run)) for run in best_runs[:MOST_CURVES_OF_A_SWEEP]]
+    records = [from_folder(manifest.folder(run)) for run in best_runs[:MAX_CURVES_OF_A_SWEEP]]
     parts = [heading(title, 1), _made(), *_tried(manifest, found)]
     if records:
         which = "The best run" if len(best_runs) == 1 else f"The best {len(records)} of {len(best_runs)} trials"
         parts += [heading(which, new_page=True), _run_table(records), *_curves(records, f"sweep {manifest.name}")]
-        parts += _details(records, _looks(records[:MOST_SHOWN], overrides, home, uri))
+        parts += _details(records, _looks(records[:MAX_SHOWN], overrides, home, uri))
     return page(title, parts)
 
 
@@ -180,7 +180,7 @@ def _one(record: Record, look: Look) -> list[str]:
             record.evaluations, _best_step(record), _title(f"{record.name}: accuracy and loss"), _resumed(record)
         )
         parts.append(picture(figure, f"Accuracy and loss of {record.name} on the train and the validation split."))
-    parts += [*_seen(record, look, "Its best on the validation split", MOST_LAYERS), heading("Settings", new_page=True)]
+    parts += [*_seen(record, look, "Its best on the validation split", MAX_LAYERS), heading("Settings", new_page=True)]
     settings, changed = flatten(record.config), record.changed
     rows = [
         (key, value, f"{changed[key][1]} after a resume" if key in changed else "") for key, value in settings.items()
@@ -209,7 +209,7 @@ def _seen(record: Record, look: Look, title: str, layers: int = 1) -> list[str]:
         order = np.argsort(-wrong_by, kind="stable")
         predictions = look.logits.argmax(axis=1)[order]
         figure = plots.example_errors_figure(
-            split.images[order], split.labels[order], predictions, _title(f"{name}: validation split"), MOST_ERRORS
+            split.images[order], split.labels[order], predictions, _title(f"{name}: validation split"), MAX_ERRORS
         )
         parts.append(picture(figure, f"Errors of {name} on the validation split, those it was surest of first."))
     kernels = {key.split("/")[1]: tensor for key, tensor in (look.tensors or {}).items() if _is_kernel(key, tensor)}
@@ -228,7 +228,7 @@ def _confusions(matrix: Any, title: str) -> list[str]:
     total, right = int(matrix.sum()), int(matrix.trace())
     caption = f"Who is taken for whom, {title}: {total - right:,} of {total:,} images are wrong. Right is the diagonal."
     parts = [picture(plots.confusion_matrix_figure(matrix, _title(title)), caption)]
-    if len(matrix) > plots.MOST_CLASSES_WITH_COUNTS:
+    if len(matrix) > plots.MAX_CLASSES_WITH_COUNTS:
         errors = matrix - np.diag(np.diag(matrix))
         order = np.argsort(-errors, axis=None, kind="stable")[: min(10, np.count_nonzero(errors))]
         rows = [(*place, errors[place]) for place in zip(*np.unravel_index(order, errors.shape), strict=True)]
@@ -306,7 +306,7 @@ def _details(records: Sequence[Record], looks: Sequence[Look]) -> list[str]:
         predictions = {letter: look.logits.argmax(axis=1) for letter, look in alike}
         letters = ", ".join(letter for letter, _ in alike)
         figure = charts.disagreements_figure(
-            split.images, split.labels, predictions, _title(f"Where {letters} differ: validation split"), MOST_ERRORS
+            split.images, split.labels, predictions, _title(f"Where {letters} differ: validation split"), MAX_ERRORS
         )
         parts += [heading("Images they disagree on", new_page=True)]
         parts.append(picture(figure, "Validation images that the runs take for different classes, each by its letter."))
@@ -370,7 +370,7 @@ def _trial_table(manifest: Manifest, found: dict[str, Any]) -> list[str]:
     metric, keys = manifest.objective["metric"], list(manifest.line["space"])
     head = ["trial", "state", metric, "steps", *keys, "run"]
     rows = []
-    for trial in found["trials"][:MOST_TRIALS]:
+    for trial in found["trials"][:MAX_TRIALS]:
         settings = [trial["settings"].get(key, "-") for key in keys]
         runs = "\n".join(
             run["run_name"] + (f": {run['error'].splitlines()[0]}" if run.get("error") else "") for run in trial["runs"]

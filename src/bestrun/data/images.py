@@ -17,9 +17,9 @@ from .pixels import Notes, as_uint8, channels_last
 log = logging.getLogger("bestrun")
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-MOST_BYTES = 100 << 20  # of a file
-MOST_PIXELS = 50_000_000  # of a picture: 200 MB for each copy that its conversion needs
-MOST_SCANS = 1000  # of a JPEG. Each goes over all pixels, however few bytes it has; cameras write about 10
+MAX_BYTES = 100 << 20  # of a file
+MAX_PIXELS = 50_000_000  # of a picture: 200 MB for each copy that its conversion needs
+MAX_SCANS = 1000  # of a JPEG. Each goes over all pixels, however few bytes it has; cameras write about 10
 
 Shape = tuple[int, int, int]  # height, width, channels
 
@@ -81,19 +81,19 @@ def open_picture(path: Path) -> Image.Image:
     """
     with refusing(path, "a PNG or JPEG image") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata, and of a size that is refused here
-        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-            raise refusal(path, f"{size:,} bytes", f"at most {MOST_BYTES:,} (MOST_BYTES)", "make it smaller")
+        if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise refusal(path, f"{size:,} bytes", f"at most {MAX_BYTES:,} (MAX_BYTES)", "make it smaller")
         data = file.read(size)
         if not data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
             raise refusal(path, describe(data[:8]), "a PNG or JPEG image", "save the picture as one")
-        if data[0] == 0xFF and (scans := data.count(b"\xff\xda")) > MOST_SCANS:
-            raise refusal(path, f"{scans:,} scans", f"at most {MOST_SCANS:,} (MOST_SCANS)", "save the picture again")
+        if data[0] == 0xFF and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+            raise refusal(path, f"{scans:,} scans", f"at most {MAX_SCANS:,} (MAX_SCANS)", "save the picture again")
         try:
             image: Image.Image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         except UnidentifiedImageError:  # its message holds a memory address
             raise refusal(path, "a damaged beginning", "a PNG or JPEG image", "put the original file there") from None
-        if not 0 < image.width * image.height <= MOST_PIXELS:
-            expected = f"1 to {MOST_PIXELS:,} pixels (MOST_PIXELS)"
+        if not 0 < image.width * image.height <= MAX_PIXELS:
+            expected = f"1 to {MAX_PIXELS:,} pixels (MAX_PIXELS)"
             raise refusal(path, f"{image.width} x {image.height} pixels", expected, "make it smaller")
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits of grey, of which Pillow's own conversion keeps the low ones

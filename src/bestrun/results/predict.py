@@ -30,10 +30,10 @@ def predict(
 
     device.prepare(fetched.config.threads)
     from ..training import evaluation
-    from ..training.model import MOST_VALUES, values_per_image
+    from ..training.model import MAX_VALUES, values_per_image
 
     network = rebuild(fetched, allow_other_code=allow_other_code).model
-    most = MOST_VALUES // values_per_image(network)  # whatever batch size the run's settings ask for
+    most = MAX_VALUES // values_per_image(network)  # whatever batch size the run's settings ask for
     logits_of = evaluation.compile_predict(network, min(fetched.config.training.evaluation_batch_size, most))
     predictions = []
     for file in files:

@@ -23,7 +23,7 @@ from ..tracking.sender import rows_of_an_evaluation
 from ..tracking.store import Store, check_reference, connect, find_run, local_folder, reaching
 from .restore import download
 
-MOST_BYTES = 1 << 24  # of a file that only describes a run
+MAX_BYTES = 1 << 24  # of a file that only describes a run
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def from_mlflow(store: Store, run: Any) -> Record:
     """
     client, run_id, tags = store.client, run.info.run_id, run.data.tags
     with Workplace() as place:
-        config = read_config(download(store, run, "config/config.yaml", place, MOST_BYTES))
+        config = read_config(download(store, run, "config/config.yaml", place, MAX_BYTES))
         typed = _typed(_optional(store, run, "config/overrides.yaml", place))
         diff = _optional(store, run, "code/uncommitted.diff", place)
         text = diff.read_text("utf-8", errors="replace") if diff else ""
@@ -216,7 +216,7 @@ def _typed(path: Path | None) -> dict[str, Any]:
 
 def _optional(store: Store, run: Any, artifact: str, place: Path) -> Path | None:
     with contextlib.suppress(VerificationError):
-        return download(store, run, artifact, place, MOST_BYTES)
+        return download(store, run, artifact, place, MAX_BYTES)
     return None
 
 

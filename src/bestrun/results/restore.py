@@ -18,7 +18,7 @@ from ..errors import BestrunError, DataError, SettingsError, VerificationError
 from ..metrics import best_key, keys
 from ..settings.compose import config_now, override, read_config
 from ..settings.config import Config, to_yaml
-from ..storage.checkpoint import MOST_BYTES, Checkpoint, load
+from ..storage.checkpoint import MAX_BYTES, Checkpoint, load
 from ..storage.folder import RunFolder, StorageError, make_folder, read_json, write_atomically
 from ..storage.history import History
 from ..storage.home import foreign_owners, settle
@@ -45,8 +45,8 @@ from ..training.proof import Function
 log = logging.getLogger("bestrun")
 
 BEST = re.compile(r"checkpoints/best-[0-9]{1,12}\.safetensors")  # the only artifact a tag may name
-MOST_CONFIG_BYTES = 1 << 20
-MOST_SIDE = 1 << 16  # of an image, its channels, the classes
+MAX_CONFIG_BYTES = 1 << 20
+MAX_SIDE = 1 << 16  # of an image, its channels, the classes
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
         raise VerificationError(
             f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint"
         )
-    checkpoint = load(download(store, run, artifact, to, MOST_BYTES), sha256=sha256)
-    config = read_config(download(store, run, "config/config.yaml", to, MOST_CONFIG_BYTES))
+    checkpoint = load(download(store, run, artifact, to, MAX_BYTES), sha256=sha256)
+    config = read_config(download(store, run, "config/config.yaml", to, MAX_CONFIG_BYTES))
     logged = {key: run.data.metrics.get(best_key(key)) for key in keys("val")}
     folder = RunFolder(home / "runs" / name)
     origin = f"{store.here(run.info.artifact_uri)}/{artifact}".removeprefix("file://")
@@ -200,7 +200,7 @@ def _sizes(recorded: Any, run: str) -> tuple[tuple[int, int, int], int, dict[str
         counts = {part: data[part] for part in ("train", "validation", "test")}
         numbers = [height, width, channels, data["num_classes"]]
         whole = all(type(number) is int and number >= 1 for number in (*numbers, *counts.values()))
-        if not whole or max(numbers) > MOST_SIDE:
+        if not whole or max(numbers) > MAX_SIDE:
             raise ValueError
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise VerificationError(
@@ -300,7 +300,7 @@ def restore(
     )
     recorded = False
     if fetched.best and is_own_data and agrees is not False and rebuilt.function.is_same is not False:
-        recorded = record(
+        recorded = log_test(
             fetched,
             tracking_uri,
             home,
@@ -427,7 +427,7 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
         **dict(fetched.config.model),
     )
     replies = proof.answers(model, compile_predict(model, proof.COUNT), fetched.image_shape)
-    function = proof.compare(fetched.checkpoint, replies, fetched.config.threads)
+    function = proof.same_function(fetched.checkpoint, replies, fetched.config.threads)
     if function.is_same is False:
         told = f"run {fetched.run_name}: the network's function is another one now: {function.words}"
         if not allow_other_code:
@@ -437,7 +437,7 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
     return Rebuilt(model, function)
 
 
-def record(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> bool:
+def log_test(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> bool:
     """Log the test to the run: by way of its journal where the folder is here and free, else straight to MLflow.
 
     Returns:

@@ -27,7 +27,7 @@ from ..views import tiles
 
 log = logging.getLogger("bestrun")
 
-MOST_SETS = 6
+MAX_SETS = 6
 
 
 class Gallery:
@@ -38,7 +38,7 @@ class Gallery:
 
     def __init__(self, folder: RunFolder, journal: Journal, data: Dataset, config: Config) -> None:
         self._folder, self._journal, self._data, self._wanted = folder, journal, data, config.pictures
-        self._doubling = [config.training.max_steps / 2**power for power in range(MOST_SETS - 2, 0, -1)]
+        self._doubling = [config.training.max_steps / 2**power for power in range(MAX_SETS - 2, 0, -1)]
         self._sets = {event["step"] for event in journal.events if event["event"] == "picture" and event.get("key")}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

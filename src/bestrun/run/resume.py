@@ -88,9 +88,9 @@ def resume(
     *,
     home: Path,
     screen: Screen,
-    asked: Callable[[], str | None] = lambda: None,
+    stop_requested: Callable[[], str | None] = lambda: None,
 ) -> Result:
-    """Train a run further from its newest state. `asked` is that of `carry_through`.
+    """Train a run further from its newest state. `stop_requested` is that of `carry_through`.
 
     Raises:
         SettingsError: a setting that may not change was given, the run is in use, somebody else has gone on with it,
@@ -149,7 +149,7 @@ def resume(
                 "resumed", from_step=last, changed=told, **now, differs=other, **(places if places["places"] else {})
             )
             write_atomically(folder.config, to_yaml(config).encode())
-            return carry_through(config, data, folder, journal, screen, uri, initial, asked)
+            return carry_through(config, data, folder, journal, screen, uri, initial, stop_requested)
 
 
 class Others:

@@ -92,7 +92,7 @@ def start(
     home: Path,
     screen: Screen,
     extra: Mapping[str, Any] | None = None,
-    asked: Callable[[], str | None] = lambda: None,
+    stop_requested: Callable[[], str | None] = lambda: None,
     data: Dataset | None = None,
 ) -> Result:
     """A new run.
@@ -100,7 +100,7 @@ def start(
     Args:
         data: what `load_data` gave for these settings, where that was done already.
         extra: more fields of the `started` event: sweep, trial, parent_run_id.
-        asked: as in `carry_through`.
+        stop_requested: as in `carry_through`.
 
     Raises:
         BestrunError: nothing was started, and nothing was left on disk.
@@ -138,7 +138,7 @@ def start(
                 data.num_classes,
                 time.perf_counter() - began,
             )
-            return carry_through(config, data, folder, journal, screen, uri, source, asked)
+            return carry_through(config, data, folder, journal, screen, uri, source, stop_requested)
 
 
 def load_data(config: Config) -> Dataset:
@@ -205,12 +205,12 @@ def carry_through(
     screen: Screen,
     uri: str,
     initial: Checkpoint | None = None,
-    asked: Callable[[], str | None] = lambda: None,
+    stop_requested: Callable[[], str | None] = lambda: None,
 ) -> Result:
     """Train in an owned folder to whatever end, and say so everywhere: journal, MLflow, result.json, screen.
 
     Args:
-        asked: called between chunks of steps; the stop reason it gives ends the run, as a signal does.
+        stop_requested: called between chunks of steps; the stop reason it gives ends the run, as a signal does.
     """
     mirror = Mirror(folder, uri, lambda: journal.end)
     signals = Signals()
@@ -233,7 +233,7 @@ def carry_through(
                     folder,
                     journal,
                     watcher=Watchers(screen, gallery),
-                    interrupted=lambda: signals.reason() or asked(),
+                    interrupted=lambda: signals.reason() or stop_requested(),
                     initial=initial,
                 )
             reason, step = outcome.reason, outcome.step

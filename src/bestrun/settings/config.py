@@ -28,8 +28,8 @@ from pydantic_core import PydanticCustomError
 from ..formatting import mask_uri, nearest, typed_form
 from ..metrics import is_better, keys, metric_of
 
-MOST_BLOCKS = 20
-MOST_WEIGHTS = 100_000_000  # of all convolutions: 400 MB, and Adam keeps three times that
+MAX_BLOCKS = 20
+MAX_WEIGHTS = 100_000_000  # of all convolutions: 400 MB, and Adam keeps three times that
 ONE_LINE = r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f\u2028-\u202e]+\Z"  # \Z, since $ lets a last newline pass
 
 
@@ -42,8 +42,8 @@ def _whole(low: int, high: int, example: int) -> Any:
 
 
 def _blocks(high: int, example: str) -> Any:
-    words = f"a list of 1 to {MOST_BLOCKS} whole numbers from 1 to {high}"
-    return _takes(words, example, min_length=1, max_length=MOST_BLOCKS, strict=False)  # a YAML list becomes a tuple
+    words = f"a list of 1 to {MAX_BLOCKS} whole numbers from 1 to {high}"
+    return _takes(words, example, min_length=1, max_length=MAX_BLOCKS, strict=False)  # a YAML list becomes a tuple
 
 
 def _absolute(path: str) -> str:
@@ -129,8 +129,8 @@ class Blocks(Settings):
         if len(sizes) != len(counts):
             raise ValueError(f"{given}: {len(sizes)} and {len(counts)} blocks; type two lists of equal length")
         weights = sum(size**2 * left * right for size, left, right in zip(sizes, (1, *counts), counts, strict=False))
-        if weights > MOST_WEIGHTS:
-            raise ValueError(f"{given}: {weights:,} weights, at most {MOST_WEIGHTS:,} allowed; type smaller numbers")
+        if weights > MAX_WEIGHTS:
+            raise ValueError(f"{given}: {weights:,} weights, at most {MAX_WEIGHTS:,} allowed; type smaller numbers")
         return self
 
 

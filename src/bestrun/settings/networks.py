@@ -13,10 +13,10 @@ from ..formatting import typed_form
 from .config import FIELDS, ONE_LINE, OPTIONS, SECTIONS, Settings
 
 MODEL = PACKAGE / "training" / "model.py"  # whose functions build networks
-MOST = 10**9
+LARGEST = 10**9
 TYPES: dict[type, tuple[Any, str]] = {  # of a value in the file -> type of the setting, and in words
     bool: (bool, "true or false"),
-    int: (Annotated[int, Field(ge=0, le=MOST, strict=True)], f"a whole number from 0 to {MOST}"),
+    int: (Annotated[int, Field(ge=0, le=LARGEST, strict=True)], f"a whole number from 0 to {LARGEST}"),
     float: (Annotated[float, Field(strict=True)], "a number"),
     str: (Annotated[str, Field(pattern=ONE_LINE, max_length=1000)], "a text on one line"),
 }

@@ -25,7 +25,7 @@ from .journal import Journal
 log = logging.getLogger("bestrun")
 
 FORMAT = 1
-MOST_BYTES = 4 << 30  # of a file, which is read whole: 350 million weights with Adam's state
+MAX_BYTES = 4 << 30  # of a file, which is read whole: 350 million weights with Adam's state
 Tensors = dict[str, np.ndarray[Any, Any]]
 
 
@@ -97,8 +97,8 @@ def encode(
         header["answers"] = {"images": len(answers), "logits": logits, "made_on": dict(made_on or {})}
     header["digest"] = _digest(header, arrays)
     data: bytes = safetensors.numpy.save(arrays, metadata={"bestrun": _dumps(header)})
-    if len(data) > MOST_BYTES:
-        raise SettingsError(f"model: a checkpoint of {len(data):,} bytes, at most {MOST_BYTES:,}; type smaller numbers")
+    if len(data) > MAX_BYTES:
+        raise SettingsError(f"model: a checkpoint of {len(data):,} bytes, at most {MAX_BYTES:,}; type smaller numbers")
     return data
 
 
@@ -124,7 +124,7 @@ def load(path: Path, *, sha256: str | None = None) -> Checkpoint:
     try:
         if not path.is_file():
             raise VerificationError(f"{path}: there is no such checkpoint file")
-        if (size := path.stat().st_size) > MOST_BYTES:
+        if (size := path.stat().st_size) > MAX_BYTES:
             raise VerificationError(f"{path}: {size:,} bytes, more than any checkpoint; it was not read")
         data = path.read_bytes()
     except OSError as error:

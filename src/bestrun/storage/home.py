@@ -34,8 +34,8 @@ log = logging.getLogger("bestrun")
 MARKER = ".bestrun"  # a folder named mlruns that is ours holds this file
 DATABASE = "mlflow.db"
 FORMAT = 1
-MOST_FORMER = 50
-MOST_MARKER_BYTES = 1 << 20
+MAX_FORMER = 50
+MAX_MARKER_BYTES = 1 << 20
 
 # Where MLflow keeps paths: table, column, of which rows
 ADDRESSES = [
@@ -208,11 +208,11 @@ def _read_unlinked(path: Path) -> bytes:
     """The bytes of a file, which a link in its place does not lead to another."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
-        return file.read(MOST_MARKER_BYTES)
+        return file.read(MAX_MARKER_BYTES)
 
 
 def _write_marker(home: Path, marker: Marker) -> None:
-    former = [str(path) for path in dict.fromkeys(marker.former) if path != marker.path][:MOST_FORMER]
+    former = [str(path) for path in dict.fromkeys(marker.former) if path != marker.path][:MAX_FORMER]
     known = {"format": FORMAT, "identity": marker.identity, "path": str(marker.path), "former": former}
     write_json(home / MARKER, known | ({"copied_from": list(marker.copied_from)} if marker.copied_from else {}))
 

@@ -23,7 +23,7 @@ from .folder import in_use, sign, sync_folder, sync_tree
 
 DELIVERY = ".bestrun-fetch"  # one at a time in a folder, hence a name without an accident in it
 PLACES = re.compile(rf"\.?bestrun-[0-9a-f]{{16}}|{re.escape(DELIVERY)}")
-MOST_SECONDS = 1.0  # so long a name may be held by somebody who only removes what is dead
+MAX_SECONDS = 1.0  # so long a name may be held by somebody who only removes what is dead
 
 
 class Workplace:
@@ -44,7 +44,7 @@ class Workplace:
     def __enter__(self) -> Path:
         self._parent.mkdir(parents=True, exist_ok=True)
         remove_dead(self._parent)
-        deadline = time.monotonic() + MOST_SECONDS
+        deadline = time.monotonic() + MAX_SECONDS
         while True:
             self.folder = self._parent / (self._name or self._prefix + secrets.token_hex(8))
             with contextlib.suppress(FileExistsError):

@@ -15,7 +15,7 @@ from ..terminal import printable
 from ..views.screen import console
 from .manifest import OVER, Manifest, Run, Trial
 
-MOST_ROWS = 12
+MAX_ROWS = 12
 
 
 class Board:
@@ -81,7 +81,7 @@ class Board:
             table.add_column(column, justify="right" if column in ("trial", "step", "best") else "left")
         running = [trial for trial in manifest.trials if trial.state == "running"]
         rest = [trial for trial in manifest.better_first(manifest.trials) if trial.state != "running"]
-        for trial in (running + rest)[:MOST_ROWS]:
+        for trial in (running + rest)[:MAX_ROWS]:
             value = "-" if trial.value is None else shown_value(trial.value, manifest.objective["metric"])
             step = sum(run.step for run in trial.runs)
             point = Text(shown_point(trial.point))  # not markup

@@ -26,7 +26,7 @@ from ..settings.config import FIELDS, OPTIONS, RunName, Seed, Settings
 from ..settings.mistakes import not_among, out_of_range, unknown
 from .study import build, distributions, try_sampler
 
-MOST_POINTS = 10_000
+MAX_POINTS = 10_000
 NOT_TRIED = {  # setting -> why it cannot differ between the trials of one sweep
     "name": "the sweep names its runs; type sweep.name=NAME",
     "experiment": "a sweep stands in one experiment",
@@ -66,7 +66,7 @@ class SweepSettings(Settings):
         ),
     ]
     name: Annotated[RunName, Field(max_length=80)] | None
-    n_trials: Annotated[int, _whole(1, MOST_POINTS, 20)]
+    n_trials: Annotated[int, _whole(1, MAX_POINTS, 20)]
     replicates: Annotated[int, _whole(1, 100, 3)]
     workers: Annotated[int, _whole(1, 1000, 2)]
     threads: Annotated[int, _whole(1, 1024, 1)] | None
@@ -74,7 +74,7 @@ class SweepSettings(Settings):
         Annotated[Literal["inline", "local", "ray"], Field(description="inline, local, ray", examples=["local"])] | None
     )
     retries: Annotated[int, _whole(0, 100, 1)]
-    max_failures: Annotated[int, _whole(0, MOST_POINTS, 5)] | None
+    max_failures: Annotated[int, _whole(0, MAX_POINTS, 5)] | None
     seed: Seed
     sampler: Algorithm
     pruner: Algorithm
@@ -274,11 +274,11 @@ def _dimension(key: str, parsed: Any, kind: str) -> Dimension:
         raise SettingsError("tag(log, ...) is for intervals: tag(log, interval(LOW, HIGH))")
     if isinstance(sweep, RangeSweep):
         try:
-            count = len(numbers := list(itertools.islice(sweep.range(), MOST_POINTS + 1)))
+            count = len(numbers := list(itertools.islice(sweep.range(), MAX_POINTS + 1)))
         except (HydraException, ValueError, ZeroDivisionError) as error:
             raise SettingsError(str(error)) from None
-        if count > MOST_POINTS:
-            raise SettingsError(f"more than {MOST_POINTS:,} values")
+        if count > MAX_POINTS:
+            raise SettingsError(f"more than {MAX_POINTS:,} values")
         if kind == "study" and count > 1 and sweep.step and sweep.step > 0:
             return Dimension(low=numbers[0], high=numbers[-1], step=sweep.step)
     values = tuple(parsed.sweep_string_iterator())
@@ -289,8 +289,8 @@ def _dimension(key: str, parsed: Any, kind: str) -> Dimension:
 
 def _points(dimensions: Mapping[str, Dimension]) -> list[Point]:
     count = math.prod(len(dimension.values) for dimension in dimensions.values())
-    if count > MOST_POINTS:
-        raise SettingsError(f"{count:,} combinations; at most {MOST_POINTS:,}: try less, or sweep=study")
+    if count > MAX_POINTS:
+        raise SettingsError(f"{count:,} combinations; at most {MAX_POINTS:,}: try less, or sweep=study")
     rows = itertools.product(*(dimension.values for dimension in dimensions.values()))
     return [dict(zip(dimensions, row, strict=True)) for row in rows]
 

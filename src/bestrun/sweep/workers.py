@@ -54,11 +54,11 @@ class Ended:
     signal: int | None = None
 
 
-def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
+def work(task: Task, on_chunk: Callable[[], None] = lambda: None) -> Ended:
     """Carry one run through, from wherever it is. Never raises: a failed trial is not the end of a sweep.
 
     Args:
-        poke: called between chunks of steps.
+        on_chunk: called between chunks of steps.
     """
     from ..run.resume import resume
     from ..run.start import start
@@ -66,8 +66,8 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
 
     folder, screen = task.folder, Screen(quiet=True)
 
-    def asked() -> str | None:
-        poke()
+    def stop_requested() -> str | None:
+        on_chunk()
         with contextlib.suppress(OSError):
             return folder.stop.read_text("utf-8") or None
         return None
@@ -78,9 +78,11 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
         if folder.exists():
             uri = task.composed.config.tracking.uri  # with the password that stands in no file
             again = [f"tracking.uri='{uri}'"] if uri else []
-            result = resume(folder, again, home=task.home, screen=screen, asked=asked)
+            result = resume(folder, again, home=task.home, screen=screen, stop_requested=stop_requested)
         else:
-            result = start(task.composed, home=task.home, screen=screen, extra=task.extra, asked=asked)
+            result = start(
+                task.composed, home=task.home, screen=screen, extra=task.extra, stop_requested=stop_requested
+            )
     except BestrunError as error:
         return Ended(task.run_name, str(error))
     except Exception as error:
@@ -92,8 +94,8 @@ def work(task: Task, poke: Callable[[], None] = lambda: None) -> Ended:
 class Backend(Protocol):
     """What the scheduler needs of a place to work."""
 
-    def start(self, task: Task, poke: Callable[[], None]) -> None:
-        """Begin; an inline one comes back when the run is over, and calls `poke` meanwhile."""
+    def start(self, task: Task, on_chunk: Callable[[], None]) -> None:
+        """Begin; an inline one comes back when the run is over, and calls `on_chunk` meanwhile."""
 
     def ended(self) -> list[Ended]:
         """Those that are over, each once."""
@@ -112,9 +114,9 @@ class Inline:
         self._ended: list[Ended] = []
         self._folder: RunFolder | None = None
 
-    def start(self, task: Task, poke: Callable[[], None]) -> None:
+    def start(self, task: Task, on_chunk: Callable[[], None]) -> None:
         self._folder = task.folder
-        ended = work(task, poke)  # meanwhile `ended` and `stop` are called, too
+        ended = work(task, on_chunk)  # meanwhile `ended` and `stop` are called, too
         self._folder = None
         self._ended.append(ended)
 
@@ -140,7 +142,7 @@ class Local:
         self._context.set_forkserver_preload(PRELOAD)
         self._running: dict[str, tuple[Any, multiprocessing.connection.Connection[Any, Any]]] = {}
 
-    def start(self, task: Task, poke: Callable[[], None]) -> None:
+    def start(self, task: Task, on_chunk: Callable[[], None]) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_in_worker, args=(task, sender), name=task.run_name)
         process.start()
@@ -245,7 +247,7 @@ class Ray:
         self._environment = {key: text for key, text in os.environ.items() if key.startswith("MLFLOW_")}
         self._environment["MLFLOW_TRACKING_URI"] = uri
 
-    def start(self, task: Task, poke: Callable[[], None]) -> None:
+    def start(self, task: Task, on_chunk: Callable[[], None]) -> None:
         work = self._work.options(name=task.run_name, num_cpus=task.composed.config.threads or self._threads)
         self._running[work.remote(task, sys.argv, self._environment)] = task
 

@@ -271,7 +271,7 @@ def start_from(source: Checkpoint, variables: dict[str, Any]) -> None:
 
 def tell_of_another_function(source: Checkpoint, replies: proof.Answers, config: Config) -> None:
     """Weights fit any network of the same shapes: say so if this one is not the one that they come from."""
-    found = proof.compare(source, replies, config.threads)
+    found = proof.same_function(source, replies, config.threads)
     if found.is_same is False:
         log.warning("%s: the network's function is another one now, its code was changed: %s", source.path, found.words)
 

@@ -72,7 +72,7 @@ def build_cnn_bn(
     return keras.Model(images, logits, name="cnn_bn")
 
 
-MOST_VALUES = 1 << 28  # a GiB of float32: so much one image may take in any layer of a network that came from elsewhere
+MAX_VALUES = 1 << 28  # a GiB of float32: so much one image may take in any layer of a network that came from elsewhere
 
 NETWORKS: dict[str, Callable[..., keras.Model]] = {"cnn": build_cnn, "cnn_bn": build_cnn_bn}
 
@@ -113,9 +113,9 @@ def build_restored(
         raise VerificationError(f"{source}: of a network {name[:80]!r}, for which {__file__} has no function")
     sketch = _sketch(name, image_shape, num_classes, **settings)
     refuse_misfit(named_variables(sketch), tensors, source)
-    if (values := values_per_image(sketch)) > MOST_VALUES:
+    if (values := values_per_image(sketch)) > MAX_VALUES:
         raise VerificationError(
-            f"{source}: an image of {image_shape} takes {values:,} values in this network, at most {MOST_VALUES:,}"
+            f"{source}: an image of {image_shape} takes {values:,} values in this network, at most {MAX_VALUES:,}"
         )
     model = build_model(name, image_shape, num_classes, seed=seed, **settings)
     assign_variables(named_variables(model), tensors, source)

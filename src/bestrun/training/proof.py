@@ -16,7 +16,7 @@ from ..storage.provenance import computed_by, environment_differences
 
 TEXT = "bestrun asks eight images, and the network answers as before"
 COUNT = 8
-MOST_BYTES = 1 << 26  # of all eight; larger images are fewer
+MAX_BYTES = 1 << 26  # of all eight; larger images are fewer
 TOLERANCE = 1e-3  # of the largest logit: another processor or version adds up in another order
 
 Answers = NDArray[np.float32]
@@ -45,20 +45,20 @@ def words_of(function: Function) -> str:
 def images(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Noise (8, height, width, channels), the same for ever: NumPy's random streams may change, a hash does not."""
     size = int(np.prod(shape))
-    count = max(1, min(COUNT, MOST_BYTES // size))
+    count = max(1, min(COUNT, MAX_BYTES // size))
     drawn = hashlib.shake_256(f"{TEXT} {'x'.join(map(str, shape))}".encode()).digest(count * size)
     return np.frombuffer(drawn, np.uint8).reshape(count, *shape)
 
 
 def answers(model: Any, predict: Callable[[Any], Any], shape: tuple[int, int, int]) -> Answers:
     """A network's logits (8, classes) of the eight images, by its compiled `predict`; fewer at once of a large one."""
-    from .model import MOST_VALUES, values_per_image
+    from .model import MAX_VALUES, values_per_image
 
-    asked, at_once = images(shape), max(1, min(COUNT, MOST_VALUES // values_per_image(model)))
+    asked, at_once = images(shape), max(1, min(COUNT, MAX_VALUES // values_per_image(model)))
     return np.concatenate([predict(asked[start : start + at_once]) for start in range(0, len(asked), at_once)])
 
 
-def compare(checkpoint: Checkpoint, now: Answers, threads: int | None) -> Function:
+def same_function(checkpoint: Checkpoint, now: Answers, threads: int | None) -> Function:
     """Whether a network with a checkpoint's weights answers as the one that was saved.
 
     On the processor, with the versions, flags and threads of then, answers are equal bit by bit; elsewhere they are

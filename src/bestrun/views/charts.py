@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's without the yellow, which white paper swallows
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
-MOST_RUNS = 26  # a letter each, and a colour with a line style each
-MOST_TICKS = 12
+MAX_RUNS = 26  # a letter each, and a colour with a line style each
+MAX_TICKS = 12
 LOG_FROM = 30  # a setting whose largest value is so many times its smallest has a log axis
 
 
@@ -259,7 +259,7 @@ def _choices(texts: Sequence[str]) -> tuple[NDArray[np.float64], list[tuple[floa
     for index, choice in enumerate(different):
         rows = [row for row, text in enumerate(texts) if text == choice]
         found[rows] = places[index] + (np.linspace(-room / 2, room / 2, len(rows)) if len(rows) > 1 else 0.0)
-    every = math.ceil(len(different) / MOST_TICKS)
+    every = math.ceil(len(different) / MAX_TICKS)
     return found, [(float(places[index]), different[index]) for index in range(0, len(different), every)]
 
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 # Two colours of Okabe and Ito's palette, told apart with any kind of colour blindness.
 TRAIN_COLOUR, VALIDATION_COLOUR = "#E69F00", "#0072B2"
 # More classes than this and numbers in the cells, or columns in a terminal, can no longer be read.
-MOST_CLASSES_WITH_COUNTS = 20
+MAX_CLASSES_WITH_COUNTS = 20
 # More filters or channels than this and a tile is smaller than a few pixels.
-MOST_FILTERS = 48
+MAX_FILTERS = 48
 
 
 def confusion_matrix_picture(matrix: NDArray[np.integer[Any]], title: str, path: Path) -> None:
@@ -62,7 +62,7 @@ def curves_picture(
 def confusion_matrix_text(matrix: NDArray[np.integer[Any]]) -> str:
     """An aligned table for the terminal; with many classes, the most frequent confusions instead."""
     classes = len(matrix)
-    if classes > MOST_CLASSES_WITH_COUNTS:
+    if classes > MAX_CLASSES_WITH_COUNTS:
         return _confusions_text(matrix)
     label = max(4, len(str(classes - 1)))
     cell = max(len(str(value)) for value in (matrix.max(initial=0), classes - 1))
@@ -119,15 +119,15 @@ def confusion_matrix_figure(matrix: NDArray[np.integer[Any]], title: str) -> Fig
     from matplotlib.colors import PowerNorm
 
     classes = len(matrix)
-    counted = classes <= MOST_CLASSES_WITH_COUNTS
-    size = 3.2 + 0.4 * min(max(classes, 5), MOST_CLASSES_WITH_COUNTS)
+    counted = classes <= MAX_CLASSES_WITH_COUNTS
+    size = 3.2 + 0.4 * min(max(classes, 5), MAX_CLASSES_WITH_COUNTS)
     figure = new_figure(size + 0.8, size)
     axes = figure.add_subplot()
     # Not linear: a handful of errors beside a thousand hits would have the colour of zero.
     norm = PowerNorm(0.4, vmin=0, vmax=max(1, int(matrix.max(initial=0))))
     drawn = axes.imshow(matrix, cmap="Blues", norm=norm)
     figure.colorbar(drawn, ax=axes, label="images", shrink=0.8)
-    ticks = range(0, classes, math.ceil(classes / MOST_CLASSES_WITH_COUNTS))
+    ticks = range(0, classes, math.ceil(classes / MAX_CLASSES_WITH_COUNTS))
     axes.set(xticks=ticks, yticks=ticks, xlabel="predicted class (images per cell)", ylabel="true class")
     axes.set_title(title, parse_math=False)
     if counted:
@@ -169,7 +169,7 @@ def example_errors_figure(
 def filters_figure(kernel: NDArray[np.floating[Any]], title: str) -> Figure:
     """A convolution layer's filters as tiles; with several input channels, one row of tiles for each."""
     height, width, channels, filters = kernel.shape
-    kernel = kernel[:, :, :MOST_FILTERS, :MOST_FILTERS]
+    kernel = kernel[:, :, :MAX_FILTERS, :MAX_FILTERS]
     if channels == 1:
         columns = math.ceil(math.sqrt(kernel.shape[3]))
         rows = math.ceil(kernel.shape[3] / columns)
@@ -287,7 +287,7 @@ def measured(history: Sequence[Mapping[str, Any]]) -> list[Metric]:
 
 
 def _extent(name: str, count: int) -> str:
-    shown = f"the first {MOST_FILTERS} of {count}" if count > MOST_FILTERS else str(count)
+    shown = f"the first {MAX_FILTERS} of {count}" if count > MAX_FILTERS else str(count)
     return f"{name}s ({shown})"
 
 

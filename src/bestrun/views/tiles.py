@@ -17,15 +17,15 @@ BLUES = np.array([[247, 251, 255], [158, 202, 225], [49, 130, 189], [8, 48, 107]
 BROWN_TO_PURPLE = np.array([[127, 59, 8], [253, 184, 99], [247, 247, 247], [178, 171, 210], [45, 0, 75]])
 MARGIN = 12
 LINE = 20  # pixels a line of text takes
-MOST_CLASSES_WITH_COUNTS = 20
-MOST_ERRORS = 16
-MOST_FILTERS = 48
+MAX_CLASSES_WITH_COUNTS = 20
+MAX_ERRORS = 16
+MAX_FILTERS = 48
 
 
 def confusion_matrix(matrix: NDArray[np.integer[Any]], title: str) -> Image.Image:
     """`matrix` (rows: true class, columns: predicted class, values: images) as coloured cells."""
     classes, largest = len(matrix), max(1, int(matrix.max(initial=0)))
-    counted = classes <= MOST_CLASSES_WITH_COUNTS
+    counted = classes <= MAX_CLASSES_WITH_COUNTS
     side = max(12 + 9 * len(str(largest)), 26) if counted else max(2, 640 // classes)
     # Not linear: a handful of errors beside a thousand hits would have the colour of zero
     shares = (matrix / largest) ** 0.4
@@ -33,7 +33,7 @@ def confusion_matrix(matrix: NDArray[np.integer[Any]], title: str) -> Image.Imag
     left, top = MARGIN + 2 * LINE + 12, 2 * MARGIN + 2 * LINE
     picture, draw = _canvas(left + classes * side + MARGIN, top + classes * side + MARGIN, title)
     picture.paste(Image.fromarray(cells), (left, top))
-    for label in range(0, classes, math.ceil(classes / MOST_CLASSES_WITH_COUNTS)):
+    for label in range(0, classes, math.ceil(classes / MAX_CLASSES_WITH_COUNTS)):
         middle = (label + 0.5) * side
         draw.text((left + middle, top - 4), str(label), "black", _font(), "ms")
         draw.text((left - 6, top + middle), str(label), "black", _font(), "rm")
@@ -53,7 +53,7 @@ def example_errors(
 ) -> Image.Image:
     """The first wrongly classified images (n, height, width, channels), true and predicted class under each."""
     wrong = np.flatnonzero(labels != predictions)
-    shown = wrong[:MOST_ERRORS]
+    shown = wrong[:MAX_ERRORS]
     height, width = images.shape[1:3]
     times = max(1, 96 // max(height, width))
     across, down = max(104, width * times) + MARGIN, height * times + 2 * LINE + MARGIN
@@ -75,7 +75,7 @@ def example_errors(
 def filters(kernel: NDArray[np.floating[Any]], title: str) -> Image.Image:
     """A convolution's `kernel` (height, width, input channels, filters) as tiles: a row for each input channel."""
     count, channels = kernel.shape[3], kernel.shape[2]
-    kernel = kernel[:, :, :MOST_FILTERS, :MOST_FILTERS]
+    kernel = kernel[:, :, :MAX_FILTERS, :MAX_FILTERS]
     height, width = kernel.shape[:2]
     if kernel.shape[2] == 1:  # one row of many would be a ribbon
         columns = math.ceil(math.sqrt(kernel.shape[3]))
