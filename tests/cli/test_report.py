@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bestrun.cli import report
+from bestrun.cli import sections
 from bestrun.results.record import from_folder
 from bestrun.storage.folder import RunFolder
 from bestrun.views import html
@@ -262,7 +262,7 @@ def test_more_runs_than_can_be_told_apart_are_refused(home, runs):
     record = from_folder(RunFolder(home / "mlruns" / "runs" / "first"))
     many = [replace(record, name=f"run-{index}") for index in range(27)]
     with pytest.raises(SettingsError, match="given 27 runs; takes at most 26"):
-        report.of_runs(many, [], home=home / "mlruns", uri=sqlite_uri(home))
+        sections.of_runs(many, [], home=home / "mlruns", uri=sqlite_uri(home))
 
 
 @pytest.mark.slow
@@ -276,12 +276,12 @@ def test_a_hundred_classes_of_photographs_stay_under_the_limit(bestrun, home, tm
     words = ["data=npz", f"data.path={tmp_path / 'many.npz'}", "model.num_filters=[48,48]", "model.fc_size=16"]
     steps = ["training.max_steps=4", "training.evaluate_every_steps=4", "training.patience_steps=4", "pictures=false"]
     assert bestrun("train", *words, *steps, "name=many-0").code == 0
-    names = [f"many-{index}" for index in range(report.MAX_SHOWN + 1)]
+    names = [f"many-{index}" for index in range(sections.MAX_SHOWN + 1)]
     for name in names[1:]:
         shutil.copytree(home / "mlruns" / "runs" / "many-0", home / "mlruns" / "runs" / name)
     page = made(bestrun, tmp_path / "many.html", *names, timeout=200)
     assert "Its most frequent confusions" in page.text
-    assert len([alt for alt in page.alts if alt.startswith("Errors")]) == report.MAX_SHOWN
+    assert len([alt for alt in page.alts if alt.startswith("Errors")]) == sections.MAX_SHOWN
 
 
 @pytest.mark.slow

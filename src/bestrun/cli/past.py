@@ -332,7 +332,7 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     from ..sweep.manifest import read_manifest
     from ..tracking.store import resolve_uri
     from ..views.screen import Screen
-    from . import report as told
+    from . import sections as told
 
     references = tuple(word for word in runs if "=" not in word)
     overrides = [word for word in runs if "=" in word]
