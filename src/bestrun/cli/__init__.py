@@ -1,5 +1,5 @@
-"""What one can type. Verbs parse, call the other packages, and print; nothing heavy is imported until a verb needs it.
+"""What one can type: a file for each verb, which parses, calls the other packages, and prints.
 
-Read first: main.py (the group, the verbs that make runs, exit codes), past.py (the verbs that look at them), options.py
-(what verbs share), run_table.py and report.py (what `runs` and `report` show).
+Read first: main.py (the group, exit codes, signals and streams), then a verb, such as show.py; options.py is what verbs
+share, run_table.py and sections.py what `runs` and `report` show.
 """

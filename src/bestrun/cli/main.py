@@ -3,11 +3,9 @@
 import contextlib
 import gc
 import io
-import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -15,9 +13,22 @@ import click
 from .. import __version__, signals
 from ..environment import refuse_windows
 from ..errors import BestrunError
-from ..terminal import say, say_lines
-from .options import RUN_HELP, finish, json_option, screen_for, tracking_option
-from .past import VERBS
+from ..terminal import say
+from .compare import compare
+from .fetch import fetch_files
+from .pack import pack
+from .predict import predict_images
+from .register import register
+from .report import report
+from .rerun import rerun
+from .restore import restore
+from .resume import resume
+from .runs import runs
+from .show import show
+from .sweep import sweep
+from .sync import sync
+from .train import train
+from .ui import ui
 
 EXIT_CODES = """
 \b
@@ -41,167 +52,8 @@ def cli() -> None:
     """
 
 
-@cli.command(
-    short_help="Train one run, or with -m a sweep.",
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True},
-)
-@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-@click.option("-m", "--multirun", is_flag=True, help="A sweep: settings may have several values, see below.")
-@click.option("-h", "--help", "wants_help", is_flag=True, help="Every setting, with its default and reason.")
-@click.option("--cfg", type=click.Choice(["job"]), help="Print the settings that would be used, as YAML, and stop.")
-@json_option
-def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str | None, as_json: bool) -> None:
-    """Train: evaluate every N steps, keep the best, stop when nothing improves.
-
-    OVERRIDES are settings as NAME=VALUE, and choices as GROUP=OPTION. With -m they may have several values:
-
-    \b
-    bestrun train -m optimizer.learning_rate=1e-4,1e-3      every combination, a trial each
-    bestrun train -m sweep=study sweep.name=night1          Optuna chooses and prunes; the same line goes on
-    bestrun train -m sweep=seeds                            one configuration, five seeds
-    """
-    from ..settings.compose import compose, settings_help
-    from ..settings.config import to_yaml
-
-    if wants_help:
-        say(click.get_current_context().get_help())
-        say()
-        say(settings_help())
-        return
-    if multirun:
-        _sweep(overrides, cfg, as_json)
-    composed = compose(list(overrides))
-    if cfg:
-        say(to_yaml(composed.config).removesuffix("\n"))
-        return
-    from ..run.start import start
-    from ..storage.home import find_home
-
-    home, config = find_home(writes=True), composed.config
-    result = start(composed, home=home, screen=screen_for(config, as_json))
-    finish(result, as_json)
-
-
-def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoReturn:
-    import yaml
-
-    from ..formatting import mask_uri
-    from ..storage.home import find_home
-    from ..sweep.space import plan
-
-    if cfg:
-        planned = plan(overrides)
-        described = planned.says() | {"overrides": list(map(mask_uri, planned.base)), "trials": planned.points}
-        say(yaml.safe_dump(described, sort_keys=False).removesuffix("\n"))
-        sys.exit(0)
-    from ..sweep.scheduler import run_sweep
-
-    outcome = run_sweep(overrides, home=find_home(writes=True), stderr=as_json)
-    if as_json:
-        say(json.dumps(outcome.summary, indent=2))
-    sys.exit(outcome.exit_code)
-
-
-@cli.command(short_help="Go on with a run: same ID, same curve, same result.", epilog=RUN_HELP)
-@click.argument("run", required=False)
-@click.argument("overrides", nargs=-1)
-@click.option(
-    "--from-mlflow", is_flag=True, help="Go on from what MLflow has; the folder on this machine is set aside."
-)
-@tracking_option
-@json_option
-def resume(
-    run: str | None, overrides: tuple[str, ...], from_mlflow: bool, tracking_uri: str | None, as_json: bool
-) -> None:
-    """Go on with a run: the same run ID, the same curve, the very same result.
-
-    Without RUN: the latest interrupted one. A finished run is trained further with a later end:
-
-    \b
-    bestrun resume RUN training.max_steps=20000
-    """
-    from ..run.resume import choose
-    from ..run.resume import resume as go_on
-    from ..settings.compose import read_config
-    from ..storage.home import find_home
-    from ..tracking.store import resolve_uri
-
-    words = [run, *overrides] if run else []
-    if run and "=" in run:  # no RUN, settings only
-        run = None
-    overrides = tuple(words[1:] if run else words)
-    home = find_home(writes=True)
-    folder = choose(home, resolve_uri(tracking_uri, home), run, from_mlflow=from_mlflow)
-    if tracking_uri:
-        overrides = (*overrides, f"tracking.uri={tracking_uri}")
-    screen = screen_for(read_config(folder.config), as_json)
-    finish(go_on(folder, overrides, home=home, screen=screen), as_json)
-
-
-@cli.command(short_help="Send to MLflow what it has not got.", epilog=RUN_HELP)
-@click.argument("run", required=False)
-@click.option("--all", "everything", is_flag=True, help="Every run of this mlruns folder; the default without RUN.")
-@tracking_option
-@json_option
-def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
-    """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
-    from ..storage.home import find_home
-    from ..tracking.store import local_folder, run_folders
-    from ..tracking.sync import sync as send
-
-    home = find_home(writes=True)
-    folders = [local_folder(home, run)] if run and not everything else run_folders(home)
-    reports = send(folders, home=home, setting=tracking_uri)
-    if as_json:
-        say(json.dumps(reports, indent=2))
-    told = None
-    for report in () if as_json else reports:
-        text = report["error"] or f"{report['sent']} events sent"
-        text, told = "as above" if report["error"] and text == told else text, text
-        say_lines([f"{report['run_name']:<24} {report['state']:<32} {text}"])
-    if not reports and not as_json:
-        say(f"no runs in {home / 'runs'}")
-    sys.exit(6 if any(report["error"] for report in reports) else 0)
-
-
-@cli.command(short_help="Pack pictures in folders into a file for data=npz.")
-@click.argument("folder")
-@click.argument("file")
-@click.option("--size", metavar="WIDTHxHEIGHT", help="Stretch every picture to this size, in pixels.")
-def pack(folder: str, file: str, size: str | None) -> None:
-    """Pack pictures in folders, PNG or JPEG, into FILE.npz, which data=npz reads.
-
-    \b
-    FOLDER/train/CLASS/*.png, FOLDER/test/CLASS/*.png    splits as they are; FOLDER/val/CLASS/*.png if there is one
-    FOLDER/CLASS/*.png                                   a fifth of each class becomes the test split
-
-    The names of the classes, sorted (2 before 10), become the labels 0, 1, ...; training images are shuffled. What is
-    left out is listed by kind: other files, and pictures in folders inside a class.
-    """
-
-    from ..data.pack import pack as make
-    from ..data.pack import report_lines
-    from ..views.screen import reading
-
-    say_lines(report_lines(make(Path(folder), Path(file), size, progress=reading)))
-
-
-@cli.command(short_help="The MLflow page of this store.")
-@click.option(
-    "--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Another is taken if it is in use."
-)
-@tracking_option
-def ui(port: int, tracking_uri: str | None) -> None:
-    """The MLflow page of this store, on 127.0.0.1; Ctrl-C ends it."""
-    from ..storage.home import find_home
-    from ..tracking.server import serve
-    from ..tracking.store import resolve_uri
-
-    home = find_home(writes=True)
-    sys.exit(serve(resolve_uri(tracking_uri, home), port, home))
-
-
+VERBS = [compare, fetch_files, pack, predict_images, register, report, rerun, restore]
+VERBS += [resume, runs, show, sweep, sync, train, ui]
 for verb in VERBS:
     cli.add_command(verb)
 

@@ -1,0 +1,52 @@
+"""bestrun register: MLflow's model registry."""
+
+from typing import Any
+
+import click
+
+from ..terminal import say
+from .options import (
+    RUN_HELP,
+    find_and_fetch,
+    json_option,
+    lookup_options,
+    other_code_option,
+)
+
+
+@click.command(short_help="Put the proved best into MLflow's model registry.", epilog=RUN_HELP)
+@click.argument("run")
+@click.option("--name", required=True, metavar="NAME", help="Of the registered model; made if it is new.")
+@click.option("--alias", metavar="ALIAS", help="What others load it by: models:/NAME@ALIAS; else models:/NAME/VERSION.")
+@other_code_option
+@lookup_options
+@json_option
+def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_json: bool, **lookup: Any) -> None:
+    """Put a run's best checkpoint, once it is proved, into MLflow's registry as a model that others can load.
+
+    \b
+    bestrun register best --name digits --alias champion
+    mlflow models serve -m models:/digits@champion --env-manager local
+    """
+    from ..formatting import mask_uri
+    from ..results import registry
+    from ..results.restore import dumps
+    from ..storage.home import find_home, settle
+    from ..storage.workplace import Workplace
+    from ..tracking.store import check_reference, connect, reaching, resolve_uri
+    from ..training.proof import Function, words_of
+
+    registry.check_names(name, alias)
+    check_reference(run)
+    settle(home := find_home(writes=True))
+    uri = resolve_uri(lookup["tracking_uri"], home)
+    with Workplace() as place, reaching(uri):
+        fetched = find_and_fetch(run, place, **lookup)
+        store = connect(uri, create=False)
+        report = registry.register(fetched, store, name=name, alias=alias, allow_other_code=allow_other_code)
+    if as_json:
+        say(dumps(report))
+        return
+    step, verified = report["checkpoint"]["step"], words_of(Function(**report["function"]))
+    say(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, {verified}")
+    say(f"serve it  MLFLOW_TRACKING_URI={mask_uri(uri)} mlflow models serve -m {report['uri']} --env-manager local")

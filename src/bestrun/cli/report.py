@@ -1,0 +1,53 @@
+"""bestrun report: One HTML file."""
+
+from pathlib import Path
+
+import click
+
+from ..errors import SettingsError
+from ..terminal import say
+from .options import (
+    RUN_HELP,
+    find_records,
+    lookup_options,
+)
+
+
+@click.command(short_help="One HTML file of runs or of a sweep.", epilog=RUN_HELP)
+@click.argument("runs", metavar="RUN... [data.path=FILE]", nargs=-1)
+@click.option(
+    "--out", metavar="FILE.html", type=click.Path(dir_okay=False), help="Else report-NAME.html in this folder."
+)
+@lookup_options
+def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
+    """One HTML file, to send and to print: results, curves, confusions, errors, and on what runs disagree.
+
+    \b
+    bestrun report best                        one run
+    bestrun report RUN RUN data.path=FILE      several; says where their data is on this machine
+    bestrun report --sweep NAME                a sweep: its trials, what mattered, its best runs
+    """
+    from ..storage.folder import write_atomically
+    from ..storage.home import find_home
+    from ..sweep.manifest import read_manifest
+    from ..tracking.store import resolve_uri
+    from ..views.screen import Screen
+    from . import sections as told
+
+    references = tuple(word for word in runs if "=" not in word)
+    overrides = [word for word in runs if "=" in word]
+    if not references and not where["sweep"]:
+        raise SettingsError("report: takes one RUN or several, or --sweep NAME; list them: bestrun runs, bestrun sweep")
+    home = find_home()
+    uri, records = resolve_uri(where["tracking_uri"], home), find_records(references, **where)
+    manifest = None if records else read_manifest(home, str(where["sweep"]))
+    path = Path(out or told.file_name(records, where["sweep"]))
+    if not path.parent.is_dir():
+        raise SettingsError(f"--out {path}: there is no folder {path.parent}; make it, or name a file in another")
+    with Screen(stderr=True).shown():
+        if manifest:
+            document = told.of_sweep(manifest, overrides, home=home, uri=uri)
+        else:
+            document = told.of_runs(records, overrides, home=home, uri=uri)
+    write_atomically(path, document)
+    say(f"{path}  {len(document) / 1e6:.2f} MB")

@@ -1,0 +1,41 @@
+"""bestrun resume: go on with a run."""
+
+import click
+
+from .options import RUN_HELP, finish, json_option, screen_for, tracking_option
+
+
+@click.command(short_help="Go on with a run: same ID, same curve, same result.", epilog=RUN_HELP)
+@click.argument("run", required=False)
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--from-mlflow", is_flag=True, help="Go on from what MLflow has; the folder on this machine is set aside."
+)
+@tracking_option
+@json_option
+def resume(
+    run: str | None, overrides: tuple[str, ...], from_mlflow: bool, tracking_uri: str | None, as_json: bool
+) -> None:
+    """Go on with a run: the same run ID, the same curve, the very same result.
+
+    Without RUN: the latest interrupted one. A finished run is trained further with a later end:
+
+    \b
+    bestrun resume RUN training.max_steps=20000
+    """
+    from ..run.resume import choose
+    from ..run.resume import resume as go_on
+    from ..settings.compose import read_config
+    from ..storage.home import find_home
+    from ..tracking.store import resolve_uri
+
+    words = [run, *overrides] if run else []
+    if run and "=" in run:  # no RUN, settings only
+        run = None
+    overrides = tuple(words[1:] if run else words)
+    home = find_home(writes=True)
+    folder = choose(home, resolve_uri(tracking_uri, home), run, from_mlflow=from_mlflow)
+    if tracking_uri:
+        overrides = (*overrides, f"tracking.uri={tracking_uri}")
+    screen = screen_for(read_config(folder.config), as_json)
+    finish(go_on(folder, overrides, home=home, screen=screen), as_json)

@@ -1,0 +1,28 @@
+"""bestrun show: what one run was."""
+
+import json
+
+import click
+
+from ..terminal import say, say_lines
+from .options import (
+    RUN_HELP,
+    find_records,
+    json_option,
+    lookup_options,
+)
+
+
+@click.command(short_help="What a run was, how it went, where everything is.", epilog=RUN_HELP)
+@click.argument("run")
+@lookup_options
+@json_option
+def show(run: str, as_json: bool, **where: str | None) -> None:
+    """What a run was, how it went, why it stopped, where everything is."""
+    from ..results import show as told
+
+    (record,) = find_records((run,), **where)
+    if as_json:
+        say(json.dumps(told.as_json(record), indent=2))
+    else:
+        say_lines(told.lines(record))

@@ -1,0 +1,35 @@
+"""bestrun sync: send to MLflow what it has not got."""
+
+import json
+import sys
+
+import click
+
+from ..terminal import say, say_lines
+from .options import RUN_HELP, json_option, tracking_option
+
+
+@click.command(short_help="Send to MLflow what it has not got.", epilog=RUN_HELP)
+@click.argument("run", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every run of this mlruns folder; the default without RUN.")
+@tracking_option
+@json_option
+def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
+    """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
+    from ..storage.home import find_home
+    from ..tracking.store import local_folder, run_folders
+    from ..tracking.sync import sync as send
+
+    home = find_home(writes=True)
+    folders = [local_folder(home, run)] if run and not everything else run_folders(home)
+    reports = send(folders, home=home, setting=tracking_uri)
+    if as_json:
+        say(json.dumps(reports, indent=2))
+    told = None
+    for report in () if as_json else reports:
+        text = report["error"] or f"{report['sent']} events sent"
+        text, told = "as above" if report["error"] and text == told else text, text
+        say_lines([f"{report['run_name']:<24} {report['state']:<32} {text}"])
+    if not reports and not as_json:
+        say(f"no runs in {home / 'runs'}")
+    sys.exit(6 if any(report["error"] for report in reports) else 0)
