@@ -235,6 +235,14 @@ def test_closed_streams_do_not_end_a_run_or_get_into_its_files(home, settings, c
     assert [event["event"] for event in events(home, "r")][-1] == "stopped"
 
 
+def test_what_is_started_by_a_command_without_streams_has_some():
+    program = "import os, subprocess, sys; from bestrun.cli.main import open_streams; open_streams(); "
+    program += "child = [sys.executable, '-c', 'import os; [os.fstat(number) for number in (0, 1, 2)]']; "
+    program += "sys.exit(subprocess.run(child, stdin=0).returncode)"
+    words = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program]
+    assert subprocess.run(words, timeout=60).returncode == 0
+
+
 def test_a_full_disk_behind_stderr_costs_a_new_process_nothing(home, settings):
     words = [sys.executable, "-m", "bestrun", "train", *settings, *SHORT, "name=r"]
     with open("/dev/full", "w") as full:  # TensorFlow's import writes there before we do
