@@ -26,7 +26,7 @@ WHERE = {
     "optuna": ("sweep/",),
     "hydra": ("settings/", "sweep/space.py"),
     "omegaconf": ("settings/", "sweep/space.py"),
-    "ray": ("sweep/workers.py",),
+    "ray": ("sweep/backends/ray.py",),
     "click": ("cli/",),
     "rich": ("views/screen.py", "sweep/board.py", "cli/"),
 }
@@ -165,7 +165,7 @@ def test_every_name_that_workers_preload_can_be_imported() -> None:
     """A fork server says nothing of one that cannot: each worker would then import TensorFlow for itself, 10 s."""
     from importlib.util import find_spec
 
-    from bestrun.sweep.workers import PRELOAD
+    from bestrun.sweep.backends.local import PRELOAD
 
     assert [name for name in PRELOAD if find_spec(name) is None] == []
 

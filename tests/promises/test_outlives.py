@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bestrun.guard import guarded
-from bestrun.sweep import workers
+from bestrun.sweep.backends import local
 
 PROGRAM = """
 import os, signal, sys, time
@@ -134,10 +134,10 @@ def _hung_worker(path, how):
 
 
 def _hang(path, how):
-    workers.LEAVE_SECONDS = 1.0
+    local.LEAVE_SECONDS = 1.0
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.setsid()  # as a worker does; else the kernel ends a stopped one of a group without a parent
-    workers._end_with_parent()
+    local._end_with_parent()
     Path(path).write_text(str(os.getpid()))
     if how == "is stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -155,7 +155,7 @@ def test_a_hung_worker_of_a_killed_scheduler_is_ended(start_process, tmp_path, h
     children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     process.kill()
     until(lambda: not any(map(is_alive, [pid, *children])), 15)
-    assert workers.LEAVE_SECONDS <= 30
+    assert local.LEAVE_SECONDS <= 30
 
 
 def test_what_watches_a_worker_ends_with_it(start_process, tmp_path):

@@ -3,13 +3,16 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -191,7 +194,8 @@ SET = {
     },
 }
 SHELL = {"umask": 'umask 077; exec "$@"', "stdout closed": 'exec "$@" >&-'}
-CASES = [*UNSET, *SET, *SHELL, "keras.json", "read-only folder"]
+CASES = [*UNSET, *SET, *SHELL, "keras.json", "read-only folder", "uid of no name"]
+NOBODYS = 4321
 
 
 def make_pictures(folder):
@@ -200,6 +204,20 @@ def make_pictures(folder):
         for number in range(4):
             Image.new("L", (8, 8), 60 * number).save(folder / split / name / f"{number}.png")
     return folder
+
+
+def give_away(home, settings):
+    """Folder, home, settings and prefix for a user that no file names, out of the folders that only root may enter."""
+    if os.getuid() or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv")
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    shutil.copytree(home, folder / "home")
+    data = shutil.copy(settings[1].partition("=")[2], folder)
+    for path in [folder / "home", *(folder / "home").rglob("*")]:
+        os.chown(path, NOBODYS, NOBODYS)
+    prefix = ["setpriv", f"--reuid={NOBODYS}", f"--regid={NOBODYS}", "--clear-groups"]
+    return folder, folder / "home", [settings[0], f"data.path={data}", *settings[2:]], prefix
 
 
 def look_at_the_page(command, place, env):
@@ -223,11 +241,17 @@ def look_at_the_page(command, place, env):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", CASES)
 def test_every_verb_works_in_odd_surroundings(home, settings, tmp_path, case):
-    env = os.environ | {"BESTRUN_MLRUNS": str(home / "mlruns")}
     place, prefix = tmp_path / "place", []
-    place.mkdir()
+    if case == "uid of no name":
+        tmp_path, home, settings, prefix = give_away(home, settings)
+        place = tmp_path / "place"
+    place.mkdir(mode=0o777)
+    place.chmod(0o777)
+    env = os.environ | {"BESTRUN_MLRUNS": str(home / "mlruns")}
     if case in UNSET:
         env = {name: value for name, value in env.items() if name not in UNSET[case]}
+    if case == "uid of no name":
+        env = {name: value for name, value in env.items() if name not in (*UNSET["no HOME"], *UNSET["no USER"])}
     env |= SET.get(case, {})
     if case == "keras.json":
         written = {"floatx": "float16", "epsilon": 0.1, "backend": "jax", "image_data_format": "channels_first"}
@@ -265,3 +289,5 @@ def test_every_verb_works_in_odd_surroundings(home, settings, tmp_path, case):
     finally:
         if case == "read-only folder":
             subprocess.run(["umount", str(place)], check=True)
+        if case == "uid of no name":
+            shutil.rmtree(tmp_path)

@@ -18,8 +18,9 @@ import pytest
 from bestrun.settings.compose import compose
 from bestrun.storage.folder import RunFolder, read_json
 from bestrun.storage.journal import read_journal
+from bestrun.sweep.backends.ray import _on_node
+from bestrun.sweep.backends.work import Task
 from bestrun.sweep.manifest import Manifest, read_manifest
-from bestrun.sweep.workers import Task, _on_node
 from support.processes import Command, Process
 from support.stores import Server
 

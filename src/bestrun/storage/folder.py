@@ -283,7 +283,7 @@ class RunFolder:
 
     @property
     def stop(self) -> Path:
-        """Holds a stop reason where a sweep asks this run to end; see sweep/workers.py."""
+        """Holds a stop reason where a sweep asks this run to end; see sweep/backends/."""
         return self.path / "stop"
 
     @property

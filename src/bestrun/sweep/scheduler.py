@@ -27,13 +27,16 @@ from ..tracking.parent import Parent
 from ..tracking.sender import Sender
 from ..tracking.store import connect, reaching, resolve_uri
 from ..tracking.sync import sync
+from .backends.inline import Inline
+from .backends.local import Local
+from .backends.ray import Ray
+from .backends.work import Backend, Ended, Task
 from .board import Board, report_lines
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import find_or_create, outline
 from .space import Plan, plan
 from .study import Study
 from .summary import summary, write_plots
-from .workers import Backend, Ended, Inline, Local, Ray, Task
 
 POLL_SECONDS = 0.1
 PARENT_SECONDS = 15.0  # so long the end of a sweep waits for MLflow

@@ -1,0 +1,89 @@
+"""One run of a sweep, carried through from wherever it is; and what a backend is."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...errors import BestrunError
+from ...settings.compose import Composed
+from ...signals import NUMBERS
+from ...storage.folder import RunFolder
+from ..manifest import sweep_path
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to start, or to go on with if its folder exists. `extra` goes into its `started` event."""
+
+    run_name: str
+    composed: Composed
+    home: Path
+    extra: dict[str, Any]
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.home / "runs" / self.run_name)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task is over; `error` is why, where it is not a stop reason of its journal. `signal`: it was told to stop."""
+
+    run_name: str
+    error: str | None = None
+    signal: int | None = None
+
+
+def work(task: Task, on_chunk: Callable[[], None] = lambda: None) -> Ended:
+    """Carry one run through, from wherever it is. Never raises: a failed trial is not the end of a sweep.
+
+    Args:
+        on_chunk: called between chunks of steps.
+    """
+    from ...run.resume import resume
+    from ...run.start import start
+    from ...views.screen import Screen
+
+    folder, screen = task.folder, Screen(quiet=True)
+
+    def stop_requested() -> str | None:
+        on_chunk()
+        with contextlib.suppress(OSError):
+            return folder.stop.read_text("utf-8") or None
+        return None
+
+    try:
+        if not sweep_path(task.home, task.extra["sweep"]).exists():  # else the run would be made where nobody looks
+            return Ended(task.run_name, f"{task.home} is gone: it was moved or deleted")
+        if folder.exists():
+            uri = task.composed.config.tracking.uri  # with the password that stands in no file
+            again = [f"tracking.uri='{uri}'"] if uri else []
+            result = resume(folder, again, home=task.home, screen=screen, stop_requested=stop_requested)
+        else:
+            result = start(
+                task.composed, home=task.home, screen=screen, extra=task.extra, stop_requested=stop_requested
+            )
+    except BestrunError as error:
+        return Ended(task.run_name, str(error))
+    except Exception as error:
+        return Ended(task.run_name, f"{type(error).__name__}: {error}")
+    code = result.exit_code - 128
+    return Ended(task.run_name, signal=code if code in NUMBERS else None)
+
+
+class Backend(Protocol):
+    """What the scheduler needs of a place to work."""
+
+    def start(self, task: Task, on_chunk: Callable[[], None]) -> None:
+        """Begin; an inline one comes back when the run is over, and calls `on_chunk` meanwhile."""
+
+    def ended(self) -> list[Ended]:
+        """Those that are over, each once."""
+
+    def stop(self) -> None:
+        """Ask all runs to save and leave."""
+
+    def close(self) -> None:
+        """After the last run."""
