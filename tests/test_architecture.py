@@ -33,6 +33,7 @@ WHERE = {
 HEAVY = {"tensorflow": "training/", "keras": "training/", "mlflow": "", "matplotlib": "", "optuna": "", "hydra": ""}
 HEAVY |= {"omegaconf": "", "ray": "", "pandas": "", "sqlalchemy": ""}  # at the top of a module only there
 STANDALONE = "results/serving.py"  # MLflow copies it into models: it imports nothing of ours, and all it needs
+FENCES = ("training/model.py", "storage/reasons.py")  # Keras' optimizer and layers; the value of an enum of ours
 VAGUE = {"utils", "util", "helpers", "common", "misc", "base", "core"}
 FUNCTIONS = {"runs", "train", "load_run", "network", "dataset", "metric", "augmentation"}  # public, now or soon
 
@@ -159,6 +160,25 @@ def test_every_file_has_its_package_and_names_say_what_is_inside() -> None:
     assert not {home_of(file) for file in FILES} & FUNCTIONS, "importing it would overwrite the public function"
     init = [file for file, text in FILES.items() if file.endswith("/__init__.py") and len(ast.parse(text).body) != 1]
     assert not init, "an __init__ holds the reading order, and imports nothing"
+
+
+def private_attributes(file: str, text: str) -> list[str]:
+    """Attributes that a library does not promise to keep: `thing._name` where `thing` is not our own self."""
+    return [
+        f"{file}:{node.lineno} uses {ast.unparse(node)}; only {' and '.join(FENCES)} may, held by tests of theirs"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.endswith("__")
+        and ast.unparse(node.value) not in ("self", "cls")
+        and ast.unparse(node) != "os._exit"
+        and file not in FENCES
+    ]
+
+
+def test_private_attributes_of_libraries_are_fenced() -> None:
+    assert [line for file, text in FILES.items() for line in private_attributes(file, text)] == []
+    assert private_attributes("run/start.py", "optimizer._momentums[0]")
 
 
 def test_every_name_that_workers_preload_can_be_imported() -> None:

@@ -117,9 +117,9 @@ def table(text: str) -> list[list[str]]:
 
 
 def test_nothing_is_imported_that_is_not_declared() -> None:
-    """Keras, pandas and PyYAML come with TensorFlow, MLflow and OmegaConf, which cannot do without them."""
+    """pandas and PyYAML come with MLflow and OmegaConf, which cannot do without them."""
     declared = {name.replace("-core", "").replace("pillow", "PIL") for name in dependencies()["run"]}
-    declared |= {"keras", "pandas", "yaml", "pydantic_core", "ray"}
+    declared |= {"pandas", "yaml", "pydantic_core", "ray"}
     imported = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
