@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import bestrun as package
+from bestrun.tracking import names
 
 ROOT = Path(package.__file__).parent
 PACKAGES = ["cli", "api", "sweep", "run", "results", "training", "tracking", "data", "views", "settings", "storage"]
@@ -33,6 +34,12 @@ WHERE = {
 HEAVY = {"tensorflow": "training/", "keras": "training/", "mlflow": "", "matplotlib": "", "optuna": "", "hydra": ""}
 HEAVY |= {"omegaconf": "", "ray": "", "pandas": "", "sqlalchemy": ""}  # at the top of a module only there
 STANDALONE = "results/serving.py"  # MLflow copies it into models: it imports nothing of ours, and all it needs
+TAGS = [value.removeprefix("bestrun.") for name, value in vars(names).items() if name.startswith("TAG_")]
+SPELL_TAGS = (
+    "tracking/names.py",
+    "storage/home.py",  # looks into MLflow's database, and stands below tracking
+    "sweep/backends/local.py",  # a module's name, bestrun.run
+)
 FENCES = ("training/model.py", "storage/reasons.py")  # Keras' optimizer and layers; the value of an enum of ours
 VAGUE = {"utils", "util", "helpers", "common", "misc", "base", "core"}
 FUNCTIONS = {"runs", "train", "load_run", "network", "dataset", "metric", "augmentation"}  # public, now or soon
@@ -179,6 +186,27 @@ def private_attributes(file: str, text: str) -> list[str]:
 def test_private_attributes_of_libraries_are_fenced() -> None:
     assert [line for file, text in FILES.items() for line in private_attributes(file, text)] == []
     assert private_attributes("run/start.py", "optimizer._momentums[0]")
+
+
+def spelled_tags(file: str, text: str) -> list[str]:
+    """Tags of MLflow that are written out in code; in a docstring they are words."""
+    tree = ast.parse(text)
+    owners = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    words = {id(node.body[0].value) for node in owners if node.body and isinstance(node.body[0], ast.Expr)}
+    return [
+        f"{file}:{node.lineno} spells {node.value!r}; it has a name in tracking/names.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in words
+        and re.search(rf"bestrun\.({'|'.join(TAGS)})\b", node.value)
+        and file not in SPELL_TAGS
+    ]
+
+
+def test_a_tag_of_mlflow_is_spelled_in_one_place() -> None:
+    assert [line for file, text in FILES.items() for line in spelled_tags(file, text)] == []
+    assert spelled_tags("run/start.py", "tags = {'bestrun.stop_reason': 'patience'}")
 
 
 def test_every_name_that_workers_preload_can_be_imported() -> None:

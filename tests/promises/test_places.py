@@ -285,7 +285,9 @@ def test_every_verb_works_in_odd_surroundings(home, settings, tmp_path, case):
             found = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=250)
             assert found.returncode == 0, (words, found.stdout, found.stderr)
             assert "Traceback" not in found.stderr
-        look_at_the_page([*prefix, sys.executable, "-m", "bestrun", "ui"], place, env)
+        # A Python in root's own folder can be started for another user, and start nothing itself: the page needs that
+        if not subprocess.run([*prefix, "sh", "-c", '"$0" -c ""', sys.executable]).returncode:
+            look_at_the_page([*prefix, sys.executable, "-m", "bestrun", "ui"], place, env)
     finally:
         if case == "read-only folder":
             subprocess.run(["umount", str(place)], check=True)

@@ -19,6 +19,7 @@ from ..storage.folder import RunFolder, sync_folder, sync_tree
 from ..storage.history import History
 from ..storage.journal import Journal
 from ..storage.workplace import Workplace
+from ..tracking.names import TAG_BEST_SHA256, TAG_BEST_STEP, TAG_RUN
 from ..tracking.store import import_mlflow
 from ..training.proof import Function
 from .restore import Fetched, fetch_local, rebuild
@@ -129,9 +130,9 @@ def write_mlflow_model(fetched: Fetched, folder: Path, *, allow_other_code: bool
             input_example=np.zeros((1, *fetched.image_shape), np.uint8),
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             metadata={
-                "bestrun.run": fetched.run_name,
-                "bestrun.best_step": fetched.checkpoint.state.step,
-                "bestrun.best_sha256": fetched.checkpoint.sha256,
+                TAG_RUN: fetched.run_name,
+                TAG_BEST_STEP: fetched.checkpoint.state.step,
+                TAG_BEST_SHA256: fetched.checkpoint.sha256,
             },
         )
     return function

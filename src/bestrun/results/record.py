@@ -18,6 +18,24 @@ from ..storage.history import History
 from ..storage.journal import Event, read_journal
 from ..storage.workplace import Workplace
 from ..tracking.listing import state
+from ..tracking.names import (
+    TAG_BEST_SHA256,
+    TAG_CHANGED,
+    TAG_CODE_SHA256,
+    TAG_CONFIG_DIGEST,
+    TAG_DATA_DIGEST,
+    TAG_DIFF_SHA256,
+    TAG_GIT_DIRTY,
+    TAG_MACHINE,
+    TAG_PARENT_RUN,
+    TAG_RERUN_OF,
+    TAG_RUN,
+    TAG_STOP_REASON,
+    TAG_SWEEP,
+    TAG_THREADS,
+    TAG_TRIAL,
+    TAG_VERSIONS,
+)
 from ..tracking.page import RULE
 from ..tracking.sender import rows_of_an_evaluation
 from ..tracking.store import Store, check_reference, connect, find_run, local_folder, reaching
@@ -132,7 +150,7 @@ def find_record(
     with reaching(uri):
         store = connect(uri, create=False)
         run = find_run(store, reference, experiment=experiment, objective=objective, sweep=sweep)
-        folder = RunFolder(home / "runs" / run.data.tags["bestrun.run"])
+        folder = RunFolder(home / "runs" / run.data.tags[TAG_RUN])
         if folder.exists() and read_journal(folder.journal)[0][0]["time_ms"] == run.info.start_time:
             return from_folder(folder)
         return from_mlflow(store, run)
@@ -179,13 +197,13 @@ def from_mlflow(store: Store, run: Any) -> Record:
     evaluations = [dict.fromkeys(keys_there) | lines[step] for step in sorted(lines)]
     best = next((line for line in reversed(evaluations) if line["improved"]), None)
     if best:
-        best["sha256"] = tags.get("bestrun.best_sha256", "")
+        best["sha256"] = tags.get(TAG_BEST_SHA256, "")
         if validation.get("step") == best["step"]:
             best["confusions"] = validation["confusions"]
-    changed = json.loads(tags.get("bestrun.changed", "{}"))  # by resumes, since it began
+    changed = json.loads(tags.get(TAG_CHANGED, "{}"))  # by resumes, since it began
     last = evaluations[-1] if evaluations else {"step": 0, "time_ms": run.info.start_time}
     resumed = {"event": "resumed", "time_ms": last["time_ms"], "from_step": last["step"], "changed": changed}
-    reason = tags.get("bestrun.stop_reason")
+    reason = tags.get(TAG_STOP_REASON)
     stopped = {"event": "stopped", "time_ms": run.info.end_time, "reason": reason, "step": last["step"]}
     later = [resumed] * bool(changed) + [stopped] * bool(run.info.end_time and reason)
     if tested := _tested(client, run_id):
@@ -194,7 +212,7 @@ def from_mlflow(store: Store, run: Any) -> Record:
     experiment = client.get_experiment(run.info.experiment_id).name
     return Record(
         run_id=run_id,
-        name=tags["bestrun.run"],
+        name=tags[TAG_RUN],
         experiment=experiment,
         state="interrupted" if reason == "interrupted" and now == "stopped" else now,
         now_config=override(config, [f"{name}={values[1]}" for name, values in changed.items()])[0],
@@ -235,15 +253,15 @@ def _started(run: Any, config: Config, experiment: str) -> Event:
     return {
         "event": "started",
         "time_ms": run.info.start_time,
-        "name": tags["bestrun.run"],
+        "name": tags[TAG_RUN],
         "experiment": experiment,
-        "config_digest": tags.get("bestrun.config_digest", ""),
-        "data_digest": tags.get("bestrun.data_digest", ""),
+        "config_digest": tags.get(TAG_CONFIG_DIGEST, ""),
+        "data_digest": tags.get(TAG_DATA_DIGEST, ""),
         "settings": dict(run.data.params) or flatten(config),
-        "versions": json.loads(tags.get("bestrun.versions", "{}")),
-        "threads": int(tags.get("bestrun.threads", 0)),
-        **({"machine": json.loads(tags["bestrun.machine"])} if "bestrun.machine" in tags else {}),
-        **({"code_sha256": tags["bestrun.code_sha256"]} if "bestrun.code_sha256" in tags else {}),
+        "versions": json.loads(tags.get(TAG_VERSIONS, "{}")),
+        "threads": int(tags.get(TAG_THREADS, 0)),
+        **({"machine": json.loads(tags[TAG_MACHINE])} if TAG_MACHINE in tags else {}),
+        **({"code_sha256": tags[TAG_CODE_SHA256]} if TAG_CODE_SHA256 in tags else {}),
         "data": {
             "name": data[0].name if data else "",
             "source": json.loads(data[0].source)["uri"] if data else "",
@@ -251,13 +269,13 @@ def _started(run: Any, config: Config, experiment: str) -> Event:
         },
         "git": {
             "commit": tags.get("mlflow.source.git.commit", ""),
-            "dirty": tags.get("bestrun.git_dirty") == "true",
-            "diff_sha256": tags.get("bestrun.diff_sha256", ""),
+            "dirty": tags.get(TAG_GIT_DIRTY) == "true",
+            "diff_sha256": tags.get(TAG_DIFF_SHA256, ""),
         },
         "note": tags.get("mlflow.note.content", "").partition(RULE)[0],
         "tags": {key: text for key, text in tags.items() if not key.startswith(("mlflow.", "bestrun."))},
-        "parent": tags.get("bestrun.parent_run"),
-        "rerun_of": tags.get("bestrun.rerun_of"),
-        "sweep": tags.get("bestrun.sweep"),
-        "trial": int(tags["bestrun.trial"]) if "bestrun.trial" in tags else None,
+        "parent": tags.get(TAG_PARENT_RUN),
+        "rerun_of": tags.get(TAG_RERUN_OF),
+        "sweep": tags.get(TAG_SWEEP),
+        "trial": int(tags[TAG_TRIAL]) if TAG_TRIAL in tags else None,
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from ..storage.workplace import Workplace
+from ..tracking.names import TAG_BEST_SHA256, TAG_BEST_STEP, TAG_MODEL, TAG_MODEL_SHA256, TAG_RUN
 from ..tracking.sender import send_model
 from ..tracking.store import ALIAS, REFERENCE, Store, make_registered_model
 from ..training.proof import Function
@@ -57,10 +58,10 @@ def register(
 def _is_logged(store: Store, run: Any, path: str, place: Path) -> bool:
     """Whether the run has the MLflow model of this checkpoint already, every byte of it as it was sent."""
     tags, artifacts = run.data.tags, store.artifacts(run)
-    if tags.get("bestrun.model") != path or not artifacts.list_artifacts(path):
+    if tags.get(TAG_MODEL) != path or not artifacts.list_artifacts(path):
         return False
     found = Path(artifacts.download_artifacts(path, str(place)))
-    return bool(folder_digest(found) == tags.get("bestrun.model_sha256"))
+    return bool(folder_digest(found) == tags.get(TAG_MODEL_SHA256))
 
 
 def _version(client: Any, name: str, run: Any, path: str) -> Any:
@@ -76,6 +77,6 @@ def _create(client: Any, name: str, run: Any, path: str, fetched: Fetched) -> An
         name,
         f"{run.info.artifact_uri}/{path}",
         run.info.run_id,
-        tags={"bestrun.run": fetched.run_name, "bestrun.best_sha256": sha256, "bestrun.best_step": str(step)},
+        tags={TAG_RUN: fetched.run_name, TAG_BEST_SHA256: sha256, TAG_BEST_STEP: str(step)},
         description=f"Run {fetched.run_name}, best checkpoint at step {step}, SHA-256 {sha256}",
     )

@@ -25,6 +25,7 @@ from ..storage.home import foreign_owners, settle
 from ..storage.journal import Journal
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import upload
+from ..tracking.names import TAG_BEST_CHECKPOINT, TAG_BEST_SHA256, TAG_RUN
 from ..tracking.refusals import is_permanent, reason
 from ..tracking.sender import Sender, send_tested
 from ..tracking.store import (
@@ -170,15 +171,15 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
 
 
 def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
-    run_id, name = run.info.run_id, run.data.tags["bestrun.run"]
-    artifact, sha256 = (run.data.tags.get(f"bestrun.best_{key}") for key in ("checkpoint", "sha256"))
+    run_id, name = run.info.run_id, run.data.tags[TAG_RUN]
+    artifact, sha256 = (run.data.tags.get(tag) for tag in (TAG_BEST_CHECKPOINT, TAG_BEST_SHA256))
     if not artifact or not sha256:
         raise VerificationError(
             f"run {run_id}: MLflow has no best checkpoint of it; if its folder is here: bestrun sync {name}"
         )
     if not BEST.fullmatch(artifact):
         raise VerificationError(
-            f"run {run_id}: its tag bestrun.best_checkpoint names {artifact[:80]!r}, not a checkpoint"
+            f"run {run_id}: its tag {TAG_BEST_CHECKPOINT} names {artifact[:80]!r}, not a checkpoint"
         )
     checkpoint = load(download(store, run, artifact, to, MAX_BYTES), sha256=sha256)
     config = read_config(download(store, run, "config/config.yaml", to, MAX_CONFIG_BYTES))

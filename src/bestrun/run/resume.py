@@ -22,6 +22,7 @@ from ..storage.journal import Journal, read_lines
 from ..storage.provenance import computed_by, environment_differences
 from ..storage.workplace import Workplace
 from ..tracking.direct import refuse_unusable
+from ..tracking.names import TAG_RUN
 from ..tracking.refusals import reason
 from ..tracking.sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
 from ..tracking.store import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
@@ -64,7 +65,7 @@ def choose(home: Path, uri: str, reference: str | None, *, from_mlflow: bool = F
         try:
             with reaching(uri):
                 run = find_run(connect(uri, create=False), reference)
-                folder = RunFolder(home / "runs" / run.data.tags["bestrun.run"])  # `best`, or its ID was not yet known
+                folder = RunFolder(home / "runs" / run.data.tags[TAG_RUN])  # `best`, or its ID was not yet known
                 return folder if folder.exists() else rebuild_folder(home, uri, run)
         except SettingsError as error:
             raise SettingsError(f"{missing}; and {error}") from error

@@ -5,6 +5,16 @@ from typing import Any
 
 from ..environment import user_name
 from ..metrics import best_key
+from ..tracking.names import (
+    TAG_BEST_RUN,
+    TAG_BEST_RUN_NAME,
+    TAG_BEST_SETTINGS,
+    TAG_FOLDER,
+    TAG_ROLE,
+    TAG_SPACE,
+    TAG_SWEEP,
+    TAG_TRIALS,
+)
 from ..tracking.parent import find_or_create_parent
 from ..tracking.store import Store
 from .manifest import Manifest
@@ -13,10 +23,10 @@ from .manifest import Manifest
 def find_or_create(store: Store, manifest: Manifest) -> str:
     """The run ID of the sweep's parent, made if it is not there."""
     tags = {
-        "bestrun.role": "sweep",  # no tag bestrun.run: it is not a run of ours, and never the best
-        "bestrun.sweep": manifest.name,
-        "bestrun.folder": str(manifest.path.parent),
-        "bestrun.space": json.dumps(manifest.line["space"])[:8000],
+        TAG_ROLE: "sweep",  # no tag bestrun.run: it is not a run of ours, and never the best
+        TAG_SWEEP: manifest.name,
+        TAG_FOLDER: str(manifest.path.parent),
+        TAG_SPACE: json.dumps(manifest.line["space"])[:8000],
         "mlflow.user": user_name(),
         "mlflow.source.name": "bestrun",
         "mlflow.source.type": "LOCAL",
@@ -41,14 +51,14 @@ def outline(manifest: Manifest) -> dict[str, Any]:
     count, (run, saved), best = manifest.count(), manifest.steps(), manifest.best()
     metrics = {f"trials/{state}": float(count[state]) for state in ("complete", "pruned", "failed")}
     metrics |= {"steps/run": float(run), "steps/saved by pruning": float(saved)}
-    tags = {"bestrun.trials": json.dumps({state: number for state, number in count.items() if number})}
+    tags = {TAG_TRIALS: json.dumps({state: number for state, number in count.items() if number})}
     if best and best.value is not None:
         pick = max if manifest.objective["direction"] == "maximize" else min
         top = pick(best.runs, key=lambda run: run.best or 0.0)
         metrics[best_key(manifest.objective["metric"])] = best.value
         tags |= {
-            "bestrun.best_run": top.run_id or "",
-            "bestrun.best_run_name": top.name,
-            "bestrun.best_settings": " ".join(f"{key}={value}" for key, value in best.point.items())[:8000],
+            TAG_BEST_RUN: top.run_id or "",
+            TAG_BEST_RUN_NAME: top.name,
+            TAG_BEST_SETTINGS: " ".join(f"{key}={value}" for key, value in best.point.items())[:8000],
         }
     return {"metrics": metrics, "tags": tags, "step": manifest.over()}

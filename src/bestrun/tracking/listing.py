@@ -15,6 +15,7 @@ from ..metrics import METRICS, best_key, panels
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.reasons import STATES
+from .names import TAG_CHANGED, TAG_RUN, TAG_STOP_REASON
 from .store import LARGEST, OURS, Store, of_sweep, ranked, search
 
 log = logging.getLogger("bestrun")
@@ -186,12 +187,12 @@ def _nobody_has(option: str, name: str, what: str, names: list[str]) -> Settings
 
 def _row(store: Store, run: Any, experiments: dict[str, str]) -> Row:
     metrics, settings, tags = run.data.metrics, run.data.params, run.data.tags
-    objective, reason = settings["objective.metric"], tags.get("bestrun.stop_reason")
+    objective, reason = settings["objective.metric"], tags.get(TAG_STOP_REASON)
     step = _number(metrics.get("best/step"))
     now = state(run.info.status, store.run_folder(run) if run.info.status == "RUNNING" else None)
     return Row(
         run.info.run_id,
-        tags["bestrun.run"],
+        tags[TAG_RUN],
         experiments[run.info.experiment_id],
         "interrupted" if (now, reason) == ("stopped", "interrupted") else now,
         objective,
@@ -200,7 +201,7 @@ def _row(store: Store, run: Any, experiments: dict[str, str]) -> Row:
         _number(metrics.get("test/accuracy")),
         None if run.info.status == "RUNNING" else reason,  # a resumed run still has the reason of its last stop
         run.info.start_time,
-        _changed(tags.get("bestrun.changed")),
+        _changed(tags.get(TAG_CHANGED)),
         tags.get("mlflow.user", ""),
         settings,
         metrics,

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..formatting import shown_value
 from ..metrics import metric_of
+from .names import TAG_RUN, TAG_STOP_REASON, TAG_SWEEP, TAG_TRIAL, column
 from .refusals import lost_a_race
 
 SETTINGS = ("optimizer.learning_rate", "model.num_filters", "seed")  # what fits beside the rest on a laptop
@@ -26,10 +27,10 @@ def view(metric: str, settings: Sequence[str], sweep: str | None) -> dict[str, A
     """The state of the run table in the page's own words: best first, with the settings that matter as columns."""
     kind = metric_of(metric)
     columns = [f"metrics.`best/{kind.name}`", "metrics.`best/step`", f"metrics.`test/{kind.name}`"]
-    columns += ["tags.`bestrun.stop_reason`"]
-    columns += ["tags.`bestrun.trial`" if sweep else "tags.`bestrun.sweep`", *(f"params.`{key}`" for key in settings)]
+    columns += [column(TAG_STOP_REASON)]
+    columns += [column(TAG_TRIAL if sweep else TAG_SWEEP), *(f"params.`{key}`" for key in settings)]
     return {
-        "searchFilter": f"tags.`bestrun.sweep` = '{sweep}' and tags.`bestrun.run` != ''" if sweep else "",
+        "searchFilter": f"{column(TAG_SWEEP)} = '{sweep}' and {column(TAG_RUN)} != ''" if sweep else "",
         "orderByKey": columns[0],
         "orderByAsc": kind.direction == "minimize",
         "startTime": "ALL",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import clear_torn_uploads, upload
+from .names import TAG_ROLE, TAG_SWEEP, where
 from .refusals import is_permanent, reason
 from .store import Store
 
@@ -21,10 +22,7 @@ def find_or_create_parent(store: Store, experiment: str, sweep: str, created_ms:
         experiment: its ID.
         created_ms: when the sweep began, milliseconds since 1970; with the name it says which sweep.
     """
-    ours = (
-        f"tags.\"bestrun.role\" = 'sweep' and tags.\"bestrun.sweep\" = '{sweep}' "
-        f"and attributes.start_time = {created_ms}"
-    )
+    ours = f"{where(TAG_ROLE, 'sweep')} and {where(TAG_SWEEP, sweep)} and attributes.start_time = {created_ms}"
     if found := store.client.search_runs([experiment], ours, max_results=1):
         run_id = str(found[0].info.run_id)
         store.client.update_run(run_id, status="RUNNING")

@@ -29,6 +29,33 @@ from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
 from . import page
 from .artifacts import clear_torn_uploads, is_there, upload
+from .names import (
+    TAG_BEST_CHECKPOINT,
+    TAG_BEST_SHA256,
+    TAG_BEST_VALUE,
+    TAG_CHANGED,
+    TAG_CHILDREN,
+    TAG_CODE_SHA256,
+    TAG_CONFIG_DIGEST,
+    TAG_DATA_DIGEST,
+    TAG_DIFF_SHA256,
+    TAG_DIVERGES,
+    TAG_FOLDER,
+    TAG_GIT_DIRTY,
+    TAG_MACHINE,
+    TAG_MODEL,
+    TAG_MODEL_SHA256,
+    TAG_PARENT_RUN,
+    TAG_RERUN_OF,
+    TAG_RUN,
+    TAG_STOP_REASON,
+    TAG_SWEEP,
+    TAG_THREADS,
+    TAG_TRIAL,
+    TAG_VERSIONS,
+    TAG_WRITER,
+    where,
+)
 from .refusals import is_permanent, lost_a_race, reason, remedy
 from .store import Store, connect, find_run, is_own_store, is_same_store
 
@@ -247,12 +274,12 @@ class Sender:
         if self.run_id is None:
             self.run_id, self._dirty = run_id, True
             self.save()
-        ours = {"bestrun.writer": json.dumps(writer(self.folder))}
+        ours = {TAG_WRITER: json.dumps(writer(self.folder))}
         if not is_own_store(self.uri, self.home):  # there, the home's own addresses follow it
-            ours["bestrun.folder"] = str(self.folder.path)
+            ours[TAG_FOLDER] = str(self.folder.path)
         if any(run.data.tags.get(key) != value for key, value in ours.items()):
             self._set_tags(ours)
-        self.best_there = run.data.tags.get("bestrun.best_sha256")
+        self.best_there = run.data.tags.get(TAG_BEST_SHA256)
         self._run, self._dirty = run, True
         clear_torn_uploads(self.store, run)
 
@@ -270,7 +297,7 @@ class Sender:
     def _created(self, started: Event) -> list[str]:
         """The run IDs MLflow has of this journal. Two machines may give runs the same name: their start differs."""
         self.experiment_id = self.store.experiment_id(started["experiment"], self.folder.path.parents[1])
-        ours = f"tags.\"bestrun.run\" = '{started['name']}' and attributes.start_time = {started['time_ms']}"
+        ours = f"{where(TAG_RUN, started['name'])} and attributes.start_time = {started['time_ms']}"
         found = self.store.client.search_runs([self.experiment_id], ours)
         return [str(run.info.run_id) for run in found]
 
@@ -289,9 +316,9 @@ class Sender:
         elif kind == "resumed":
             client.update_run(run_id, status="RUNNING")
             if history.changed:
-                client.set_tag(run_id, "bestrun.changed", json.dumps(history.changed)[:5000], synchronous=True)
+                client.set_tag(run_id, TAG_CHANGED, json.dumps(history.changed)[:5000], synchronous=True)
         elif kind == "diverges":
-            client.set_tag(run_id, "bestrun.diverges", str(event["step"]), synchronous=True)
+            client.set_tag(run_id, TAG_DIVERGES, str(event["step"]), synchronous=True)
         elif kind == "tested":
             send_tested(client, run_id, event)
         elif kind == "stopped":
@@ -333,7 +360,7 @@ class Sender:
         self._send_artifacts(history, [stopped])
         current = client.get_run(run_id).data.tags.get(DESCRIPTION, "")
         described = page.with_result(current, page.description(history.started, history.best, stopped))
-        self._set_tags({DESCRIPTION: described, "bestrun.stop_reason": stopped["reason"]})
+        self._set_tags({DESCRIPTION: described, TAG_STOP_REASON: stopped["reason"]})
         ended = history.ended_ms if stopped.get("by") == "sync" else stopped["time_ms"]
         client.set_terminated(run_id, StopReason.of(stopped["reason"]).status, end_time=ended)
 
@@ -429,10 +456,9 @@ class Sender:
                 uploads.rmdir()
         fault("F8")
         artifact = CHECKPOINTS + best["checkpoint"]
-        older = run.data.tags.get("bestrun.best_checkpoint")
+        older = run.data.tags.get(TAG_BEST_CHECKPOINT)
         value = json.dumps(best[history.metric])
-        tags = {"best_sha256": best["sha256"], "best_checkpoint": artifact, "best_value": value}
-        self._set_tags({f"bestrun.{key}": text for key, text in tags.items()})
+        self._set_tags({TAG_BEST_SHA256: best["sha256"], TAG_BEST_CHECKPOINT: artifact, TAG_BEST_VALUE: value})
         self.best_there, self._dirty = best["sha256"], True
         if older and older != artifact:
             self._remove(Path(older).name, insist=False)
@@ -648,7 +674,7 @@ def writer(folder: RunFolder) -> dict[str, str]:
 def writer_of(run: Any) -> dict[str, str]:
     """Who wrote MLflow's run last; {} of a run of before."""
     with contextlib.suppress(ValueError):
-        who = json.loads(run.data.tags.get("bestrun.writer", "{}"))
+        who = json.loads(run.data.tags.get(TAG_WRITER, "{}"))
         return who if isinstance(who, dict) else {}
     return {}
 
@@ -706,11 +732,11 @@ def refuse_worse(history: History, best: Event, run: Any) -> None:
     """
     tags = run.data.tags
     known = {line.get("sha256") for line in history.evaluations}
-    there = tags.get("bestrun.best_sha256")
+    there = tags.get(TAG_BEST_SHA256)
     if there is None or there in known:
         return
     value = run.data.metrics.get(best_key(history.metric))
-    value = float(tags["bestrun.best_value"]) if "bestrun.best_value" in tags else value
+    value = float(tags[TAG_BEST_VALUE]) if TAG_BEST_VALUE in tags else value
     ours = best[history.metric]
     if value is not None and is_better(metric_of(history.metric).direction, value, ours):
         raise WorseError(
@@ -769,10 +795,10 @@ def _tell_parent(store: Store, started: Event) -> None:
         return
     try:
         parent = find_run(store, started["parent"])
-        children = [name for name in parent.data.tags.get("bestrun.children", "").split(",") if name]
+        children = [name for name in parent.data.tags.get(TAG_CHILDREN, "").split(",") if name]
         if started["name"] not in children:
             children.append(started["name"])
-            store.client.set_tag(parent.info.run_id, "bestrun.children", ",".join(children), synchronous=True)
+            store.client.set_tag(parent.info.run_id, TAG_CHILDREN, ",".join(children), synchronous=True)
     except Exception as error:
         if not is_permanent(error):
             raise
@@ -791,32 +817,32 @@ def send_tested(client: Any, run_id: str, event: Event) -> None:
 def send_model(store: Store, run: Any, folder: Path, path: str, sha256: str) -> None:
     """Upload an MLflow model, then name it in the run's tags: they never name half of one."""
     upload(store, run, folder, path)
-    for key, value in (("bestrun.model_sha256", sha256), ("bestrun.model", path)):
+    for key, value in ((TAG_MODEL_SHA256, sha256), (TAG_MODEL, path)):
         store.client.set_tag(run.info.run_id, key, value, synchronous=True)
 
 
 def _tags(folder: RunFolder, started: Event) -> dict[str, str]:
     tags = {
-        "bestrun.run": started["name"],
-        "bestrun.folder": str(folder.path),
-        "bestrun.writer": json.dumps(writer(folder)),
-        "bestrun.data_digest": started["data_digest"],
-        "bestrun.config_digest": started["config_digest"],
-        "bestrun.versions": json.dumps(started["versions"]),
-        "bestrun.threads": str(started["threads"]),
-        "bestrun.machine": json.dumps(started["machine"]) if "machine" in started else "",
-        "bestrun.code_sha256": started.get("code_sha256", ""),
+        TAG_RUN: started["name"],
+        TAG_FOLDER: str(folder.path),
+        TAG_WRITER: json.dumps(writer(folder)),
+        TAG_DATA_DIGEST: started["data_digest"],
+        TAG_CONFIG_DIGEST: started["config_digest"],
+        TAG_VERSIONS: json.dumps(started["versions"]),
+        TAG_THREADS: str(started["threads"]),
+        TAG_MACHINE: json.dumps(started["machine"]) if "machine" in started else "",
+        TAG_CODE_SHA256: started.get("code_sha256", ""),
         "mlflow.source.name": "bestrun",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": started.get("user", ""),
         DESCRIPTION: page.description(started, None, None),
         "mlflow.source.git.commit": started["git"].get("commit", ""),
-        "bestrun.git_dirty": str(started["git"].get("dirty", "")).lower(),
-        "bestrun.diff_sha256": started["git"].get("diff_sha256", ""),
-        "bestrun.parent_run": started.get("parent") or "",
-        "bestrun.rerun_of": started.get("rerun_of") or "",
-        "bestrun.sweep": started.get("sweep") or "",
-        "bestrun.trial": "" if started.get("trial") is None else str(started["trial"]),
+        TAG_GIT_DIRTY: str(started["git"].get("dirty", "")).lower(),
+        TAG_DIFF_SHA256: started["git"].get("diff_sha256", ""),
+        TAG_PARENT_RUN: started.get("parent") or "",
+        TAG_RERUN_OF: started.get("rerun_of") or "",
+        TAG_SWEEP: started.get("sweep") or "",
+        TAG_TRIAL: "" if started.get("trial") is None else str(started["trial"]),
         "mlflow.parentRunId": started.get("parent_run_id") or "",
     }
     return {key: str(value)[:8000] for key, value in {**tags, **started.get("tags", {})}.items() if value}

@@ -21,6 +21,7 @@ from ..settings.config import store_uri
 from ..storage.folder import RunFolder, names_in, read_json
 from ..storage.home import DATABASE, Place, find_home, has_run, place_of
 from . import database
+from .names import TAG_BEST_SHA256, TAG_FOLDER, TAG_ROLE, TAG_RUN, TAG_SWEEP, where
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
 # answer was lost would make a second run. Read by MLflow at each call; what the user's environment says wins.
@@ -136,9 +137,9 @@ class Store:
     def run_folder(self, run: Any) -> RunFolder | None:
         """The folder that a run of ours was made in, if it is on this machine."""
         tags = run.data.tags
-        folder = RunFolder(Path(self.here(tags.get("bestrun.folder") or "/nowhere")))
+        folder = RunFolder(Path(self.here(tags.get(TAG_FOLDER) or "/nowhere")))
         if self.place and not folder.exists():  # in a home that is mounted twice, by its other path
-            folder = RunFolder(self.place.home / "runs" / Path(tags.get("bestrun.run") or "nowhere").name)
+            folder = RunFolder(self.place.home / "runs" / Path(tags.get(TAG_RUN) or "nowhere").name)
             if read_json(folder.mirror).get("run_id") != run.info.run_id:
                 return None
         return folder if folder.exists() else None
@@ -314,12 +315,12 @@ def find_run(
     """
     run = _find(store, reference, experiment, objective, sweep)
     tags = run.data.tags
-    name = tags.get("bestrun.run", "")
-    if not name and tags.get("bestrun.role") == "sweep":
-        sweep = tags.get("bestrun.sweep", "")
+    name = tags.get(TAG_RUN, "")
+    if not name and tags.get(TAG_ROLE) == "sweep":
+        sweep = tags.get(TAG_SWEEP, "")
         raise SettingsError(f"run {reference!r}: it is a sweep; see: bestrun sweep {sweep[:100]}")
     if not REFERENCE.fullmatch(name):  # it becomes the name of a folder
-        raise VerificationError(f"run {run.info.run_id}: not a run of bestrun: its tag bestrun.run is {name[:60]!r}")
+        raise VerificationError(f"run {run.info.run_id}: not a run of bestrun: its tag {TAG_RUN} is {name[:60]!r}")
     return run
 
 
@@ -338,7 +339,7 @@ def _find(store: Store, reference: str, experiment: str | None, objective: str |
         found = search(store, experiments, f"attributes.run_id LIKE '{reference}%'", [], 6)
         if found:
             return _only(found, reference)
-    found = search(store, experiments, f"tags.\"bestrun.run\" = '{reference}'", ["attributes.start_time DESC"], 6)
+    found = search(store, experiments, where(TAG_RUN, reference), ["attributes.start_time DESC"], 6)
     if not found:
         raise SettingsError(f"run {reference!r}: MLflow at {mask_uri(store.uri)} has none; list them: bestrun runs")
     return _only(found, reference)
@@ -371,7 +372,7 @@ def _registered_run(store: Store, reference: str, experiments: list[str]) -> Any
         raise SettingsError(f"run {reference!r}: its run was deleted; what brings it back: {again}")
     if run.info.experiment_id not in experiments:
         raise SettingsError(f"run {reference!r}: its run {run.info.run_name} is not in this experiment")
-    registered, best = (having.tags.get("bestrun.best_sha256", "none") for having in (version, run.data))
+    registered, best = (having.tags.get(TAG_BEST_SHA256, "none") for having in (version, run.data))
     if registered != best:
         raise VerificationError(
             f"run {reference!r}: version {version.version} was registered with checkpoint {registered[:16]}, but the "
@@ -385,7 +386,7 @@ def _register(reference: str, run: str = "RUN") -> str:
     return f"to register one: bestrun register {run} --name {name} --alias {alias}"
 
 
-OURS = "tags.\"bestrun.run\" != ''"
+OURS = f"tags.\"{TAG_RUN}\" != ''"
 
 
 def of_sweep(store: Store, sweep: str | None) -> str:
@@ -403,7 +404,7 @@ def of_sweep(store: Store, sweep: str | None) -> str:
         raise SettingsError(f"--sweep {sweep[:60]!r}: not the name of a sweep; list them: bestrun sweep")
     if re.fullmatch("[0-9a-f]{32}", sweep):
         return f"{OURS} and tags.\"mlflow.parentRunId\" = '{sweep}'"
-    role = f"tags.\"bestrun.role\" = 'sweep' and tags.\"bestrun.sweep\" = '{sweep}'"
+    role = f"{where(TAG_ROLE, 'sweep')} and {where(TAG_SWEEP, sweep)}"
     parents = search(store, list(store.experiments(None)), role, ["attributes.start_time DESC"], 20)
     ours = read_json(find_home() / "sweeps" / sweep / "manifest.json").get("parent_run_id")
     chosen = [run for run in parents if run.info.run_id == ours] or parents
@@ -415,7 +416,7 @@ def of_sweep(store: Store, sweep: str | None) -> str:
         )
         raise SettingsError(f"--sweep {sweep}: means {len(chosen)} sweeps; type which: {each}")
     if not chosen:  # its parent was deleted
-        return f"{OURS} and tags.\"bestrun.sweep\" = '{sweep}'"
+        return f"{OURS} and {where(TAG_SWEEP, sweep)}"
     return f"{OURS} and tags.\"mlflow.parentRunId\" = '{chosen[0].info.run_id}'"
 
 

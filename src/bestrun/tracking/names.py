@@ -1,0 +1,50 @@
+"""The tags by which MLflow knows our runs, and how a search asks for them. docs/formats.md says what each holds."""
+
+# Which run it is, and where it lives
+TAG_RUN = "bestrun.run"  # the name: every run of ours has it, a sweep's parent has not
+TAG_FOLDER = "bestrun.folder"
+TAG_WRITER = "bestrun.writer"
+TAG_PARENT_RUN = "bestrun.parent_run"
+TAG_CHILDREN = "bestrun.children"
+TAG_RERUN_OF = "bestrun.rerun_of"
+
+# How it went, and its best checkpoint
+TAG_STOP_REASON = "bestrun.stop_reason"
+TAG_CHANGED = "bestrun.changed"
+TAG_DIVERGES = "bestrun.diverges"
+TAG_BEST_CHECKPOINT = "bestrun.best_checkpoint"
+TAG_BEST_SHA256 = "bestrun.best_sha256"
+TAG_BEST_VALUE = "bestrun.best_value"
+TAG_BEST_STEP = "bestrun.best_step"
+TAG_MODEL = "bestrun.model"
+TAG_MODEL_SHA256 = "bestrun.model_sha256"
+
+# What computed it, on what
+TAG_CONFIG_DIGEST = "bestrun.config_digest"
+TAG_DATA_DIGEST = "bestrun.data_digest"
+TAG_VERSIONS = "bestrun.versions"
+TAG_THREADS = "bestrun.threads"
+TAG_MACHINE = "bestrun.machine"
+TAG_CODE_SHA256 = "bestrun.code_sha256"
+TAG_GIT_DIRTY = "bestrun.git_dirty"
+TAG_DIFF_SHA256 = "bestrun.diff_sha256"
+
+# Sweeps: of a trial, and of the parent
+TAG_SWEEP = "bestrun.sweep"
+TAG_TRIAL = "bestrun.trial"
+TAG_ROLE = "bestrun.role"  # sweep: this is a parent
+TAG_SPACE = "bestrun.space"
+TAG_TRIALS = "bestrun.trials"
+TAG_BEST_RUN = "bestrun.best_run"
+TAG_BEST_RUN_NAME = "bestrun.best_run_name"
+TAG_BEST_SETTINGS = "bestrun.best_settings"
+
+
+def where(tag: str, value: str) -> str:
+    """The part of a search that wants this tag to have this value, which must hold no quote."""
+    return f"tags.\"{tag}\" = '{value}'"
+
+
+def column(tag: str) -> str:
+    """The tag's column in the page's table of runs."""
+    return f"tags.`{tag}`"
