@@ -220,9 +220,8 @@ def test_a_stdout_that_has_no_umlauts_ends_a_run_well(home, settings, tmp_path):
     found = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200)
     assert found.returncode == 0 and "M\\xe4use" in found.stdout, found.stderr
     env = os.environ | {"PYTHONUTF8": "0", "LC_ALL": "C", "BESTRUN_MLRUNS": str(place / "mlruns")}
-    for verb in (["show", "r"], ["runs"], ["restore", "r"]):
-        found = subprocess.run([sys.executable, "-m", "bestrun", *verb], env=env, capture_output=True, timeout=200)
-        assert found.returncode == 0 and b"Traceback" not in found.stderr, found.stderr
+    found = subprocess.run([sys.executable, "-m", "bestrun", "restore", "r"], env=env, capture_output=True, timeout=200)
+    assert found.returncode == 0 and b"Traceback" not in found.stderr, found.stderr
 
 
 @pytest.mark.parametrize("closed", [">&- 2>&-", "<&- >&- 2>&-", "2>&-"])

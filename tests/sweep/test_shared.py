@@ -25,7 +25,7 @@ def images(path, seed):
 # ---- one sweep, one data set
 
 
-@pytest.mark.parametrize("backend", ["inline", "local"])
+@pytest.mark.parametrize("backend", ["inline", pytest.param("local", marks=pytest.mark.slow)])
 def test_a_longer_study_with_other_images_at_the_same_relative_path_is_refused(bestrun, home, tmp_path, backend):
     for number, name in enumerate(("first", "second")):
         (tmp_path / name).mkdir()

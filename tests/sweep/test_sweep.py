@@ -166,7 +166,7 @@ def free(home, name):
 def moments():
     for kind in ("grid", "study"):
         for number in range(10):
-            is_quick = (kind, number) in (("grid", 0), ("study", 1), ("study", 2))
+            is_quick = (kind, number) in (("grid", 0), ("study", 2))
             yield pytest.param(kind, number, id=f"{kind}-{number}", marks=[] if is_quick else [pytest.mark.slow])
 
 
