@@ -39,7 +39,7 @@ train: setup ## train with the tutorial's settings, or with others: make train A
 	$(BIN)/bestrun train $(ARGS)
 
 test: setup ## the quick tests, two files at a time (a quarter of an hour on two cores); of one package: make test PKG=storage
-	$(BIN)/python -m pytest tests/$(PKG) -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest tests/$(PKG) -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## kills, outages and sweeps, many times over (an hour, more on a busy machine)
 	$(BIN)/python -m pytest -m slow

@@ -13,6 +13,7 @@ import multiprocessing.process
 import os
 import sqlite3
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,12 @@ from support.stores import Server, make_home
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of few tests first: those are the long ones, and two processes then end at about the same time."""
+    tests_of = Counter(item.path for item in items)
+    items.sort(key=lambda item: (tests_of[item.path], item.path))
 
 
 # ---- processes ----
