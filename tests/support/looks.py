@@ -63,3 +63,12 @@ def tree(folder):
     """Every path below a folder, with size and time of change; the store's lock is taken by whoever looks into it."""
     paths = [path for path in folder.rglob("*") if path.suffix != ".lock"]
     return {path: (path.lstat().st_size, path.lstat().st_mtime_ns) for path in paths}
+
+
+def until(what, process=None, timeout=90):
+    """Wait until `what()` is true; a process that ends before is an error, unlike in `wait_for`."""
+    deadline = time.monotonic() + timeout
+    while not what():
+        assert time.monotonic() < deadline, process and process.out + process.err
+        assert process is None or process.poll() is None or what(), process.out + process.err
+        time.sleep(0.02)

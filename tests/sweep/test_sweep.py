@@ -18,7 +18,7 @@ import pytest
 
 from bestrun.storage.folder import RunFolder, read_json
 from bestrun.storage.journal import read_journal
-from support.looks import own_until_killed, same_tensors, wait_for
+from support.looks import own_until_killed, same_tensors, until
 from support.processes import bestrun_command
 from support.proxy import Proxy
 from support.stores import assert_record_agrees, sqlite_uri
@@ -177,12 +177,12 @@ def test_a_sweep_whose_scheduler_was_killed_is_completed_by_the_same_line(sweep,
     share, late = (number % 4 + dice.random()) / 4, dice.uniform(0, 0.3)
     words = [*lines[kind], "sweep.workers=2", "sweep.name=killed"]
     process = sweep.start(*words)
-    wait_for(lambda: evaluated(home, "killed") >= share * 4 * TRIALS, process)
+    until(lambda: evaluated(home, "killed") >= share * 4 * TRIALS, process)
     time.sleep(late)
     process.kill()
     assert process.wait().code in (0, -signal.SIGKILL)
     if number % 2:  # else at once, while they still save
-        wait_for(lambda: free(home, "killed"), timeout=30)
+        until(lambda: free(home, "killed"), timeout=30)
     known = run_ids(home, "killed")
     again = sweep(*words)
     assert again.code == 0, again.out + again.err
@@ -195,13 +195,13 @@ def test_a_sweep_whose_scheduler_was_killed_is_completed_by_the_same_line(sweep,
 def test_a_run_that_a_worker_of_the_killed_scheduler_still_saves_is_waited_for(sweep, start_process, home, network):
     words = [*network, "seed=0,1", "sweep.name=saving"]
     process = sweep.start(*words)
-    wait_for(lambda: evaluated(home, "saving") >= 5, process)
+    until(lambda: evaluated(home, "saving") >= 5, process)
     process.kill()
     assert process.wait().code == -signal.SIGKILL
     worker = start_process(own_until_killed, folders(home, "saving")[1].path)
-    wait_for(lambda: "owned" in worker.out, worker)
+    until(lambda: "owned" in worker.out, worker)
     process = sweep.start(*words)
-    wait_for(lambda: "1 of them over" in process.out, process)
+    until(lambda: "1 of them over" in process.out, process)
     time.sleep(1)
     assert process.poll() is None, process.out
     worker.kill()
@@ -267,7 +267,7 @@ def test_a_serial_study_that_was_killed_proposes_and_prunes_as_one_that_was_not(
     dice = random.Random(number)
     for share in sorted(dice.uniform(0.1, 0.95) for _ in range(1 + number)):
         process = sweep.start(*words)
-        wait_for(lambda share=share: evaluated(home, "serial") >= share * sum(len(f) for _, f in figures), process)
+        until(lambda share=share: evaluated(home, "serial") >= share * sum(len(f) for _, f in figures), process)
         time.sleep(dice.uniform(0, 0.1))
         process.kill()
         assert process.wait().code == -signal.SIGKILL
@@ -283,7 +283,7 @@ def test_a_serial_study_that_was_killed_proposes_and_prunes_as_one_that_was_not(
 def test_ctrl_c_leaves_all_runs_saved_and_killed_in_mlflow_and_the_same_line_goes_on(sweep, home, lines, workers):
     words = [*lines["grid"], "training.max_steps=200", f"sweep.workers={workers}", "sweep.name=stopped"]
     process = sweep.start(*words)
-    wait_for(lambda: evaluated(home, "stopped") >= 3 * workers, process)
+    until(lambda: evaluated(home, "stopped") >= 3 * workers, process)
     process.kill(signal.SIGINT)
     result = process.wait(60)
     assert result.code == 130, result.out + result.err
@@ -487,12 +487,12 @@ def test_a_killed_worker_s_run_is_resumed_and_without_retries_by_the_same_line(b
     def shoot():
         """Kill the worker of trial 0 in its training."""
         (folder, *_) = folders(home, "shot") or [None]
-        wait_for(lambda: folder and len(evaluations(folder)) >= 3, process)
+        until(lambda: folder and len(evaluations(folder)) >= 3, process)
         os.kill(read_json(folder.lock)["pid"], signal.SIGKILL)
         return folder
 
     process = sweep.start(*words, "sweep.retries=0")
-    wait_for(lambda: folders(home, "shot"), process)
+    until(lambda: folders(home, "shot"), process)
     folder = shoot()
     result = process.wait()
     assert result.code == 0, result.err
@@ -506,7 +506,7 @@ def test_a_killed_worker_s_run_is_resumed_and_without_retries_by_the_same_line(b
 
     process = sweep.start(*words, "sweep.retries=1")
     known = len(evaluations(folder))
-    wait_for(lambda: len(evaluations(folder)) > known, process)
+    until(lambda: len(evaluations(folder)) > known, process)
     os.kill(read_json(folder.lock)["pid"], signal.SIGKILL)
     result = process.wait()
     assert result.code == 0, result.out + result.err
@@ -522,7 +522,7 @@ def test_a_killed_worker_s_run_is_resumed_and_without_retries_by_the_same_line(b
 def test_a_name_means_one_sweep_and_one_scheduler(bestrun, sweep, home, data):
     words = [*data, *STUDY[:2], *STUDY[3:], "sweep.name=only"]
     process = sweep.start(*words, "sweep.n_trials=2", "training.max_steps=200")
-    wait_for(lambda: evaluated(home, "only") >= 2, process)
+    until(lambda: evaluated(home, "only") >= 2, process)
     second = bestrun("train", "-m", *words, "sweep.n_trials=2", "training.max_steps=200")
     assert second.code == 2 and second.err.count("\n") == 1
     assert f"sweep only is in use by process {process.pid}" in second.err
@@ -633,7 +633,7 @@ def test_a_server_that_dies_in_the_middle_is_told_all_by_sync_and_the_same_line(
 ):
     words = [*network, "seed=range(0,3)", "sweep.name=died", f"tracking.uri={proxy.uri}"]
     process = start_process(_impatient, ("train", "-m", *words), cwd=home, env={"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"})
-    wait_for(lambda: evaluated(home, "died") >= 5, process)
+    until(lambda: evaluated(home, "died") >= 5, process)
     proxy.fail("refuse")
     result = process.wait()
     assert result.code == 6, result.out + result.err

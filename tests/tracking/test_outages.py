@@ -18,6 +18,7 @@ from bestrun.tracking.mirror import Mirror
 from bestrun.tracking.refusals import is_permanent
 from bestrun.tracking.sender import Sender
 from support.lines import SMALL_NETWORK
+from support.looks import until
 from support.made_runs import add_evaluation, add_stop, make_run
 from support.proxy import Proxy
 from support.stores import assert_record_agrees, run_folder, sqlite_uri
@@ -94,15 +95,6 @@ def forbid_tracking_in_the_main_thread():
             setattr(MlflowClient, name, guard(method))
 
 
-def wait_for(what, process=None, timeout=90):
-    """Until `what()` is true."""
-    deadline = time.monotonic() + timeout
-    while not what():
-        assert time.monotonic() < deadline, process and process.out + process.err
-        assert process is None or process.poll() is None or what(), process.out + process.err
-        time.sleep(0.02)
-
-
 def said(folder, text):
     return folder.log.read_text().count(text) if folder.log.exists() else 0
 
@@ -151,8 +143,8 @@ def test_an_outage_neither_loses_nor_doubles_anything(
     proxy.fail(mode, PHASES[phase])
     process = start_process(train, 30 if outcome == "recovers" else 3, False, *words, cwd=home, env=QUICK_CLIENT)
     if outcome == "recovers":
-        wait_for(proxy.began.is_set, process)
-        wait_for(lambda: said(folder, "MLflow is behind"), process)
+        until(proxy.began.is_set, process)
+        until(lambda: said(folder, "MLflow is behind"), process)
         proxy.heal()
     result = process.wait(120)
     assert proxy.faults > 0
@@ -202,9 +194,9 @@ def test_a_real_server_killed_and_started_again_catches_up(bestrun, home, settin
     folder = run_folder(home, "real")
     process = bestrun.start("train", *words, f"tracking.uri={mlflow_server.uri}")
     try:
-        wait_for(lambda: read_json(folder.mirror).get("acknowledged"), process)
+        until(lambda: read_json(folder.mirror).get("acknowledged"), process)
         mlflow_server.stop(9)
-        wait_for(lambda: said(folder, "MLflow is behind"), process)
+        until(lambda: said(folder, "MLflow is behind"), process)
     finally:
         mlflow_server.start()
     code = process.wait(200).code
@@ -255,7 +247,7 @@ def test_a_run_deleted_while_it_trains_is_said_once_and_training_finishes(bestru
     folder = run_folder(home, "deleted")
     client = MlflowClient(mlflow_server.uri)
     process = bestrun.start("train", *words, f"tracking.uri={mlflow_server.uri}")
-    wait_for(lambda: read_json(folder.mirror).get("acknowledged"), process)
+    until(lambda: read_json(folder.mirror).get("acknowledged"), process)
     run_id = read_json(folder.mirror)["run_id"]
     client.delete_run(run_id)
     result = process.wait()
