@@ -21,6 +21,7 @@ from bestrun.storage.folder import read_json
 from bestrun.storage.journal import read_journal
 from bestrun.tracking.listing import as_json, list_runs
 from bestrun.tracking.store import connect, find_run
+from support.looks import evaluations
 from support.processes import bestrun_command
 from support.stores import mlflow_record, run_folder, sqlite_uri
 
@@ -32,10 +33,6 @@ GOOD = "optimizer.learning_rate=2e-3"
 @pytest.fixture
 def data(small_mnist_npz):
     return ["data=npz", f"data.path={small_mnist_npz}", *NETWORK]
-
-
-def evaluations(folder):
-    return [event for event in read_journal(folder.journal)[0] if event["event"] == "evaluation"]
 
 
 # ---- R19: NaN and infinity ----

@@ -11,8 +11,8 @@ import pytest
 
 from bestrun.storage.checkpoint import load
 from bestrun.storage.folder import RunFolder
-from bestrun.storage.journal import read_journal
 from support.lines import SHORT, SMALL_NETWORK
+from support.looks import evaluations
 from support.processes import Command, Starter
 from support.stores import make_home, mlflow_record, sqlite_uri
 
@@ -50,10 +50,6 @@ def elsewhere(tmp_path, home):
     """Another home with the same store: what there is of a run is what MLflow has."""
     (tmp_path / "mlruns").mkdir()
     return {"cwd": tmp_path, "env": {"MLFLOW_TRACKING_URI": sqlite_uri(home)}}
-
-
-def evaluations(folder: RunFolder) -> list:
-    return [event for event in read_journal(folder.journal)[0] if event["event"] == "evaluation"]
 
 
 def test_show_says_what_how_why_and_where(bestrun, first):

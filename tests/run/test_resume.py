@@ -20,7 +20,7 @@ import pytest
 from bestrun.storage.checkpoint import load
 from bestrun.storage.folder import RunFolder, read_json
 from bestrun.storage.journal import read_journal
-from support.looks import assert_same_checkpoint, assert_same_tensors, figures, wait_for
+from support.looks import assert_same_checkpoint, assert_same_tensors, evaluations, figures, wait_for
 from support.processes import Command, Starter, bestrun_command
 from support.stores import assert_record_agrees, make_home, mlflow_record, run_folder, sqlite_uri
 
@@ -79,11 +79,6 @@ def uninterrupted(_forkserver, tmp_path_factory, ready_made_store, small_mnist_n
     """300 steps with an evaluation every 20."""
     words = ["data=npz", f"data.path={small_mnist_npz}", *NETWORK, *STEPS]
     return make_reference(tmp_path_factory, ready_made_store, words)
-
-
-def evaluations(folder):
-    events, _ = read_journal(folder.journal)
-    return [event for event in events if event["event"] == "evaluation"]
 
 
 def assert_equals_uninterrupted(reference, home, name):

@@ -18,7 +18,7 @@ import pytest
 
 from bestrun.storage.folder import RunFolder, read_json
 from bestrun.storage.journal import read_journal
-from support.looks import own_until_killed, same_tensors, until
+from support.looks import evaluations, own_until_killed, same_tensors, until
 from support.processes import bestrun_command
 from support.proxy import Proxy
 from support.stores import assert_record_agrees, sqlite_uri
@@ -105,10 +105,6 @@ def folders(home, name):
     """The folders of its runs, by trial."""
     runs = [run for trial in manifest(home, name).get("trials", []) for run in trial["runs"]]
     return [RunFolder(home / "mlruns" / "runs" / run["name"]) for run in runs]
-
-
-def evaluations(folder):
-    return [event for event in read_journal(folder.journal)[0] if event["event"] == "evaluation"]
 
 
 def evaluated(home, name):
