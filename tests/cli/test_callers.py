@@ -212,6 +212,7 @@ def test_a_sweep_that_loses_its_terminal_saves_and_exits_129(start_process, home
 # ---- streams
 
 
+@pytest.mark.slow
 def test_a_stdout_that_has_no_umlauts_ends_a_run_well(home, settings, tmp_path):
     place = tmp_path / "Mäuse"
     place.mkdir()
@@ -224,7 +225,9 @@ def test_a_stdout_that_has_no_umlauts_ends_a_run_well(home, settings, tmp_path):
     assert found.returncode == 0 and b"Traceback" not in found.stderr, found.stderr
 
 
-@pytest.mark.parametrize("closed", [">&- 2>&-", "<&- >&- 2>&-", "2>&-"])
+@pytest.mark.parametrize(
+    "closed", ["<&- >&- 2>&-", *(pytest.param(which, marks=pytest.mark.slow) for which in (">&- 2>&-", "2>&-"))]
+)
 def test_closed_streams_do_not_end_a_run_or_get_into_its_files(home, settings, closed):
     words = [sys.executable, "-m", "bestrun", "train", *settings, *SHORT, "name=r"]
     found = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], cwd=home, timeout=200)

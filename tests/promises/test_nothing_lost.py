@@ -698,6 +698,7 @@ def test_resume_on_an_old_folder_is_refused_and_goes_on_from_mlflow(bestrun, hom
     assert json.loads(restored.out)["validation"]["agrees"] is True
 
 
+@pytest.mark.slow
 def test_mlflows_silence_does_not_keep_a_resume_from_training(bestrun, home, settings, proxy):
     assert bestrun("train", *settings, "name=it", f"tracking.uri={proxy.uri}").code == 0
     proxy.fail("hang")

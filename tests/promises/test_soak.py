@@ -38,7 +38,7 @@ def data(tmp_path):
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("count", [7, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(7, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.slow)])
 def test_memory_and_open_files_do_not_grow_from_run_to_run(start_process, home, data, count):
     result = start_process(_run_many, home / "mlruns", data, count, cwd=home).wait(1200)
     assert result.code == 0, result.err

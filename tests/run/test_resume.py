@@ -248,10 +248,12 @@ def _die_while_saving(name, argv):
 @pytest.mark.parametrize(
     "moment",
     [
-        "patience - 1",
         "saving best",
         "after stop",
-        *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("wait 0", "wait 1", "on improvement")),
+        *(
+            pytest.param(moment, marks=pytest.mark.slow)
+            for moment in ("patience - 1", "wait 0", "wait 1", "on improvement")
+        ),
     ],
 )
 def test_patience_survives_resume(bestrun, start_process, home, data, patient, moment, seed):

@@ -628,6 +628,7 @@ LONG = ["train", "SETTINGS", "name=live", "training.max_steps=300", "training.pa
 MOMENTS = [5, *(pytest.param(count, marks=pytest.mark.slow) for count in (0, 1, 2, 3, 4, 7, 9, 12, 15))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("events", MOMENTS)
 def test_a_live_run_whose_home_is_moved_ends_and_goes_on_where_it_lies_now(one, second, events):
     (expected,) = one.reference(*LONG, names=["live"])

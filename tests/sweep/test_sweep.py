@@ -248,7 +248,7 @@ def outcome(home, name):
 _undisturbed = {}
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, 4))])
+@pytest.mark.parametrize("number", [pytest.param(number, marks=pytest.mark.slow) for number in range(4)])
 def test_a_serial_study_that_was_killed_proposes_and_prunes_as_one_that_was_not(
     sweep, home, data, number, tmp_path_factory
 ):

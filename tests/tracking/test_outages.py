@@ -347,7 +347,7 @@ def test_a_password_in_the_address_stands_nowhere(bestrun, start_process, home, 
     assert not leaks
 
 
-@pytest.mark.parametrize("how", ["address", "user"])
+@pytest.mark.parametrize("how", ["address", pytest.param("user", marks=pytest.mark.slow)])
 def test_one_sync_sends_all_runs_of_an_address_whose_password_is_kept_nowhere(
     bestrun, home, settings, mlflow_server, proxy, how
 ):

@@ -148,6 +148,7 @@ def test_an_older_record_differs_in_what_it_has_only():
     assert provenance.environment_differences({key: now[key] for key in ("versions", "threads")}, now) == []
 
 
+@pytest.mark.slow
 def test_a_resume_with_other_code_and_flags_says_so_first_and_keeps_it(home, settings, changed_code):
     assert command("train", *settings, *QUICK, "name=r", cwd=home, env={}).returncode == 0
     env = changed_code((MODEL, "Rescaling(1 / 255", "Rescaling(1 / 200"))

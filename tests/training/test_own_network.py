@@ -93,6 +93,7 @@ def command(lab, home, settings):
     return run
 
 
+@pytest.mark.slow
 def test_random_layers_train_restore_and_are_exported_as_inference(command, home, tmp_path):
     found = command("train", "model=varied", "SETTINGS", "name=r", "tracking.log_model=true")
     assert found.returncode == 0 and "has no MLflow model" not in found.stdout + found.stderr, found.stderr
@@ -115,6 +116,7 @@ for answer in (model(images), model(images), model.predict(images, verbose=0)):
         np.testing.assert_allclose(json.loads(line), [row["probabilities"] for row in answers], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_softmax_at_the_end_is_noticed_at_the_first_evaluation(command):
     found = command("train", "model=sure", "SETTINGS", "name=r")
     said = found.stdout + found.stderr
