@@ -149,6 +149,20 @@ def test_a_refusal_says_what_is_allowed_and_what_to_type(overrides: list[str], w
     assert words in line
 
 
+ADVICE = re.compile(r"type ([a-z_.]+=(?:\[.*?\]|\S+?))(?:[,;]| or |$)")
+PLACEHOLDERS = {"FILE", "FOLDER", "VALUE", "URI", "NAME", "TEXT"}
+
+
+def test_what_a_refusal_says_to_type_is_taken() -> None:
+    followed = 0
+    for override in REFUSED:
+        (line,) = refusal(override)
+        if (advice := ADVICE.search(line)) and advice[1].partition("=")[2] not in PLACEHOLDERS:
+            compose([advice[1]])
+            followed += 1
+    assert followed > 100, followed
+
+
 def test_several_mistakes_are_listed_together() -> None:
     lines = refusal("optimizer=sdg", "optimizer.momentum=2", "training.batch_size=0", "sed=1", "seed=-1", "a=[1")
     starts = ["optimizer=sdg:", "sed=1:", "a=[1:", "seed=-1:", "training.batch_size=0:"]
