@@ -1,5 +1,6 @@
 """Stores and homes that are not as ours are: addresses in the environment, others' folders, databases without files."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -92,6 +93,16 @@ def test_a_missing_driver_is_one_line_before_the_first_step(bestrun, home, setti
     result = bestrun("train", *settings, *QUICK, f"tracking.uri='{uri}'")
     assert result.code == 2 and result.err.count("\n") == 1 and "secret" not in result.err
     assert f"pip install {package}" in result.err
+    assert not list((home / "mlruns").glob("runs/*"))
+
+
+def test_a_missing_library_of_the_artifact_store_is_one_line_before_the_first_step(bestrun, home, settings):
+    if importlib.util.find_spec("boto3"):
+        pytest.skip("boto3 is here")
+    connect(own_store(home / "mlruns")).client.create_experiment("there", artifact_location="s3://bucket/there")
+    shutil.copy(home / "mlruns" / "mlflow.db", home / "shared.db")
+    result = bestrun("train", *settings, *QUICK, "experiment=there", f"tracking.uri=sqlite:///{home}/shared.db")
+    assert result.code == 2 and result.err.count("\n") == 1 and "pip install boto3" in result.err, result.err
     assert not list((home / "mlruns").glob("runs/*"))
 
 

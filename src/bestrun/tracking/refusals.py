@@ -9,7 +9,11 @@ from ..storage.folder import StorageError
 
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
-PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}  # module -> what pip calls a usable one
+PACKAGES = {  # module -> what pip calls a usable one
+    "psycopg": "'psycopg[binary]'",
+    "MySQLdb": "mysqlclient",
+    "botocore": "boto3",  # brings it, and MLflow needs both
+}
 
 
 def status_of(error: BaseException) -> int | None:
