@@ -1,6 +1,7 @@
 """A metric is a row and a function: everything else follows."""
 
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -63,6 +64,19 @@ def test_curves_have_a_panel_for_each_metric_that_was_measured(monkeypatch):
     assert [axes.get_ylabel() for axes in curves_figure(history, 10, "r").axes][:2] == ["accuracy", "recall"]
     older = [{key: value for key, value in line.items() if key != "val/recall"} for line in history]
     assert len(curves_figure(older, 10, "r").axes) == 2
+
+
+def test_a_run_of_a_metric_that_only_another_version_knows_is_listed_as_mlflow_has_it(bestrun, home, settings):
+    assert bestrun("train", *settings, "name=r", "training.max_steps=20", "pictures=false").code == 0
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
+        database.execute("UPDATE params SET value = 'val/recall' WHERE key = 'objective.metric'")
+        database.execute("UPDATE metrics SET key = 'best/recall' WHERE key = 'best/accuracy'")
+        database.execute("UPDATE latest_metrics SET key = 'best/recall' WHERE key = 'best/accuracy'")
+    listed = bestrun("runs", "--sort", "started")
+    assert listed.code == 0 and "recall 0." in listed.out, listed.err
+    from bestrun.tracking.page import view
+
+    assert view("val/recall", ["seed"], None)["orderByKey"] == "metrics.`best/recall`"
 
 
 @pytest.mark.parametrize(("metric", "direction"), [("val/accuracy", "maximize"), ("val/loss", "minimize")])

@@ -185,7 +185,7 @@ def load_run(
 
     Args:
         experiment, sweep: look only there.
-        objective: which one `best` goes by, val/accuracy or val/loss, where there are runs of several.
+        objective: which one `best` goes by, val/accuracy or val/loss, where there are runs of several objectives.
 
     Raises:
         SettingsError: it means none, or several.

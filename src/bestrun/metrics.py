@@ -50,15 +50,20 @@ METRICS = {
 def metric_of(key: str) -> Metric:
     """The metric of a key: that of `val/accuracy`, `best/accuracy` and `accuracy` is accuracy.
 
-    Raises:
-        KeyError: there is no such metric.
+    One that is not known here, of a run that another version made, is a plain number, and more of it is better.
     """
-    return METRICS[key.rpartition("/")[2]]
+    name = key.rpartition("/")[2]
+    return METRICS.get(name) or Metric(name, "", "maximize")
 
 
 def keys(split: str) -> tuple[str, ...]:
     """The keys of a split: val, test and best have every metric, train those that are measured while it trains."""
     return tuple(f"{split}/{metric.name}" for metric in METRICS.values() if split != "train" or metric.is_trained)
+
+
+def objectives() -> list[str]:
+    """What a run may go by, the usual one first."""
+    return [f"val/{metric.name}" for metric in panels()]
 
 
 def objective_first(objective: str) -> list[str]:
@@ -82,5 +87,5 @@ def is_better(direction: str, value: float, than: float) -> bool:
 
 
 def goodness(direction: str, value: float) -> float:
-    """A number that is larger the better the value is."""
+    """A number that is larger the better the value is: a key to sort by, and for min and max."""
     return value if direction == "maximize" else -value

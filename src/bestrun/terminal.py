@@ -4,10 +4,9 @@ A terminal that is gone, or a full disk in its place, costs what is shown, never
 """
 
 import contextlib
-import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 # All but tab and newline: C0, DEL, C1, and what turns the direction of a line
@@ -30,10 +29,8 @@ def say(text: str = "", *, err: bool = False, raw: bool = False) -> None:
     Args:
         raw: as it is, for a program that reads it.
     """
-    try:
+    with contextlib.suppress(BrokenPipeError):
         print(text if raw else printable(text), file=sys.stderr if err else sys.stdout, flush=True)
-    except BrokenPipeError:  # what is left in the buffer would fail again at the exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_lines(lines: Iterable[str]) -> None:
@@ -43,7 +40,7 @@ def say_lines(lines: Iterable[str]) -> None:
 
 class Unbreakable:
     """sys.stdout or sys.stderr for what is shown while work goes on. Lines that cannot be written are lost: the reader
-    left, the terminal is closed, its disk is full, the program closed the stream. All but the first is told, once.
+    left, the program closed the stream, the terminal is gone, the disk is full. The last two are told on stderr, once.
     """
 
     def __init__(self, name: str) -> None:
@@ -54,7 +51,7 @@ class Unbreakable:
     def _stream(self) -> TextIO | None:
         stream = getattr(sys, self._name)  # each time: a program may put another in its place
         stream = getattr(stream, "rich_proxied_file", stream)  # behind a live table
-        return None if stream is None or getattr(stream, "closed", False) else stream
+        return None if self._lost or stream is None or getattr(stream, "closed", False) else stream
 
     @property
     def encoding(self) -> str:
@@ -69,22 +66,22 @@ class Unbreakable:
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
-        if self._stream and not self._lost:
-            try:
+        if self._stream:
+            with self._losing():
                 self._stream.write(text)
-            except OSError as error:
-                self._lose(error)
         return len(text)
 
     def flush(self) -> None:
-        if self._stream and not self._lost:
-            try:
+        if self._stream:
+            with self._losing():
                 self._stream.flush()
-            except OSError as error:
-                self._lose(error)
 
-    def _lose(self, error: OSError) -> None:
-        self._lost = True
-        if self._name == "stdout" and not isinstance(error, BrokenPipeError):
-            with contextlib.suppress(OSError):
-                say(f"warning: stdout takes no more lines ({error.strerror}); the work goes on", err=True)
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._lost = True
+            if self._name == "stdout" and not isinstance(error, BrokenPipeError):
+                with contextlib.suppress(OSError):
+                    say(f"warning: stdout takes no more lines ({error.strerror}); the work goes on", err=True)

@@ -237,6 +237,15 @@ def test_closed_streams_do_not_end_a_run_or_get_into_its_files(home, settings, c
     assert [event["event"] for event in events(home, "r")][-1] == "stopped"
 
 
+def test_a_reader_of_warnings_that_left_takes_nothing_of_stdout():
+    program = "from bestrun.terminal import say; say('a warning', err=True); say('the answer')"
+    gone, stderr = os.pipe()
+    os.close(gone)
+    found = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=stderr, timeout=60)
+    os.close(stderr)
+    assert found.stdout == b"the answer\n"
+
+
 def test_what_is_started_by_a_command_without_streams_has_some():
     program = "import os, subprocess, sys; from bestrun.cli.main import open_streams; open_streams(); "
     program += "child = [sys.executable, '-c', 'import os; [os.fstat(number) for number in (0, 1, 2)]']; "

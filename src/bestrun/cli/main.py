@@ -91,7 +91,6 @@ def main() -> NoReturn:
     except Terminated as terminated:
         code = _complain("terminated", 128 + terminated.args[0])
     except BrokenPipeError:  # `bestrun runs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:  # a full disk, a missing right; that of a run names what to do, and is a BestrunError
         code = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..metrics import keys
+from ..metrics import objectives
 from ..terminal import say
 
 RUN_HELP = """
@@ -20,7 +20,7 @@ tracking_option = click.option(
     "--tracking-uri", metavar="URI", help="Where MLflow is; else MLFLOW_TRACKING_URI, else SQLite in mlruns/."
 )
 experiment_option = click.option("--experiment", metavar="NAME", help="Look only in this experiment.")
-objective_option = click.option("--objective", type=click.Choice(keys("val")), help="Which objective `best` goes by.")
+objective_option = click.option("--objective", type=click.Choice(objectives()), help="Which objective `best` goes by.")
 sweep_option = click.option(
     "--sweep", metavar="NAME", help="Look only among the runs of this sweep: its name, or its parent run's ID."
 )

@@ -32,7 +32,7 @@ from ..views.html import heading, page, paragraph, picture, table
 
 log = logging.getLogger("bestrun")
 
-# What keeps the file under 5 MB, with document.PICTURE_BYTES
+# What keeps the file under 5 MB, with html.PICTURE_BYTES
 MAX_SHOWN = 4  # runs whose best is looked at: confusion matrix, errors, filters
 MAX_LAYERS = 2  # convolutions whose filters are drawn; of several runs, the first
 MAX_TRIALS = 300  # in the table of a sweep
@@ -402,7 +402,7 @@ def _resumed(record: Record) -> list[int]:
 
 
 def _goodness(manifest: Manifest, value: float | None) -> float:
-    return goodness(str(manifest.objective["direction"]), value or 0.0)
+    return goodness(manifest.objective["direction"], value or 0.0)
 
 
 def _title(text: str) -> str:

@@ -28,8 +28,9 @@ def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: b
     told = None
     for report in () if as_json else reports:
         text = report["error"] or f"{report['sent']} events sent"
-        text, told = "as above" if report["error"] and text == told else text, text
-        say_lines([f"{report['run_name']:<24} {report['state']:<32} {text}"])
+        repeated = report["error"] is not None and text == told
+        told = text
+        say_lines([f"{report['run_name']:<24} {report['state']:<32} {'as above' if repeated else text}"])
     if not reports and not as_json:
         say(f"no runs in {home / 'runs'}")
     sys.exit(6 if any(report["error"] for report in reports) else 0)

@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from ..formatting import mask_uri, nearest, typed_form
-from ..metrics import is_better, keys, metric_of
+from ..metrics import is_better, metric_of, objectives
 
 MAX_BLOCKS = 20
 MAX_WEIGHTS = 100_000_000  # of all convolutions: 400 MB, and Adam keeps three times that
@@ -212,7 +212,7 @@ class Training(Settings):
 
 
 def _objective(key: str) -> str:
-    names = keys("val")
+    names = objectives()
     if key not in names:
         raise ValueError(f"takes {' or '.join(names)}; type objective.metric={nearest(key, names) or names[0]}")
     return key

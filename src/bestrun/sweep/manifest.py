@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError, UnreadableError, VerificationError
+from ..metrics import goodness
 from ..storage.folder import RunFolder, is_locked, locked, read_json, remove_never_begun, write_json
 from ..storage.history import History
 from ..storage.home import create_home
@@ -151,8 +152,8 @@ class Manifest:
 
     def better_first(self, trials: list[Trial]) -> list[Trial]:
         """By value, ties to the earlier; those without one last."""
-        sign = -1 if self.objective["direction"] == "maximize" else 1
-        return sorted(trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number))
+        direction = self.objective["direction"]
+        return sorted(trials, key=lambda t: (t.value is None, -goodness(direction, t.value or 0.0), t.number))
 
     def complete(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.state == "complete" and trial.value is not None]

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from ..environment import user_name
-from ..metrics import best_key
+from ..metrics import best_key, goodness
 from ..tracking.names import (
     TAG_BEST_RUN,
     TAG_BEST_RUN_NAME,
@@ -53,8 +53,8 @@ def outline(manifest: Manifest) -> dict[str, Any]:
     metrics |= {"steps/run": float(run), "steps/saved by pruning": float(saved)}
     tags = {TAG_TRIALS: json.dumps({state: number for state, number in count.items() if number})}
     if best and best.value is not None:
-        pick = max if manifest.objective["direction"] == "maximize" else min
-        top = pick(best.runs, key=lambda run: run.best or 0.0)
+        direction = manifest.objective["direction"]
+        top = max(best.runs, key=lambda run: goodness(direction, run.best or 0.0))
         metrics[best_key(manifest.objective["metric"])] = best.value
         tags |= {
             TAG_BEST_RUN: top.run_id or "",

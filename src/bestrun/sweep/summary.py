@@ -4,9 +4,11 @@ import logging
 import statistics
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..metrics import goodness
 from ..views import charts, curves
 from .manifest import Manifest, Trial, is_running
 
@@ -68,14 +70,14 @@ def over_seeds(manifest: Manifest) -> list[dict[str, Any]]:
         if trial.state == "complete":
             point = tuple((key, value) for key, value in trial.point.items() if key != "seed")
             found.setdefault(point, []).extend(trial.values)
-    worst = min if manifest.objective["direction"] == "maximize" else max
+    by_goodness = partial(goodness, manifest.objective["direction"])
     return [
         {
             "settings": dict(point),
             "seeds": len(values),
             "mean": statistics.mean(values),
             "spread": statistics.stdev(values),
-            "worst": worst(values),
+            "worst": min(values, key=by_goodness),
         }
         for point, values in found.items()
         if len(values) > 1
@@ -145,8 +147,10 @@ def write_plots(manifest: Manifest) -> list[Path]:
             points, values, complete, objective, title
         ),
     }
-    if shares := importances(manifest):
-        drawn["importances"] = lambda title: charts.importances_figure(shares, objective["metric"], title)
+    if has_importances(manifest):
+        drawn["importances"] = lambda title: charts.importances_figure(
+            importances(manifest) or {}, objective["metric"], title
+        )
     written = []
     for name, draw in drawn.items():
         path = manifest.path.with_name(f"{name}.png")

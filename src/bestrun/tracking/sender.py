@@ -809,8 +809,9 @@ def send_tested(client: Any, run_id: str, event: Event) -> None:
     """The figures of a test, once however often it is repeated."""
     known = {m.step for m in client.get_metric_history(run_id, "test/accuracy")}
     if event["step"] not in known:
-        figures = {key: value for key, value in event.items() if key in keys("test") and value is not None}
-        for key in sorted(figures, key="test/accuracy".__eq__):  # the one looked for goes last
+        looked_for = "test/accuracy"
+        others = [key for key in keys("test") if event.get(key) is not None and key != looked_for]
+        for key in (*others, looked_for):  # which goes last: with it, all are there
             client.log_metric(run_id, key, event[key], timestamp=event["time_ms"], step=event["step"], synchronous=True)
 
 

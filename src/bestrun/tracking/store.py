@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from ..formatting import mask_uri
-from ..metrics import best_key, keys, metric_of
+from ..metrics import best_key, metric_of, objectives
 from ..settings.config import store_uri
 from ..storage.folder import RunFolder, names_in, read_json
 from ..storage.home import DATABASE, Place, find_home, has_run, place_of
@@ -431,13 +431,13 @@ def best_run(store: Store, experiments: list[str], objective: str | None, ours: 
         experiments = [run.info.experiment_id for run in latest]
     finished = f"{ours} and attributes.status = 'FINISHED'"
     found = {}
-    for key in keys("val") if objective is None else [objective]:
+    for key in [objective] if objective else objectives():
         filtered = f"{finished} and params.\"objective.metric\" = '{key}'"
         if best := ranked(store, experiments, filtered, best_key(key), metric_of(key).direction == "maximize", 1):
             found[key] = best[0]
     if len(found) > 1:
-        each = ", ".join(f"some {metric_of(key).direction} {key}" for key in reversed(found))
-        raise SettingsError(f"best: of these runs, {each}; say which: --objective {list(found)[-1]}")
+        each = ", ".join(f"some {metric_of(key).direction} {key}" for key in found)
+        raise SettingsError(f"best: of these runs, {each}; say which: --objective {next(iter(found))}")
     return _one(list(found.values()), "best: no finished run has a best value yet; list the runs: bestrun runs")
 
 

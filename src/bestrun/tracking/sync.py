@@ -86,12 +86,11 @@ def end_for_dead_process(folder: RunFolder) -> str | None:
             max_steps=training.max_steps,
             patience_steps=training.patience_steps,
         )
-        why, message = StopReason.INTERRUPTED, DIED
-        if rule:
-            why, message = rule, "its process could not write this line"
         step, best = history.last_evaluation_step, history.best_checkpoint
         if rule and not _has_state(folder, step):  # killed before `last` was saved: a resume trains the rest again
-            rule, why, message = None, StopReason.INTERRUPTED, DIED
+            rule = None
+        message = "its process could not write this line" if rule else DIED
+        why = rule or StopReason.INTERRUPTED
         journal.append("stopped", reason=why, step=step, best=best, message=message, by="sync")
         if rule:
             write_json(folder.result, _result(folder, History(journal.events)))

@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -193,7 +194,6 @@ def history_figure(
     figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()
     axes.set_title(title, parse_math=False, fontsize=11)
-    better = max if objective["direction"] == "maximize" else min
     for is_whole, colour, label in ((True, COLOURS[0], "complete"), (False, "0.7", "pruned or failed")):
         drawn = [
             (number, value) for number, value in enumerate(values) if value is not None and complete[number] == is_whole
@@ -201,6 +201,7 @@ def history_figure(
         if drawn:
             axes.plot(*zip(*drawn, strict=True), "o", color=colour, markersize=4, label=label)
         if drawn and is_whole:
+            better = partial(max, key=partial(goodness, objective["direction"]))
             best = list(itertools.accumulate((value for _, value in drawn), better))
             numbers = [number for number, _ in drawn]
             axes.plot(numbers, best, color=COLOURS[1], drawstyle="steps-post", label="best so far")
