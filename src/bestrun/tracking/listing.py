@@ -11,7 +11,7 @@ from typing import Any
 from ..environment import user_name
 from ..errors import SettingsError, UnreadableError
 from ..formatting import nearest, shown
-from ..metrics import METRICS, best_key, panels
+from ..metrics import METRICS, best_key, objectives, panels
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.reasons import STATES
@@ -101,7 +101,8 @@ def _best_of_each_objective(store: Store, experiments: list[str], asked: str, mo
     for metric in panels():
         of_kind = f"{asked} and params.\"objective.metric\" = 'val/{metric.name}'"
         runs += _first(store, experiments, of_kind, f"best/{metric.name}", metric.direction == "maximize", most)
-    return runs
+    others = [f"params.\"objective.metric\" != '{key}'" for key in objectives()]  # of another version
+    return runs + search(store, experiments, " and ".join([asked, *others]), ["attributes.start_time ASC"], most)
 
 
 def _first(store: Store, experiments: list[str], filtered: str, metric: str, descending: bool, most: int) -> list[Any]:
