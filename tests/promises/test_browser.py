@@ -5,11 +5,11 @@ Screenshots go to build/screenshots/. Needs Chromium: Debian's package, or whate
 
 import re
 import signal
-import time
 
 import pytest
 
 from support.browser import CHROMIUM, QUIET, SHOTS
+from support.pages import until_served
 from support.stores import mlflow_record, sqlite_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium here; CHROMIUM=PATH names one")]
@@ -36,10 +36,7 @@ def served(bestrun, home):
     def serve() -> str:
         process = bestrun.start("ui", "--port", "5917")
         started.append(process)
-        deadline = time.monotonic() + 90
-        while "Uvicorn running" not in process.out + process.err:
-            assert process.poll() is None and time.monotonic() < deadline, process.out + process.err
-            time.sleep(0.2)
+        until_served(process)
         return re.search(r"http://127.0.0.1:\d+/\S+", process.out)[0]
 
     yield serve

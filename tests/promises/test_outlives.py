@@ -14,6 +14,8 @@ import pytest
 
 from bestrun.guard import guarded
 from bestrun.sweep.backends import local
+from support.looks import until
+from support.pages import free_port, until_served
 
 PROGRAM = """
 import os, signal, sys, time
@@ -33,16 +35,9 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def pids(path: Path) -> list[int]:
     files = [path.with_name(f"{path.name}.{who}") for who in ("parent", "child")]
-    until(lambda: all(file.exists() and file.read_text() for file in files))
+    until(lambda: all(file.exists() and file.read_text() for file in files), timeout=30)
     return [int(file.read_text()) for file in files]
 
 
@@ -58,7 +53,7 @@ def test_a_command_and_what_it_started_end_with_us_however_we_end(start_process,
     found = pids(tmp_path / "pid")
     assert all(map(is_alive, found))
     process.kill(number)
-    until(lambda: not any(map(is_alive, found)))
+    until(lambda: not any(map(is_alive, found)), timeout=30)
 
 
 def test_a_command_ends_with_its_block_and_its_code_is_known(tmp_path):
@@ -66,7 +61,7 @@ def test_a_command_ends_with_its_block_and_its_code_is_known(tmp_path):
         assert process.wait(20) == 7
     with guarded([sys.executable, "-c", PROGRAM.format(signals=""), str(tmp_path / "pid")]):
         found = pids(tmp_path / "pid")
-    until(lambda: not any(map(is_alive, found)), 1)
+    until(lambda: not any(map(is_alive, found)), timeout=1)
 
 
 def test_a_command_that_a_signal_ended_is_no_success():
@@ -81,7 +76,7 @@ def test_a_command_whose_guard_was_killed_ends_with_its_block(tmp_path, signals)
         process.kill()
         process.wait()
         assert all(map(is_alive, found))
-    until(lambda: not any(map(is_alive, found)), 5)
+    until(lambda: not any(map(is_alive, found)), timeout=5)
 
 
 def is_free(port: int) -> bool:
@@ -96,7 +91,7 @@ def is_free(port: int) -> bool:
 
 def test_a_page_whose_server_was_killed_is_no_success(bestrun, home):
     process = bestrun.start("ui")
-    until(lambda: "Uvicorn running" in process.out + process.err or process.poll() is not None, 90)
+    until_served(process)
     (guard,) = (int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     for child in Path(f"/proc/{guard}/task/{guard}/children").read_text().split():
         os.killpg(int(child), signal.SIGKILL)
@@ -105,16 +100,14 @@ def test_a_page_whose_server_was_killed_is_no_success(bestrun, home):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_the_page_ends_with_its_command_and_gives_its_port_back(bestrun, home, number):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = bestrun.start("ui", "--port", str(port))
-    until(lambda: "Uvicorn running" in process.out + process.err or process.poll() is not None, 90)
+    until_served(process)
     assert process.poll() is None and not is_free(port)
     process.kill(number)
-    until(lambda: is_free(port))
+    until(lambda: is_free(port), timeout=30)
     lines = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(port) in _text(path)]
-    until(lambda: not [path for path in lines if str(port) in _text(path)])
+    until(lambda: not [path for path in lines if str(port) in _text(path)], timeout=30)
 
 
 def _text(path: Path) -> str:
@@ -150,21 +143,21 @@ def _hang(path, how):
 @pytest.mark.parametrize("how", ["runs on", "is stopped", "holds Python's lock"])
 def test_a_hung_worker_of_a_killed_scheduler_is_ended(start_process, tmp_path, how):
     process = start_process(_hung_worker, str(tmp_path / "pid"), how)
-    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 60)
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), timeout=60)
     pid = int((tmp_path / "pid").read_text())
     children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     process.kill()
-    until(lambda: not any(map(is_alive, [pid, *children])), 15)
+    until(lambda: not any(map(is_alive, [pid, *children])), timeout=15)
     assert local.LEAVE_SECONDS <= 30
 
 
 def test_what_watches_a_worker_ends_with_it(start_process, tmp_path):
     process = start_process(_hung_worker, str(tmp_path / "pid"), "runs on")
-    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 60)
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), timeout=60)
     pid = int((tmp_path / "pid").read_text())
     (watch,) = (int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not is_alive(watch), 5)
+    until(lambda: not is_alive(watch), timeout=5)
     assert process.wait(20).code == 0
 
 
@@ -183,11 +176,11 @@ def test_a_process_of_the_tests_ends_with_the_tests_however_they_end(tmp_path):
     words = [sys.executable, "-c", SESSION, str(Path(__file__).parents[1]), str(tmp_path)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as session:
         pid = int(session.stdout.readline())
-        until(lambda: (tmp_path / "1.out").exists(), 60)
+        until(lambda: (tmp_path / "1.out").exists(), timeout=60)
         time.sleep(0.5)
         assert is_alive(pid)
         session.kill()
-    until(lambda: not is_alive(pid))
+    until(lambda: not is_alive(pid), timeout=30)
 
 
 def test_the_same_line_says_for_whom_it_waits(bestrun, home, settings):
@@ -203,7 +196,7 @@ def test_the_same_line_says_for_whom_it_waits(bestrun, home, settings):
         try:
             held.stdout.readline()
             process = bestrun.start(*words)
-            until(lambda: "waiting for s-001" in process.out or process.poll() is not None, 60)
+            until(lambda: "waiting for s-001" in process.out or process.poll() is not None, timeout=60)
             assert process.out.count("waiting for s-001: a worker of a sweep that was killed saves there") == 1
         finally:
             held.kill()

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from bestrun.errors import SettingsError
 from bestrun.tracking import store
 from bestrun.tracking.direct import refuse_unusable
 from bestrun.tracking.store import connect, own_store, resolve_uri
+from support.pages import free_port
 
 QUICK = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
 
@@ -232,9 +232,7 @@ def give_away(home, settings):
 
 
 def look_at_the_page(command, place, env):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [*command, "--port", str(port)]
     with subprocess.Popen(words, cwd=place, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         said, deadline = b"", time.monotonic() + 120

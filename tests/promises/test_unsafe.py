@@ -7,12 +7,10 @@ import json
 import os
 import pty
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,7 @@ from bestrun.storage import provenance
 from bestrun.storage.folder import RunFolder, is_locked
 from bestrun.storage.home import find_home, foreign_owners
 from bestrun.terminal import one_line, printable
+from support.pages import free_port, until_served
 from support.processes import bestrun_command
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m"
@@ -406,15 +405,10 @@ def ui(bestrun):
     started = []
 
     def start(**options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         process = bestrun.start("ui", "--port", str(port), **options)
         started.append(process)
-        deadline = time.monotonic() + 90
-        while "Uvicorn running" not in process.out + process.err:
-            assert process.poll() is None and time.monotonic() < deadline, process.out + process.err
-            time.sleep(0.2)
+        until_served(process)
         return port
 
     yield start

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from bestrun.storage.journal import read_journal
 from support.looks import tree
+from support.pages import free_port
 from support.stores import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
 
 CHAMPION = ["--name", "digits", "--alias", "champion"]
@@ -229,9 +229,7 @@ def assert_answers_equal_predictions(trained, npz, tmp_path, answers):
 
 @pytest.mark.slow
 def test_mlflow_serves_what_predict_predicts(trained, champion, small_mnist_npz, without_bestrun, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/digits@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks there for uvicorn

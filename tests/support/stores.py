@@ -8,7 +8,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 from bestrun.guard import guarded
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
+from support.pages import free_port
 
 
 def make_home(folder: Path, store: Path) -> Path:
@@ -36,9 +36,7 @@ class Server:
     def __init__(self, folder: Path, store: Path) -> None:
         self.folder = folder
         shutil.copyfile(store, folder / "mlflow.db")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
         self._until_stopped = contextlib.ExitStack()

@@ -7,11 +7,12 @@ import re
 import signal
 import socket
 import sqlite3
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+
+from support.pages import until_served
 
 
 @pytest.fixture
@@ -22,10 +23,7 @@ def ui(bestrun):
     def start(*words):
         process = bestrun.start("ui", *words)
         started.append(process)
-        deadline = time.monotonic() + 90
-        while "Uvicorn running" not in process.out + process.err:
-            assert process.poll() is None and time.monotonic() < deadline, process.out + process.err
-            time.sleep(0.2)
+        until_served(process)
         return process
 
     yield start
