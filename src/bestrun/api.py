@@ -148,7 +148,7 @@ class Run:
     @cached_property
     def _fetched(self) -> Any:
         """The proved checkpoint, from the run folder where that is here, else from MLflow."""
-        from .results.restore import fetch_anywhere
+        from .results.fetch import fetch_anywhere
 
         home = find_home()
         return fetch_anywhere(self.record.folder and self.name or self.id or self.name, home, self._uri(home))

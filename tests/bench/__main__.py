@@ -30,7 +30,8 @@ def saving(improved: bool) -> list[float]:
     import numpy as np
 
     from bestrun.storage.checkpoint import LoopState, encode, save
-    from bestrun.storage.folder import RunFolder, write_atomically
+    from bestrun.storage.files import write_atomically
+    from bestrun.storage.folder import RunFolder
     from bestrun.storage.journal import Journal
 
     shapes = [(5, 5, 1, 16), (16,), (5, 5, 16, 36), (36,), (1764, 128), (128,), (128, 10), (10,)]

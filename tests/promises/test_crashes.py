@@ -29,7 +29,7 @@ from support.stub import STARTED, replace_what_computes, stub_data
 # ---- R1: the real loop, journal, checkpoints and mirror around a network of three arrays, killed at every point ----
 #
 # Only what computes is replaced: no TensorFlow operation runs, so a whole run takes a third of a second, and what is
-# killed is the text of loop.py, checkpoint.py, folder.py and mirror.py itself.
+# killed is the text of loop.py, checkpoint.py, files.py and sender.py itself.
 
 POINTS = [f"F{number}" for number in range(1, 12)]
 END, BEST, IMPROVEMENTS = 80, 70, 5
@@ -61,7 +61,7 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
     from bestrun.run.gallery import Gallery
     from bestrun.run.start import Watchers
     from bestrun.storage.checkpoint import newest_checkpoint
-    from bestrun.storage.folder import write_atomically
+    from bestrun.storage.files import write_atomically
     from bestrun.storage.history import History
     from bestrun.tracking.sender import Sender
     from bestrun.training import loop
@@ -96,12 +96,12 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
 
 def _rehearse(path, config, uri):
     """A whole run that counts how often it passes each point. Prints the counts."""
-    from bestrun.storage import folder
+    from bestrun.storage import files
     from bestrun.tracking import sender
     from bestrun.training import loop
 
     passes = Counter()
-    for module in (folder, loop, sender):
+    for module in (files, loop, sender):
         module.fault = lambda point: passes.update([point])
     _own_and_finish(path, config, uri)
     print(json.dumps(passes))

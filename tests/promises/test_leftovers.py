@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from bestrun.errors import SettingsError
-from bestrun.storage.folder import RunFolder, create_run_folder, locked, write_atomically
+from bestrun.storage.files import write_atomically
+from bestrun.storage.folder import RunFolder, create_run_folder
 from bestrun.storage.journal import Journal
+from bestrun.storage.locks import locked
 
 # ---- killed before the N-th change of a folder ----
 
@@ -105,7 +107,7 @@ def test_a_file_whose_writer_was_killed_is_whole_and_the_next_leaves_nothing(sta
 
 
 def test_an_error_in_the_block_leaves_the_old_file(tmp_path):
-    from bestrun.storage.folder import replacing
+    from bestrun.storage.files import replacing
 
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -20,15 +20,16 @@ from bestrun.settings.compose import compose, config_now, read_config
 from bestrun.settings.config import to_yaml
 from bestrun.signals import Signals
 from bestrun.storage.checkpoint import LoopState, encode, newest_checkpoint, save
-from bestrun.storage.folder import RunFolder, StorageError, names_in, read_json
+from bestrun.storage.files import StorageError, names_in, read_json
+from bestrun.storage.folder import RunFolder
 from bestrun.storage.history import History
 from bestrun.storage.home import settle
 from bestrun.storage.journal import Journal, read_journal
+from bestrun.storage.reference import run_folders
 from bestrun.tracking.listing import state
 from bestrun.tracking.mirror import Mirror
 from bestrun.tracking.refusals import is_permanent, remedy
 from bestrun.tracking.sender import OvertakenError, Sender
-from bestrun.tracking.store import run_folders
 from bestrun.tracking.sync import end_for_dead_process, sync
 from support.made_runs import add_evaluation, add_stop, make_run
 from support.proxy import Proxy
@@ -208,14 +209,14 @@ def unwritable_end(kind, *argv):
     """`bestrun train` where the last journal line, or result.json, meets a full disk."""
     from bestrun.cli import main as cli
     from bestrun.run import start
-    from bestrun.storage import folder, journal
+    from bestrun.storage import files, journal
 
     if kind == "stopped":
         real = journal.Journal.append
 
         def append(self, event, **fields):
             if event == "stopped":
-                raise folder.storage_error(
+                raise files.storage_error(
                     self.path, "append 99 bytes", OSError(errno.ENOSPC, "No space left on device")
                 )
             return real(self, event, **fields)
@@ -224,7 +225,7 @@ def unwritable_end(kind, *argv):
     else:
 
         def write_json(path, value):
-            raise folder.storage_error(path, "write 99 bytes", OSError(errno.ENOSPC, "No space left on device"))
+            raise files.storage_error(path, "write 99 bytes", OSError(errno.ENOSPC, "No space left on device"))
 
         start.write_json = write_json
     sys.argv = ["bestrun", *argv]

@@ -21,8 +21,9 @@ from bestrun.cli import run_table as table
 from bestrun.errors import SettingsError
 from bestrun.storage import home as homes
 from bestrun.storage import provenance
-from bestrun.storage.folder import RunFolder, is_locked
+from bestrun.storage.folder import RunFolder
 from bestrun.storage.home import find_home, foreign_owners
+from bestrun.storage.locks import is_locked
 from bestrun.terminal import one_line, printable
 from support.pages import free_port, until_served
 from support.processes import bestrun_command

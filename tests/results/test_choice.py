@@ -17,10 +17,11 @@ import pytest
 
 from bestrun.errors import SettingsError
 from bestrun.storage.checkpoint import load
-from bestrun.storage.folder import read_json
+from bestrun.storage.files import read_json
 from bestrun.storage.journal import read_journal
 from bestrun.tracking.listing import as_json, list_runs
-from bestrun.tracking.store import connect, find_run
+from bestrun.tracking.lookup import find_run
+from bestrun.tracking.store import connect
 from support.looks import evaluations
 from support.processes import bestrun_command
 from support.stores import mlflow_record, run_folder, sqlite_uri

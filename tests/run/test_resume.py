@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from bestrun.storage.checkpoint import load
-from bestrun.storage.folder import RunFolder, read_json
+from bestrun.storage.files import read_json
+from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
 from support.looks import assert_same_checkpoint, assert_same_tensors, evaluations, figures, wait_for
 from support.processes import Command, Starter, bestrun_command
@@ -231,16 +232,16 @@ def patient(_forkserver, tmp_path_factory, ready_made_store, small_mnist_npz):
 
 def _die_while_saving(name, argv):
     """The command; killed in the middle of writing the file of this name."""
-    from bestrun.storage import folder
+    from bestrun.storage import files
 
-    before = folder.fault
+    before = files.fault
 
     def fault(point):
         if point == "F2" and sys._getframe(1).f_locals["path"].name == name:
             os.kill(os.getpid(), signal.SIGKILL)
         before(point)
 
-    folder.fault = fault
+    files.fault = fault
     bestrun_command(argv)
 
 
@@ -294,7 +295,7 @@ def _signal_in(phase, number, times, argv):
     import tensorflow as tf
 
     from bestrun.run import start
-    from bestrun.storage import folder
+    from bestrun.storage import files
     from bestrun.tracking import sender
     from bestrun.training import device, loop
 
@@ -333,7 +334,7 @@ def _signal_in(phase, number, times, argv):
     elif where == "validation":
         before(loop, "figures")
     elif where == "saving":
-        before(folder, "fault", lambda point: point == "F2" and "last" in sys._getframe(2).f_locals["path"].name)
+        before(files, "fault", lambda point: point == "F2" and "last" in sys._getframe(2).f_locals["path"].name)
     else:
         before(sender, "fault", lambda point: point == where)
     bestrun_command(argv)

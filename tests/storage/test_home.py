@@ -19,7 +19,8 @@ import pytest
 
 from bestrun.errors import SettingsError, VerificationError
 from bestrun.storage import home as homes
-from bestrun.storage.folder import RunFolder, read_json
+from bestrun.storage.files import read_json
+from bestrun.storage.folder import RunFolder
 from bestrun.storage.home import DATABASE, MARKER, create_home, identity, place_of, rebased, settle
 from bestrun.storage.journal import read_journal
 from bestrun.tracking.store import connect, is_own_store, is_same_store, own_store, resolve_uri, store_of

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestrun.errors import VerificationError
-from bestrun.storage.folder import StorageError
+from bestrun.storage.files import StorageError
 from bestrun.storage.journal import Journal, read_journal
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from bestrun.storage.checkpoint import load
-from bestrun.storage.folder import RunFolder, StorageError
+from bestrun.storage.files import StorageError
+from bestrun.storage.folder import RunFolder
 from bestrun.storage.home import create_home
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.tracking.refusals import is_permanent

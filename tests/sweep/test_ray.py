@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from bestrun.settings.compose import compose
-from bestrun.storage.folder import RunFolder, read_json
+from bestrun.storage.files import read_json
+from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
 from bestrun.sweep.backends.ray import _on_node
 from bestrun.sweep.backends.work import Task

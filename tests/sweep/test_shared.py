@@ -10,7 +10,8 @@ import pytest
 from bestrun.errors import SettingsError
 from bestrun.sweep.study import try_sampler
 from bestrun.tracking.listing import list_runs
-from bestrun.tracking.store import connect, of_sweep, own_store
+from bestrun.tracking.lookup import of_sweep
+from bestrun.tracking.store import connect, own_store
 
 QUICK = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
 QUICK += ["training.batch_size=8"]

@@ -16,7 +16,8 @@ import time
 
 import pytest
 
-from bestrun.storage.folder import RunFolder, read_json
+from bestrun.storage.files import read_json
+from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
 from support.looks import evaluations, own_until_killed, same_tensors, until
 from support.processes import bestrun_command

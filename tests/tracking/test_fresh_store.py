@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from bestrun.errors import SettingsError
-from bestrun.storage.folder import StorageError
+from bestrun.storage.files import StorageError
 from bestrun.tracking import database
 from bestrun.tracking.store import connect, import_mlflow
 

@@ -19,7 +19,8 @@ from bench.store import make_store
 from bestrun.cli.run_table import as_csv, lines, usual_columns
 from bestrun.errors import SettingsError
 from bestrun.tracking.listing import as_json, check_columns, list_runs
-from bestrun.tracking.store import connect, find_run
+from bestrun.tracking.lookup import find_run
+from bestrun.tracking.store import connect
 from support.processes import Command, Starter, bestrun_command
 from support.stores import make_home, sqlite_uri
 

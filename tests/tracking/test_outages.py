@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bestrun.errors import SettingsError
-from bestrun.storage.folder import StorageError, read_json
+from bestrun.storage.files import StorageError, read_json
 from bestrun.storage.home import create_home, find_home
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.tracking.mirror import Mirror

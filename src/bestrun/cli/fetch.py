@@ -26,7 +26,8 @@ from .options import (
 def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **lookup: Any) -> None:
     """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code."""
     from ..results.export import FETCHED, is_same_file, keras_lines, write_keras
-    from ..results.restore import dumps, identity, keep
+    from ..results.fetch import identity, keep
+    from ..results.restore import dumps
     from ..storage.workplace import delivered
     from ..training.proof import words_of
 

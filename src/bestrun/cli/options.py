@@ -41,7 +41,7 @@ def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -> Any:
-    from ..results.restore import fetch
+    from ..results.fetch import fetch
     from ..storage.home import find_home
     from ..tracking.store import resolve_uri
 

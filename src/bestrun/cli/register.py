@@ -32,8 +32,9 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
     from ..results import registry
     from ..results.restore import dumps
     from ..storage.home import find_home, settle
+    from ..storage.reference import check_reference
     from ..storage.workplace import Workplace
-    from ..tracking.store import check_reference, connect, reaching, resolve_uri
+    from ..tracking.store import connect, reaching, resolve_uri
     from ..training.proof import Function, words_of
 
     registry.check_names(name, alias)

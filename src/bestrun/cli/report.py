@@ -27,7 +27,7 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     bestrun report RUN RUN data.path=FILE      several; says where their data is on this machine
     bestrun report --sweep NAME                a sweep: its trials, what mattered, its best runs
     """
-    from ..storage.folder import write_atomically
+    from ..storage.files import write_atomically
     from ..storage.home import find_home
     from ..sweep.manifest import read_manifest
     from ..tracking.store import resolve_uri

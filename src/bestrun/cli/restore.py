@@ -52,7 +52,8 @@ def restore(
     """
     if checkpoint == "last" and not lookup["local"]:
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
-    from ..results.restore import dumps, keep, report_lines
+    from ..results.fetch import keep
+    from ..results.restore import dumps, report_lines
     from ..results.restore import restore as prove
     from ..storage.home import find_home
     from ..storage.workplace import Workplace

@@ -18,8 +18,9 @@ from ..errors import BestrunError, DataError, SettingsError
 from ..formatting import duration, shown_point, shown_value
 from ..metrics import goodness, metric_of, objective_first
 from ..results.compare import comparison
+from ..results.fetch import fetch_anywhere
 from ..results.record import Record, from_folder
-from ..results.restore import fetch_anywhere, rebuild, what_differs
+from ..results.restore import rebuild, what_differs
 from ..results.show import facts, steps
 from ..settings.compose import override
 from ..settings.config import flatten

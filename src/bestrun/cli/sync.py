@@ -17,7 +17,7 @@ from .options import RUN_HELP, json_option, tracking_option
 def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
     """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
     from ..storage.home import find_home
-    from ..tracking.store import local_folder, run_folders
+    from ..storage.reference import local_folder, run_folders
     from ..tracking.sync import sync as send
 
     home = find_home(writes=True)

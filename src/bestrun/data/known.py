@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..guard import guarded
-from ..storage.folder import replacing
+from ..storage.files import replacing
 from ..storage.workplace import Workplace
 
 log = logging.getLogger("bestrun")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import SettingsError
 from ..formatting import shown
-from ..storage.folder import replacing, storage_error
+from ..storage.files import replacing, storage_error
 from .arrays import MAX_ARRAY_BYTES, refusal
 from .images import SUFFIXES, fit, open_picture
 

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 
 from ..errors import VerificationError
-from ..storage.folder import RunFolder, sync_folder, sync_tree
+from ..storage.files import sync_folder, sync_tree
+from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Journal
 from ..storage.workplace import Workplace
 from ..tracking.names import TAG_BEST_SHA256, TAG_BEST_STEP, TAG_RUN
 from ..tracking.store import import_mlflow
 from ..training.proof import Function
-from .restore import Fetched, fetch_local, rebuild
+from .fetch import Fetched, fetch_local
+from .restore import rebuild
 
 log = logging.getLogger("bestrun")
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..data.images import read_images
 from ..terminal import one_line
-from .restore import Fetched, identity, rebuild
+from .fetch import Fetched, identity
+from .restore import rebuild
 
 
 def predict(

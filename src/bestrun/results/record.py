@@ -13,11 +13,15 @@ from ..errors import SettingsError, VerificationError
 from ..metrics import keys
 from ..settings.compose import config_now, override, read_config
 from ..settings.config import Config, flatten
-from ..storage.folder import RunFolder, read_json
+from ..storage.files import read_json
+from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Event, read_journal
+from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
+from ..tracking.artifacts import download
 from ..tracking.listing import state
+from ..tracking.lookup import find_run
 from ..tracking.names import (
     TAG_BEST_SHA256,
     TAG_CHANGED,
@@ -38,8 +42,7 @@ from ..tracking.names import (
 )
 from ..tracking.page import RULE
 from ..tracking.sender import rows_of_an_evaluation
-from ..tracking.store import Store, check_reference, connect, find_run, local_folder, reaching
-from .restore import download
+from ..tracking.store import Store, connect, reaching
 
 MAX_BYTES = 1 << 24  # of a file that only describes a run
 

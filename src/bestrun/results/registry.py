@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
+from ..storage.reference import ALIAS, REFERENCE
 from ..storage.workplace import Workplace
 from ..tracking.names import TAG_BEST_SHA256, TAG_BEST_STEP, TAG_MODEL, TAG_MODEL_SHA256, TAG_RUN
 from ..tracking.sender import send_model
-from ..tracking.store import ALIAS, REFERENCE, Store, make_registered_model
+from ..tracking.store import Store, make_registered_model
 from ..training.proof import Function
 from .export import folder_digest, model_path, write_mlflow_model
-from .restore import Fetched, identity
+from .fetch import Fetched, identity
 
 
 def check_names(name: str, alias: str | None) -> None:

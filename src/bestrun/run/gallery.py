@@ -18,7 +18,8 @@ from ..data.dataset import Dataset
 from ..errors import VerificationError
 from ..settings.config import Config
 from ..storage.checkpoint import Tensors, load
-from ..storage.folder import RunFolder, StorageError, make_folder, write_atomically
+from ..storage.files import StorageError, make_folder, write_atomically
+from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Journal
 from ..training.evaluation import Array, Predict, confusion_matrix

@@ -12,6 +12,7 @@ from ..results.record import Record
 from ..results.restore import what_differs
 from ..settings.compose import Composed, override
 from ..settings.config import Config, digest
+from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.provenance import code, code_differences, computed_by, environment_differences
 from ..tracking.store import resolve_uri
@@ -56,7 +57,7 @@ def rerun(
     result = start(composed, home=home, screen=screen, extra={"rerun_of": record.name})
     if digest(config) == digest(same) and result.stop_reason == (record.stopped or {}).get("reason"):
         with screen.shown():
-            log.info("%s", verdict(record, History.read(Path(result.folder) / "journal.jsonl")))
+            log.info("%s", verdict(record, History.read(RunFolder(Path(result.folder)).journal)))
     return result
 
 

@@ -10,22 +10,26 @@ from typing import Any
 
 from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
+from ..results.fetch import fetch, fetch_anywhere
 from ..results.record import from_mlflow
-from ..results.restore import fetch, fetch_anywhere, what_differs
+from ..results.restore import what_differs
 from ..settings.compose import config_now, override
 from ..settings.config import Config, flatten, to_yaml
 from ..storage.checkpoint import Checkpoint, newest_checkpoint
-from ..storage.folder import RunFolder, create_run_folder, make_folder, read_json, sync_folder, write_atomically
+from ..storage.files import make_folder, read_json, sync_folder, write_atomically
+from ..storage.folder import RunFolder, create_run_folder
 from ..storage.history import CHANGEABLE, PLACES, History
 from ..storage.home import settle
 from ..storage.journal import Journal, read_lines
 from ..storage.provenance import computed_by, environment_differences
+from ..storage.reference import local_folder, run_folders
 from ..storage.workplace import Workplace
 from ..tracking.direct import refuse_unusable
+from ..tracking.lookup import find_run
 from ..tracking.names import TAG_RUN
 from ..tracking.refusals import reason
 from ..tracking.sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
-from ..tracking.store import connect, find_run, import_mlflow, local_folder, reaching, resolve_uri, run_folders
+from ..tracking.store import connect, import_mlflow, reaching, resolve_uri
 from ..tracking.sync import own_uri
 from ..views.screen import Screen
 from .start import Result, carry_through, load_data

@@ -15,12 +15,13 @@ from ..data.dataset import Dataset, load_dataset
 from ..environment import refuse_other_backend, user_name
 from ..errors import BestrunError, DivergedError, SettingsError
 from ..formatting import duration, mask_uri, shown_value
-from ..results.restore import source_checkpoint
+from ..results.fetch import source_checkpoint
 from ..settings.compose import Composed
 from ..settings.config import Config, Own, digest, flatten, to_yaml
 from ..signals import Interrupted, Signals
 from ..storage.checkpoint import Checkpoint, LoopState, Tensors
-from ..storage.folder import RunFolder, StorageError, create_run_folder, write_atomically, write_json
+from ..storage.files import StorageError, write_atomically, write_json
+from ..storage.folder import RunFolder, create_run_folder
 from ..storage.history import History
 from ..storage.journal import Event, Journal
 from ..storage.provenance import code, computed_by

@@ -1,5 +1,6 @@
 """What is on disk: a run's folder is the truth, MLflow's record a copy of it.
 
 Read first: journal.py (the events), history.py (what they say), checkpoint.py (weights and state, proved by a digest),
-folder.py (a run's files, atomic replacement, locks), home.py (the `mlruns` that is ours, also after a move).
+folder.py (a run's files), files.py (how one is replaced), locks.py (who owns a folder), home.py (the `mlruns` that is
+ours, also after a move).
 """

@@ -19,7 +19,8 @@ import safetensors
 import safetensors.numpy
 
 from ..errors import SettingsError, UnreadableError, VerificationError
-from .folder import RunFolder, unreadable, write_atomically
+from .files import unreadable, write_atomically
+from .folder import RunFolder
 from .journal import Journal
 
 log = logging.getLogger("bestrun")

@@ -27,7 +27,9 @@ from urllib.parse import unquote
 
 from ..errors import SettingsError, VerificationError
 from ..terminal import say
-from .folder import RunFolder, StorageError, is_locked, write_json
+from .files import StorageError, write_json
+from .folder import RunFolder
+from .locks import is_locked
 
 log = logging.getLogger("bestrun")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from ..errors import VerificationError
-from .folder import storage_error, sync_folder, unreadable
+from .files import storage_error, sync_folder, unreadable
 
 Event = dict[str, Any]
 

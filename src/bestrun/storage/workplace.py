@@ -19,7 +19,8 @@ from pathlib import Path
 
 from ..errors import SettingsError
 from ..formatting import shown
-from .folder import in_use, sign, sync_folder, sync_tree
+from .files import sync_folder, sync_tree
+from .locks import in_use, sign
 
 DELIVERY = ".bestrun-fetch"  # one at a time in a folder, hence a name without an accident in it
 PLACES = re.compile(rf"\.?bestrun-[0-9a-f]{{16}}|{re.escape(DELIVERY)}")

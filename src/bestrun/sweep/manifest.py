@@ -11,9 +11,11 @@ from typing import Any
 
 from ..errors import SettingsError, UnreadableError, VerificationError
 from ..metrics import goodness
-from ..storage.folder import RunFolder, is_locked, locked, read_json, remove_never_begun, write_json
+from ..storage.files import read_json, write_json
+from ..storage.folder import RunFolder, remove_never_begun
 from ..storage.history import History
 from ..storage.home import create_home
+from ..storage.locks import is_locked, locked
 from ..storage.reasons import StopReason
 
 FORMAT = 1

@@ -1,4 +1,4 @@
-"""A run's artifacts in MLflow: sent so that they stay, with time for their size; and whether one is there."""
+"""A run's artifacts in MLflow: sent so that they stay, with time for their size, looked for, and taken from there."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..storage.folder import sync_folder
+from ..errors import VerificationError
+from ..storage.files import sync_folder
 from .store import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
@@ -93,3 +94,27 @@ def clear_torn_uploads(store: Store, run: Any) -> None:
         for torn in folder.glob(".artifact.uploading.*"):
             with contextlib.suppress(OSError):
                 torn.unlink()
+
+
+def download(store: Store, run: Any, artifact: str, to: Path, most: int) -> Path:
+    """An artifact of an MLflow run, of at most so many bytes, in the folder `to`.
+
+    Raises:
+        VerificationError: it is not there, is larger, or a link.
+    """
+    run_id, artifacts = run.info.run_id, store.artifacts(run)
+    if root := local_path(artifacts.artifact_uri):  # MLflow, too, would not follow a link out of it
+        root = root.resolve()
+        if (root / artifact).resolve() != root / artifact:
+            raise VerificationError(f"run {run_id}: artifact {artifact} is a link in MLflow's artifact store")
+    listed = {item.path: item.file_size for item in artifacts.list_artifacts(artifact.rpartition("/")[0] or None)}
+    if artifact not in listed:
+        raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
+    if (listed[artifact] or 0) > most:
+        raise VerificationError(f"run {run_id}: artifact {artifact} has {listed[artifact]:,} bytes, at most {most:,}")
+    found = Path(artifacts.download_artifacts(artifact, str(to)))  # below the artifact's own folder
+    path = to / found.name
+    if path != found:
+        os.replace(found, path)
+        found.parent.rmdir()
+    return path

@@ -27,7 +27,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import SettingsError
-from ..storage.folder import StorageError, storage_error, sync_folder
+from ..storage.files import StorageError, storage_error, sync_folder
 
 log = logging.getLogger("bestrun")
 

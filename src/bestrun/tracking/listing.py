@@ -15,8 +15,9 @@ from ..metrics import METRICS, best_key, objectives, panels
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.reasons import STATES
+from .lookup import LARGEST, OURS, of_sweep, ranked, search
 from .names import TAG_CHANGED, TAG_RUN, TAG_STOP_REASON
-from .store import LARGEST, OURS, Store, of_sweep, ranked, search
+from .store import Store
 
 log = logging.getLogger("bestrun")
 

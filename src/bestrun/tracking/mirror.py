@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from ..errors import UnreadableError
 from ..formatting import mask_uri
-from ..storage.folder import RunFolder, StorageError
+from ..storage.files import StorageError
+from ..storage.folder import RunFolder
 from .refusals import is_permanent, reason
 from .sender import Sender
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ..errors import BestrunError, UnreadableError
 from ..formatting import mask_uri
-from ..storage.folder import StorageError
+from ..storage.files import StorageError
 
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 

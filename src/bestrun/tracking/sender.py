@@ -21,7 +21,8 @@ from ..environment import user_name
 from ..errors import BestrunError, SettingsError, VerificationError
 from ..formatting import mask_uri
 from ..metrics import best_key, is_better, keys, metric_of
-from ..storage.folder import RunFolder, StorageError, fault, read_json, write_json
+from ..storage.files import StorageError, fault, read_json, write_json
+from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.home import copied_from, identity
 from ..storage.journal import Event, Line, read_lines
@@ -29,6 +30,7 @@ from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
 from . import page
 from .artifacts import clear_torn_uploads, is_there, upload
+from .lookup import find_run
 from .names import (
     TAG_BEST_CHECKPOINT,
     TAG_BEST_SHA256,
@@ -57,7 +59,7 @@ from .names import (
     where,
 )
 from .refusals import is_permanent, lost_a_race, reason, remedy
-from .store import Store, connect, find_run, is_own_store, is_same_store
+from .store import Store, connect, is_own_store, is_same_store
 
 log = logging.getLogger("bestrun")
 

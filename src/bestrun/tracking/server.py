@@ -13,7 +13,8 @@ from ..signals import heard
 from ..storage.home import settle
 from ..terminal import say
 from . import page
-from .store import OURS, Store, connect, sqlite_path
+from .lookup import OURS
+from .store import Store, connect, sqlite_path
 
 # What shapes another server of the user's: without a page, below another path, open to other hosts
 OF_A_SERVER = re.compile(

@@ -8,7 +8,8 @@ from ..errors import BestrunError, SettingsError, UnreadableError, VerificationE
 from ..formatting import mask_uri
 from ..settings.compose import config_now
 from ..storage.checkpoint import load
-from ..storage.folder import RunFolder, read_json, write_json
+from ..storage.files import read_json, write_json
+from ..storage.folder import RunFolder
 from ..storage.history import DIED, History
 from ..storage.home import settle
 from ..storage.journal import Journal

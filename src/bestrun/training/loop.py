@@ -22,7 +22,8 @@ from ..storage.checkpoint import (
     remove_older,
     save,
 )
-from ..storage.folder import RunFolder, fault, write_atomically
+from ..storage.files import fault, write_atomically
+from ..storage.folder import RunFolder
 from ..storage.journal import Event, Journal
 from ..storage.provenance import computed_by
 from ..storage.reasons import stop_reason as stop_rule

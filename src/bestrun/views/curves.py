@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..formatting import shown_value
 from ..metrics import Metric, metric_of, panels
-from ..storage.folder import replacing
+from ..storage.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
