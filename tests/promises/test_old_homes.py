@@ -2,6 +2,7 @@
 
 Each was made with `data=npz data.path=data.npz` and a tiny network: `whole` (tested), `loss` (another objective), `cut`
 (killed when its journal was ahead of `last`), the sweep `night`, and the sweep `half`, killed in its second trial.
+They name their data where it lay then, so each command says where it lies now.
 """
 
 import json
@@ -16,7 +17,8 @@ from support.processes import Command
 from support.stores import run_folder
 
 OLD = Path(__file__).with_name("old")
-LINE = ["data=npz", "data.path=data.npz", "data.validation_size=15", "model.filter_sizes=[3,3]"]
+DATA = "data.path=data.npz"  # it was moved with the home
+LINE = ["data=npz", DATA, "data.validation_size=15", "model.filter_sizes=[3,3]"]
 LINE += ["model.num_filters=[2,2]", "model.fc_size=4", "training.batch_size=8", "training.max_steps=20"]
 LINE += ["training.evaluate_every_steps=10", "training.patience_steps=20", "pictures=false"]
 LINE += ["optimizer.learning_rate=1e-2", "experiment=old"]
@@ -55,17 +57,17 @@ def test_an_old_home_is_listed_shown_restored_and_fetched(old):
     assert json.loads(old("show", "loss", "--json"))["objective"] == {"metric": "val/loss", "direction": "minimize"}
     assert "loss" in old("compare", "whole", "loss") and "night: 2 complete" in old("sweep", "night")
     for words in (["whole"], ["whole", "--local"], ["best", "--sweep", "night"]):
-        assert json.loads(old("restore", *words, "--json"))["validation"]["agrees"] is True
+        assert json.loads(old("restore", *words, DATA, "--json"))["validation"]["agrees"] is True
     assert "verified" in old("fetch", "whole", "--out", "out")
-    old("report", "whole", "loss", "--out", "report.html")
+    old("report", "whole", "loss", DATA, "--out", "report.html")
 
 
 def test_an_old_run_that_was_killed_goes_on_and_a_finished_one_further(old):
     folder = run_folder(old.home, "cut")
-    old("resume", "cut")
+    old("resume", "cut", DATA)
     assert [line["step"] for line in evaluations(folder)] == [0, 10, 20]
     assert json.loads(folder.result.read_text())["stop_reason"] == "max_steps"
-    old("resume", "loss", "training.max_steps=30", "training.patience_steps=30")
+    old("resume", "loss", DATA, "training.max_steps=30", "training.patience_steps=30")
     assert [line["step"] for line in evaluations(run_folder(old.home, "loss"))] == [0, 10, 20, 30]
     assert {report["state"] for report in json.loads(old("sync", "--json"))} <= {"complete"} | {
         "was dead: marked as interrupted"
@@ -73,7 +75,7 @@ def test_an_old_run_that_was_killed_goes_on_and_a_finished_one_further(old):
 
 
 def test_an_old_run_is_trained_again_and_is_where_another_starts(old):
-    old("rerun", "whole", "name=again")
+    old("rerun", "whole", DATA, "name=again")
     old("train", *LINE, "from_run=whole", "name=child")
     assert json.loads(old("show", "child", "--json"))["parent"] == "whole"
 

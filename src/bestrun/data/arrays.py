@@ -106,11 +106,13 @@ class _SmallReads(io.BufferedReader):
         return super().read(size)
 
 
+NPZ = "an .npz file as numpy.savez writes it"
+
+
 @contextmanager
 def _archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
     """An open .npz file and the arrays it names."""
-    expected = "an .npz file as numpy.savez writes it"
-    with refusing(path, expected) as file, _SmallReads(file.raw) as small, zipfile.ZipFile(small) as archive:
+    with refusing(path, NPZ) as file, _SmallReads(file.raw) as small, zipfile.ZipFile(small) as archive:
         yield archive, {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
 
@@ -119,6 +121,8 @@ def read_npz(path: Path) -> dict[str, Found]:
 
     And class_names, if it has some that are text.
     """
+    if not os.path.lexists(path):  # a broken link is this file, damaged, and not a missing one
+        raise refusal(path, "no such file", NPZ, "set data.path to the file that has it")
     with _archive(path) as (archive, members):
         wanted = [*IDX_FILES] + ["x_val", "y_val"] * bool({"x_val", "y_val"} & members.keys())
         if missing := [name for name in wanted if name not in members]:

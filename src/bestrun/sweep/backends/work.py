@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ...errors import BestrunError
 from ...settings.compose import Composed
+from ...settings.config import Config
 from ...signals import NUMBERS
 from ...storage.folder import RunFolder
 from ..manifest import sweep_path
@@ -58,9 +59,9 @@ def work(task: Task, on_chunk: Callable[[], None] = lambda: None) -> Ended:
         if not sweep_path(task.home, task.extra["sweep"]).exists():  # else the run would be made where nobody looks
             return Ended(task.run_name, f"{task.home} is gone: it was moved or deleted")
         if folder.exists():
-            uri = task.composed.config.tracking.uri  # with the password that stands in no file
-            again = [f"tracking.uri='{uri}'"] if uri else []
-            result = resume(folder, again, home=task.home, screen=screen, stop_requested=stop_requested)
+            result = resume(
+                folder, places(task.composed.config), home=task.home, screen=screen, stop_requested=stop_requested
+            )
         else:
             result = start(
                 task.composed, home=task.home, screen=screen, extra=task.extra, stop_requested=stop_requested
@@ -71,6 +72,16 @@ def work(task: Task, on_chunk: Callable[[], None] = lambda: None) -> Ended:
         return Ended(task.run_name, f"{type(error).__name__}: {error}")
     code = result.exit_code - 128
     return Ended(task.run_name, signal=code if code in NUMBERS else None)
+
+
+def places(config: Config) -> list[str]:
+    """Where things lie now, as the sweep's line says: the data may have been moved since the run began, and the
+    password of a store stands in no file.
+    """
+    lie = {f"data.{key}": getattr(config.data, key, None) for key in ("dir", "path")}
+    words = [f"{name}={path}" for name, path in lie.items() if path]
+    uri = config.tracking.uri
+    return [*words, f"tracking.uri='{uri}'"] if uri else words
 
 
 class Backend(Protocol):
