@@ -17,7 +17,8 @@ from .settings.compose import compose
 from .settings.config import Config
 from .signals import pass_on
 from .storage.home import find_home
-from .tracking.store import connect, reaching, resolve_uri
+from .tracking.lookup import Lookup
+from .tracking.store import connect, find_place, reaching
 from .views.screen import Screen
 
 if TYPE_CHECKING:
@@ -148,10 +149,9 @@ class Run:
     @cached_property
     def _fetched(self) -> Any:
         """The proved checkpoint, from the run folder where that is here, else from MLflow."""
-        from .results.fetch import fetch_anywhere
+        from .results.fetch import fetch_best
 
-        home = find_home()
-        return fetch_anywhere(self.record.folder and self.name or self.id or self.name, home, self._uri(home))
+        return fetch_best(self.record, find_place(self._tracking_uri))
 
     def rerun(self, *overrides: str, allow_other_data: bool = False) -> Run:
         """Train with the same settings anew; see `bestrun rerun --help`."""
@@ -167,9 +167,6 @@ class Run:
         from .results.compare import comparison
 
         return comparison([self.record, *(run.record for run in others)])
-
-    def _uri(self, home: Path) -> str:
-        return resolve_uri(self._tracking_uri, home)
 
 
 def load_run(
@@ -191,9 +188,8 @@ def load_run(
         SettingsError: it means none, or several.
         TrackingError: MLflow did not answer.
     """
-    home = find_home()
-    lookup = {"experiment": experiment, "sweep": sweep, "objective": objective}
-    return Run(find_record(reference, home=home, uri=resolve_uri(tracking_uri, home), **lookup), tracking_uri)
+    lookup = Lookup(reference, experiment=experiment, objective=objective, sweep=sweep)
+    return Run(find_record(lookup, find_place(tracking_uri)), tracking_uri)
 
 
 def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +247,7 @@ def runs(
 
     from .tracking.listing import as_json, list_runs
 
-    uri = resolve_uri(tracking_uri, find_home())
+    uri = find_place(tracking_uri).uri
     with reaching(uri):
         store = connect(uri, create=False)
         rows = list_runs(store, experiment=experiment, sweep=sweep, filter=filter, sort=sort, most=most)

@@ -103,8 +103,10 @@ def _add(
 LIST = ["-m", "bestrun", "runs"]
 BEST = """
 import os
-from bestrun.tracking.store import connect, find_run
-find_run(connect(os.environ["MLFLOW_TRACKING_URI"]), "best", experiment="digits", objective="val/accuracy")
+from bestrun.tracking.lookup import Lookup, find_run
+from bestrun.tracking.store import connect
+best = Lookup("best", experiment="digits", objective="val/accuracy")
+find_run(connect(os.environ["MLFLOW_TRACKING_URI"]), best)
 """
 
 

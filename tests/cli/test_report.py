@@ -15,6 +15,7 @@ from PIL import Image
 from bestrun.cli import sections
 from bestrun.results.record import from_folder
 from bestrun.storage.folder import RunFolder
+from bestrun.tracking.store import Place
 from bestrun.views import html
 from support.browser import CHROMIUM, QUIET, SHOTS
 from support.lines import SHORT, SMALL_NETWORK
@@ -262,7 +263,7 @@ def test_more_runs_than_can_be_told_apart_are_refused(home, runs):
     record = from_folder(RunFolder(home / "mlruns" / "runs" / "first"))
     many = [replace(record, name=f"run-{index}") for index in range(27)]
     with pytest.raises(SettingsError, match="given 27 runs; takes at most 26"):
-        sections.of_runs(many, [], home=home / "mlruns", uri=sqlite_uri(home))
+        sections.of_runs(many, [], Place(home / "mlruns", sqlite_uri(home)))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from bestrun.storage.checkpoint import load
 from bestrun.storage.files import read_json
 from bestrun.storage.journal import read_journal
 from bestrun.tracking.listing import as_json, list_runs
-from bestrun.tracking.lookup import find_run
+from bestrun.tracking.lookup import Lookup, find_run
 from bestrun.tracking.store import connect
 from support.looks import evaluations
 from support.processes import bestrun_command
@@ -195,7 +195,7 @@ def add(store):
 
 
 def best(store, **named):
-    return find_run(store, "best", **named).data.tags["bestrun.run"]
+    return find_run(store, Lookup("best", **named)).data.tags["bestrun.run"]
 
 
 def test_best_is_the_highest_accuracy_and_the_earlier_of_equals(store, add):

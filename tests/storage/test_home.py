@@ -21,7 +21,7 @@ from bestrun.errors import SettingsError, VerificationError
 from bestrun.storage import home as homes
 from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
-from bestrun.storage.home import DATABASE, MARKER, create_home, identity, place_of, rebased, settle
+from bestrun.storage.home import DATABASE, MARKER, create_home, identity, rebased, settle, whereabouts
 from bestrun.storage.journal import read_journal
 from bestrun.tracking.store import connect, is_own_store, is_same_store, own_store, resolve_uri, store_of
 from support.lines import SMALL
@@ -143,7 +143,7 @@ def test_a_marker_of_before_gets_its_identity_at_the_first_verb_that_writes(home
     connect(own_store(mlruns), create=False)
     assert (mlruns / MARKER).read_bytes() == b"" and identity(mlruns) is None
     settle(mlruns)
-    assert identity(mlruns) and place_of(mlruns).path == mlruns and not caplog.records
+    assert identity(mlruns) and whereabouts(mlruns).path == mlruns and not caplog.records
 
 
 def test_a_folder_that_is_no_home_is_left_alone(tmp_path):
@@ -166,7 +166,7 @@ def test_a_marker_that_is_a_link_is_replaced_not_followed(tmp_path):
 def test_a_damaged_marker_is_refused_and_left(tmp_path, text):
     create_home(tmp_path / "mlruns")
     (tmp_path / "mlruns" / MARKER).write_text(text)
-    for use in (settle, create_home, place_of, identity):
+    for use in (settle, create_home, whereabouts, identity):
         with pytest.raises(VerificationError, match="not the marker of a home: .*truncate -s 0") as raised:
             use(tmp_path / "mlruns")
         assert len(str(raised.value).splitlines()) == 1

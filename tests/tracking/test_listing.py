@@ -19,7 +19,7 @@ from bench.store import make_store
 from bestrun.cli.run_table import as_csv, lines, usual_columns
 from bestrun.errors import SettingsError
 from bestrun.tracking.listing import as_json, check_columns, list_runs
-from bestrun.tracking.lookup import find_run
+from bestrun.tracking.lookup import Lookup, find_run
 from bestrun.tracking.store import connect
 from support.processes import Command, Starter, bestrun_command
 from support.stores import make_home, sqlite_uri
@@ -39,7 +39,7 @@ def home(tmp_path_factory, ready_made_store):
 @pytest.fixture(scope="module")
 def store(home):
     store = connect(sqlite_uri(home))
-    store.client.set_tag(find_run(store, "run-00000").info.run_id, "odd", ODD)
+    store.client.set_tag(find_run(store, Lookup("run-00000")).info.run_id, "odd", ODD)
     return store
 
 
@@ -155,7 +155,7 @@ def test_the_look_up_of_best_is_that_of_a_full_scan(store, scanned, experiment, 
     finished = [
         run for run in of_kind(scanned, kind) if run.info.status == "FINISHED" and run.info.experiment_id in experiments
     ]
-    best = find_run(store, "best", experiment=experiment, objective=f"val/{kind}")
+    best = find_run(store, Lookup("best", experiment=experiment, objective=f"val/{kind}"))
     assert best.info.run_id == in_order(finished, f"best/{kind}", kind == "accuracy")[0]
 
 
@@ -169,7 +169,7 @@ def test_runs_are_never_all_fetched(store, monkeypatch):
 
     monkeypatch.setattr(store.client, "search_runs", count)
     list_runs(store, most=5)
-    find_run(store, "best", objective="val/accuracy")
+    find_run(store, Lookup("best", objective="val/accuracy"))
     list_runs(store, most=5, sort="best/accuracy")
     assert max(asked) <= 32 and len(asked) <= 20
 
@@ -188,7 +188,7 @@ def test_an_old_server_that_finds_nan_as_if_it_were_0_is_not_believed(store, mon
     monkeypatch.setattr(store.client, "search_runs", old)
     assert list_runs(store, most=20) == expected
     with pytest.raises(SettingsError, match="no finished run has a best value yet"):
-        find_run(store, "best", sweep="no-such-sweep")
+        find_run(store, Lookup("best", sweep="no-such-sweep"))
 
 
 def test_the_state_and_the_numbers_of_a_row_are_what_mlflow_has(store, scanned):

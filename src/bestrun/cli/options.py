@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -40,23 +41,23 @@ def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
     return verb
 
 
-def find_and_fetch(run: str, to: Any, tracking_uri: str | None, **lookup: Any) -> Any:
+def find_and_fetch(
+    run: str, to: Path, tracking_uri: str | None, *, local: bool = False, last: bool = False, **lookup: str | None
+) -> Any:
     from ..results.fetch import fetch
-    from ..storage.home import find_home
-    from ..tracking.store import resolve_uri
+    from ..tracking.lookup import Lookup
+    from ..tracking.store import find_place
 
-    home = find_home()
-    return fetch(run, home=home, uri=resolve_uri(tracking_uri, home), to=to, **lookup)
+    return fetch(Lookup(run, **lookup), find_place(tracking_uri), to=to, local=local, last=last)
 
 
 def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup: str | None) -> list[Any]:
     from ..results.record import find_record
-    from ..storage.home import find_home
-    from ..tracking.store import resolve_uri
+    from ..tracking.lookup import Lookup
+    from ..tracking.store import find_place
 
-    home = find_home()
-    uri = resolve_uri(tracking_uri, home)
-    return [find_record(reference, home=home, uri=uri, **lookup) for reference in references]
+    place = find_place(tracking_uri)
+    return [find_record(Lookup(reference, **lookup), place) for reference in references]
 
 
 def screen_for(config: Any, as_json: bool) -> Any:

@@ -31,23 +31,24 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
     from ..formatting import mask_uri
     from ..results import registry
     from ..results.restore import dumps
-    from ..storage.home import find_home, settle
+    from ..storage.home import settle
     from ..storage.reference import check_reference
     from ..storage.workplace import Workplace
-    from ..tracking.store import connect, reaching, resolve_uri
+    from ..tracking.store import connect, find_place, reaching
     from ..training.proof import Function, words_of
 
     registry.check_names(name, alias)
     check_reference(run)
-    settle(home := find_home(writes=True))
-    uri = resolve_uri(lookup["tracking_uri"], home)
-    with Workplace() as place, reaching(uri):
+    where = find_place(lookup["tracking_uri"], writes=True)
+    settle(where.home)
+    with Workplace() as place, reaching(where.uri):
         fetched = find_and_fetch(run, place, **lookup)
-        store = connect(uri, create=False)
+        store = connect(where.uri, create=False)
         report = registry.register(fetched, store, name=name, alias=alias, allow_other_code=allow_other_code)
     if as_json:
         say(dumps(report))
         return
     step, verified = report["checkpoint"]["step"], words_of(Function(**report["function"]))
     say(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, {verified}")
-    say(f"serve it  MLFLOW_TRACKING_URI={mask_uri(uri)} mlflow models serve -m {report['uri']} --env-manager local")
+    uri = mask_uri(where.uri)
+    say(f"serve it  MLFLOW_TRACKING_URI={uri} mlflow models serve -m {report['uri']} --env-manager local")

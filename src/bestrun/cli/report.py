@@ -28,9 +28,8 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     bestrun report --sweep NAME                a sweep: its trials, what mattered, its best runs
     """
     from ..storage.files import write_atomically
-    from ..storage.home import find_home
     from ..sweep.manifest import read_manifest
-    from ..tracking.store import resolve_uri
+    from ..tracking.store import find_place
     from ..views.screen import Screen
     from . import sections as told
 
@@ -38,16 +37,12 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     overrides = [word for word in runs if "=" in word]
     if not references and not where["sweep"]:
         raise SettingsError("report: takes one RUN or several, or --sweep NAME; list them: bestrun runs, bestrun sweep")
-    home = find_home()
-    uri, records = resolve_uri(where["tracking_uri"], home), find_records(references, **where)
-    manifest = None if records else read_manifest(home, str(where["sweep"]))
+    place, records = find_place(where["tracking_uri"]), find_records(references, **where)
+    manifest = None if records else read_manifest(place.home, str(where["sweep"]))
     path = Path(out or told.file_name(records, where["sweep"]))
     if not path.parent.is_dir():
         raise SettingsError(f"--out {path}: there is no folder {path.parent}; make it, or name a file in another")
     with Screen(stderr=True).shown():
-        if manifest:
-            document = told.of_sweep(manifest, overrides, home=home, uri=uri)
-        else:
-            document = told.of_runs(records, overrides, home=home, uri=uri)
+        document = told.of_sweep(manifest, overrides, place) if manifest else told.of_runs(records, overrides, place)
     write_atomically(path, document)
     say(f"{path}  {len(document) / 1e6:.2f} MB")

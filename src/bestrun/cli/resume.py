@@ -26,16 +26,15 @@ def resume(
     from ..run.resume import choose
     from ..run.resume import resume as go_on
     from ..settings.compose import read_config
-    from ..storage.home import find_home
-    from ..tracking.store import resolve_uri
+    from ..tracking.store import find_place
 
     words = [run, *overrides] if run else []
     if run and "=" in run:  # no RUN, settings only
         run = None
     overrides = tuple(words[1:] if run else words)
-    home = find_home(writes=True)
-    folder = choose(home, resolve_uri(tracking_uri, home), run, from_mlflow=from_mlflow)
+    place = find_place(tracking_uri, writes=True)
+    folder = choose(place, run, from_mlflow=from_mlflow)
     if tracking_uri:
         overrides = (*overrides, f"tracking.uri={tracking_uri}")
     screen = screen_for(read_config(folder.config), as_json)
-    finish(go_on(folder, overrides, home=home, screen=screen), as_json)
+    finish(go_on(folder, overrides, home=place.home, screen=screen), as_json)

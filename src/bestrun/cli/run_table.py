@@ -9,9 +9,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from rich.cells import cell_len
-
-from ..formatting import ago, shown, shown_value
+from ..formatting import ago, shown, shown_value, text_table, text_width
 from ..metrics import keys, metric_of
 from ..tracking.listing import FIELDS, TITLES, Row, value
 
@@ -37,24 +35,20 @@ def terminal_width() -> int | None:
 
 def lines(rows: Sequence[Row], columns: Sequence[str], width: int | None = None) -> list[str]:
     """A header and a line a run. What is too wide is left out from the right and named below; never run and ID."""
-    table = {column: _padded(rows, column) for column in columns}
+    table = {column: [column, *(_text(row, column) for row in rows)] for column in columns}
     left_out: list[str] = []
     for column in reversed(columns):
-        too_wide = width and sum(cell_len(cells[0]) + 2 for cells in table.values()) - 2 > width
+        too_wide = width and sum(max(map(text_width, cells)) + 2 for cells in table.values()) - 2 > width
         if too_wide and TITLES.get(column, column) not in ALWAYS:
             del table[column]
             left_out.insert(0, column)
-    found = ["  ".join(cells).rstrip() for cells in zip(*table.values(), strict=True)]
+    numbers = {index for index, column in enumerate(table) if not _has_words(rows, column)}
+    found = text_table(list(zip(*table.values(), strict=True)), right=numbers)
     return found + (textwrap.wrap(f"no room for: {', '.join(left_out)}", width or 80) if left_out else [])
 
 
-def _padded(rows: Sequence[Row], column: str) -> list[str]:
-    """The title and a text a row, all of one width: numbers to the right, what has words in it to the left."""
-    texts = [column, *(_text(row, column) for row in rows)]
-    width = max(map(cell_len, texts))
-    worded = column in ("best", "started") or any(isinstance(value(row, column), str) for row in rows)
-    spaces = [" " * (width - cell_len(text)) for text in texts]
-    return [text + space if worded else space + text for text, space in zip(texts, spaces, strict=True)]
+def _has_words(rows: Sequence[Row], column: str) -> bool:
+    return column in ("best", "started") or any(isinstance(value(row, column), str) for row in rows)
 
 
 def _text(row: Row, column: str) -> str:

@@ -37,16 +37,15 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
     bestrun runs --sort images_per_second --columns run,images_per_second,training.batch_size,tags.author
     bestrun runs --csv > runs.csv
     """
-    from ..storage.home import find_home
     from ..tracking.listing import FIELDS, check_columns, list_runs
     from ..tracking.listing import as_json as rows_as_json
-    from ..tracking.store import connect, reaching, resolve_uri
+    from ..tracking.store import connect, find_place, reaching
     from . import run_table as table
 
     if as_json and as_csv:
         raise SettingsError("--json --csv: only one of them can stand on stdout")
     named = list(dict.fromkeys(name.strip() for name in (columns or "").split(",") if name.strip()))
-    uri = resolve_uri(tracking_uri, find_home())
+    uri = find_place(tracking_uri).uri
     with reaching(uri):
         store = connect(uri, create=False)
         rows = list_runs(store, **wanted)

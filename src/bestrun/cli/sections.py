@@ -7,7 +7,6 @@ import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..errors import BestrunError, DataError, SettingsError
 from ..formatting import duration, shown_point, shown_value
 from ..metrics import goodness, metric_of, objective_first
 from ..results.compare import comparison
-from ..results.fetch import fetch_anywhere
+from ..results.fetch import fetch_best
 from ..results.record import Record, from_folder
 from ..results.restore import rebuild, what_differs
 from ..results.show import facts, steps
@@ -27,6 +26,7 @@ from ..settings.config import flatten
 from ..storage.checkpoint import Tensors
 from ..sweep.manifest import Manifest
 from ..sweep.summary import has_importances, summary
+from ..tracking.store import Place
 from ..views import charts
 from ..views import curves as plots
 from ..views.html import heading, page, paragraph, picture, table
@@ -60,7 +60,7 @@ class Look:
     logits: Any = None
 
 
-def of_runs(records: Sequence[Record], overrides: Sequence[str], *, home: Path, uri: str) -> bytes:
+def of_runs(records: Sequence[Record], overrides: Sequence[str], place: Place) -> bytes:
     """The report of one run or several.
 
     Args:
@@ -75,7 +75,7 @@ def of_runs(records: Sequence[Record], overrides: Sequence[str], *, home: Path, 
             f"report: given {len(records)} runs; takes at most {charts.MAX_RUNS}, as one picture has no colours for "
             "more; the runs of a sweep: bestrun report --sweep NAME"
         )
-    looks = _looks(records[:MAX_SHOWN], overrides, home, uri)
+    looks = _looks(records[:MAX_SHOWN], overrides, place)
     if len(records) == 1:
         title = f"Run {records[0].name}"
         return page(title, [heading(title, 1), _made(), *_one(records[0], looks[0])])
@@ -84,7 +84,7 @@ def of_runs(records: Sequence[Record], overrides: Sequence[str], *, home: Path, 
     return page(f"{title}: {', '.join(record.name for record in records)}", parts)
 
 
-def of_sweep(manifest: Manifest, overrides: Sequence[str], *, home: Path, uri: str) -> bytes:
+def of_sweep(manifest: Manifest, overrides: Sequence[str], place: Place) -> bytes:
     """The report of a sweep: its trials, then its best runs. Arguments and errors as `of_runs`."""
     log.info("sweep %s: %d trials", manifest.name, len(manifest.trials))
     found, title = summary(manifest), f"Sweep {manifest.name}"
@@ -98,7 +98,7 @@ def of_sweep(manifest: Manifest, overrides: Sequence[str], *, home: Path, uri: s
     if records:
         which = "The best run" if len(best_runs) == 1 else f"The best {len(records)} of {len(best_runs)} trials"
         parts += [heading(which, new_page=True), _run_table(records), *_curves(records, f"sweep {manifest.name}")]
-        parts += _details(records, _looks(records[:MAX_SHOWN], overrides, home, uri))
+        parts += _details(records, _looks(records[:MAX_SHOWN], overrides, place))
     return page(title, parts)
 
 
@@ -113,27 +113,25 @@ def file_name(records: Sequence[Record], sweep: str | None) -> str:
 # ---- the best of each run, looked at
 
 
-def _looks(records: Sequence[Record], overrides: Sequence[str], home: Path, uri: str) -> list[Look]:
+def _looks(records: Sequence[Record], overrides: Sequence[str], place: Place) -> list[Look]:
     for typed in overrides:
         if not typed.startswith("data."):
             raise SettingsError(f"{typed[:80]}: report takes RUNs, and settings that say where the data is: {WHERE}")
     at_hand: dict[str, Dataset | BestrunError] = {}
     looks = []
     for record in records:
-        looks.append(_look(record, overrides, at_hand, home, uri))
+        looks.append(_look(record, overrides, at_hand, place))
         if looks[-1].missing:
             log.warning("run %s: %s", record.name, looks[-1].missing)
     return looks
 
 
-def _look(
-    record: Record, overrides: Sequence[str], at_hand: dict[str, Dataset | BestrunError], home: Path, uri: str
-) -> Look:
+def _look(record: Record, overrides: Sequence[str], at_hand: dict[str, Dataset | BestrunError], place: Place) -> Look:
     config = override(record.now_config, overrides)[0] if overrides else record.now_config
     if not record.best:
         return Look("it has no best checkpoint yet: no confusion matrix, errors or filters")
     try:
-        fetched = fetch_anywhere(record.name if record.folder else str(record.run_id), home, uri)
+        fetched = fetch_best(record, place)
     except BestrunError as error:
         return Look(f"its best checkpoint is not at hand, hence no errors or filters: {error}")
     checkpoint, key = fetched.checkpoint, json.dumps(config.model_dump(mode="json")["data"])

@@ -14,9 +14,7 @@ from .options import tracking_option
 @tracking_option
 def ui(port: int, tracking_uri: str | None) -> None:
     """The MLflow page of this store, on 127.0.0.1; Ctrl-C ends it."""
-    from ..storage.home import find_home
     from ..tracking.server import serve
-    from ..tracking.store import resolve_uri
+    from ..tracking.store import find_place
 
-    home = find_home(writes=True)
-    sys.exit(serve(resolve_uri(tracking_uri, home), port, home))
+    sys.exit(serve(find_place(tracking_uri, writes=True), port))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SettingsError
-from ..formatting import shown
+from ..formatting import shown, text_table
 from ..storage.files import replacing, storage_error
 from .arrays import MAX_ARRAY_BYTES, refusal
 from .images import SUFFIXES, fit, open_picture
@@ -87,20 +87,18 @@ def pack(folder: Path, file: Path, size: str | None = None, *, progress: Progres
 def report_lines(packed: Packed) -> list[str]:
     """What a person reads of it: which label is which class, what was left out, and what to type next."""
     names = [shown(name) for name in packed.classes]
-    width = max(5, *map(len, names))
     titles = {"train": "training", "val": "validation", "test": "test"}
-    columns = {titles[part]: counts for part, counts in packed.counts.items()}
-    lines = [f"label  {'class':<{width}}" + "".join(f"  {title:>{max(5, len(title))}}" for title in columns)]
+    table = [["label", "class", *(titles[part] for part in packed.counts)]]
     for label, name in enumerate(names):
-        cells = "".join(f"  {counts[label]:>{max(5, len(title))},}" for title, counts in columns.items())
-        lines.append(f"{label:>5}  {name:<{width}}{cells}")
+        table.append([str(label), name, *(f"{counts[label]:,}" for counts in packed.counts.values())])
+    lines = text_table(table, right={0, *range(2, len(table[0]))})
     if packed.left_out:
         lines.append("")
     for kind, paths in sorted(packed.left_out.items()):
         first = str(paths[0]) if str(paths[0]).isprintable() else repr(str(paths[0]))
         lines.append(f"left out  {len(paths):,} {kind}, the first is {first}")
     size = " x ".join(map(str, packed.shape))
-    totals = [f"{sum(counts):,} {title}" for title, counts in columns.items()]
+    totals = [f"{sum(counts):,} {titles[part]}" for part, counts in packed.counts.items()]
     total = f"{', '.join(totals[:-1])} and {totals[-1]} images"
     command = f"bestrun train data=npz {shlex.quote(f'data.path={packed.file}')}"
     return [*lines, "", f"file      {packed.file}: {total} of {size}", f"train     {command}"]

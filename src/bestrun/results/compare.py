@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import SettingsError
-from ..formatting import shown_value
+from ..formatting import shown_value, text_table
 from ..metrics import objective_first
 from ..settings.config import flatten
 from ..storage.provenance import code_differences
@@ -97,8 +97,7 @@ def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
     for title, rows in sections.items():
         table += [[""], [title + ("" if rows else ": none" if title.startswith("settings") else ": the same")]]
         table += [[f"  {key}", *(_text(value) for value in row)] for key, row in rows.items()]
-    widths = [max(len(row[i]) for row in table if len(row) > 1) for i in range(len(records) + 1)]
-    text = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip() for row in table]
+    text = text_table(table)
     for name, changed in found["changed"].items():
         text += [f"  {name}, by a resume: {key} {old} -> {new}" for key, (old, new) in changed.items()]
     text += ["", "code" if found["code"] else "code: the same", *(f"  {line}" for line in found["code"])]

@@ -20,9 +20,10 @@ from ..storage.history import History
 from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import download
-from ..tracking.lookup import find_run
+from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_BEST_CHECKPOINT, TAG_BEST_SHA256, TAG_RUN
-from ..tracking.store import Store, TrackingError, connect, reaching, resolve_uri
+from ..tracking.store import Place, Store, TrackingError, connect, reaching, resolve_uri
+from .record import Record
 
 BEST = re.compile(r"checkpoints/best-[0-9]{1,12}\.safetensors")  # the only artifact a tag may name
 MAX_CONFIG_BYTES = 1 << 20
@@ -57,18 +58,7 @@ class Fetched:
     commit: str = ""
 
 
-def fetch(
-    reference: str,
-    *,
-    home: Path,
-    uri: str,
-    to: Path,
-    local: bool = False,
-    last: bool = False,
-    experiment: str | None = None,
-    objective: str | None = None,
-    sweep: str | None = None,
-) -> Fetched:
+def fetch(lookup: Lookup, place: Place, *, to: Path, local: bool = False, last: bool = False) -> Fetched:
     """Get a run's checkpoint and prove it: from MLflow into the folder `to`, or with `local` from the run folder.
 
     Raises:
@@ -76,25 +66,29 @@ def fetch(
         VerificationError: there is no checkpoint, or it is not the one that was recorded.
         TrackingError: MLflow did not answer.
     """
-    check_reference(reference)
+    check_reference(lookup.reference)
     if local:
-        return fetch_local(local_folder(home, reference), last)
+        return fetch_local(local_folder(place.home, lookup.reference), last)
     try:
-        with reaching(uri):
-            store = connect(uri, create=False)
-            run = find_run(store, reference, experiment=experiment, objective=objective, sweep=sweep)
-            return _fetch_mlflow(store, run, home, to)
+        with reaching(place.uri):
+            store = connect(place.uri, create=False)
+            return _fetch_mlflow(store, find_run(store, lookup), place.home, to)
     except TrackingError as error:
         raise TrackingError(f"{error}; restore, fetch and predict take a run folder's with --local") from error
 
 
-def fetch_anywhere(reference: str, home: Path, uri: str) -> Fetched:
+def fetch_anywhere(reference: str, place: Place) -> Fetched:
     """Get a run's best checkpoint from its folder on this machine, or else from MLflow. Raises as `fetch` does."""
-    with Workplace() as place:
+    with Workplace() as folder:
         if reference != "best" and "@" not in reference:  # only MLflow compares runs and registers them
             with contextlib.suppress(SettingsError):
-                return fetch(reference, home=home, uri=uri, to=place, local=True)
-        return fetch(reference, home=home, uri=uri, to=place)
+                return fetch(Lookup(reference), place, to=folder, local=True)
+        return fetch(Lookup(reference), place, to=folder)
+
+
+def fetch_best(record: Record, place: Place) -> Fetched:
+    """Get the best checkpoint of a run that is known: from its folder, if that is here. Raises as `fetch` does."""
+    return fetch_anywhere(record.name if record.folder else record.run_id or record.name, place)
 
 
 def source_checkpoint(config: Config, data: Dataset, home: Path) -> Checkpoint:
@@ -104,7 +98,7 @@ def source_checkpoint(config: Config, data: Dataset, home: Path) -> Checkpoint:
         SettingsError: no such run, or its network, its images or its classes are others.
         VerificationError, TrackingError: see `fetch`.
     """
-    fetched = fetch_anywhere(str(config.from_run), home, resolve_uri(config.tracking.uri, home))
+    fetched = fetch_anywhere(str(config.from_run), Place(home, resolve_uri(config.tracking.uri, home)))
     if fetched.config.model != config.model:
         raise SettingsError(
             f"from_run={config.from_run}: its network is another one: {dict(fetched.config.model)}, "

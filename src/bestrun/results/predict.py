@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..data.images import read_images
+from ..formatting import text_table
 from ..terminal import one_line
 from .fetch import Fetched, identity
 from .restore import rebuild
@@ -53,10 +54,9 @@ def probabilities(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def report_lines(report: dict[str, Any]) -> list[str]:
     """A line an image: its class and the second best, with their probabilities."""
     names = [one_line(row["image"]) for row in report["predictions"]]
-    width = max(5, *map(len, names))
-    lines = [f"{'image':<{width}}  class  probability  second  probability"]
+    table = [["image", "class", "probability", "second", "probability"]]
     for name, row in zip(names, report["predictions"], strict=True):
         best, second = np.argsort(row["probabilities"], kind="stable")[::-1][:2].tolist()
         shown = [f"{100 * row['probabilities'][label]:.2f} %" for label in (best, second)]
-        lines.append(f"{name:<{width}}  {best:>5}  {shown[0]:>11}  {second:>6}  {shown[1]:>11}")
-    return lines
+        table.append([name, str(best), shown[0], str(second), shown[1]])
+    return text_table(table, right={1, 2, 3, 4})

@@ -21,7 +21,7 @@ from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import download
 from ..tracking.listing import state
-from ..tracking.lookup import find_run
+from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import (
     TAG_BEST_SHA256,
     TAG_CHANGED,
@@ -42,7 +42,7 @@ from ..tracking.names import (
 )
 from ..tracking.page import RULE
 from ..tracking.sender import rows_of_an_evaluation
-from ..tracking.store import Store, connect, reaching
+from ..tracking.store import Place, Store, connect, reaching
 
 MAX_BYTES = 1 << 24  # of a file that only describes a run
 
@@ -130,15 +130,7 @@ class Record:
         return matrix
 
 
-def find_record(
-    reference: str,
-    *,
-    home: Path,
-    uri: str,
-    experiment: str | None = None,
-    objective: str | None = None,
-    sweep: str | None = None,
-) -> Record:
+def find_record(lookup: Lookup, place: Place) -> Record:
     """The run that a RUN reference means. A name or an ID whose folder is here needs no MLflow.
 
     Raises:
@@ -146,14 +138,15 @@ def find_record(
         VerificationError: what was kept of it cannot be read.
         TrackingError: MLflow did not answer.
     """
+    reference = lookup.reference
     check_reference(reference)
-    if reference not in ("best", "latest") and "@" not in reference and not (experiment or sweep):
+    if reference not in ("best", "latest") and "@" not in reference and not (lookup.experiment or lookup.sweep):
         with contextlib.suppress(SettingsError):
-            return from_folder(local_folder(home, reference))
-    with reaching(uri):
-        store = connect(uri, create=False)
-        run = find_run(store, reference, experiment=experiment, objective=objective, sweep=sweep)
-        folder = RunFolder(home / "runs" / run.data.tags[TAG_RUN])
+            return from_folder(local_folder(place.home, reference))
+    with reaching(place.uri):
+        store = connect(place.uri, create=False)
+        run = find_run(store, lookup)
+        folder = RunFolder(place.home / "runs" / run.data.tags[TAG_RUN])
         if folder.exists() and read_journal(folder.journal)[0][0]["time_ms"] == run.info.start_time:
             return from_folder(folder)
         return from_mlflow(store, run)

@@ -15,7 +15,7 @@ from ..settings.config import Config, digest
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.provenance import code, code_differences, computed_by, environment_differences
-from ..tracking.store import resolve_uri
+from ..tracking.store import Place, resolve_uri
 from ..views.screen import Screen
 from .resume import parent_checkpoint
 from .start import Result, load_data, start
@@ -36,7 +36,7 @@ def rerun(
     own = ["name=null"]  # a name is for one run
     if parent := record.started.get("parent"):
         own.append(f"from_run={parent}")  # not what was typed: `best` may be another run now
-        parent_checkpoint(record.started, home, resolve_uri(record.config.tracking.uri, home))
+        parent_checkpoint(record.started, Place(home, resolve_uri(record.config.tracking.uri, home)))
     same = override(record.config, own)[0]
     config, warnings = override(same, overrides)
     composed = Composed(config, [*record.overrides, *map(mask_uri, overrides)], record.choices, warnings)

@@ -25,11 +25,11 @@ from ..storage.provenance import computed_by, environment_differences
 from ..storage.reference import local_folder, run_folders
 from ..storage.workplace import Workplace
 from ..tracking.direct import refuse_unusable
-from ..tracking.lookup import find_run
+from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_RUN
 from ..tracking.refusals import reason
 from ..tracking.sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
-from ..tracking.store import connect, import_mlflow, reaching, resolve_uri
+from ..tracking.store import Place, connect, import_mlflow, reaching, resolve_uri
 from ..tracking.sync import own_uri
 from ..views.screen import Screen
 from .start import Result, carry_through, load_data
@@ -39,7 +39,7 @@ log = logging.getLogger("bestrun")
 MLFLOW_SECONDS = 5.0  # so long a resume waits for MLflow's answer to whose the run is now
 
 
-def choose(home: Path, uri: str, reference: str | None, *, from_mlflow: bool = False) -> RunFolder:
+def choose(place: Place, reference: str | None, *, from_mlflow: bool = False) -> RunFolder:
     """The folder to go on in: of the run meant, or of the latest interrupted one.
 
     Where only MLflow has the run, a folder is rebuilt from it.
@@ -50,6 +50,7 @@ def choose(home: Path, uri: str, reference: str | None, *, from_mlflow: bool = F
     Raises:
         SettingsError: there is none.
     """
+    home = place.home
     if reference is None:
         if from_mlflow:
             raise SettingsError("--from-mlflow: say which run, as in: bestrun resume RUN --from-mlflow")
@@ -61,16 +62,16 @@ def choose(home: Path, uri: str, reference: str | None, *, from_mlflow: bool = F
         folder = local_folder(home, reference)
         if not from_mlflow:
             return folder
-        uri = own_uri(folder, None if uri == resolve_uri(None, home) else uri, home)
-        return exchange_folder(folder, home, uri)
+        given = None if place.uri == resolve_uri(None, home) else place.uri
+        return exchange_folder(folder, Place(home, own_uri(folder, given, home)))
     except SettingsError as missing:
         if isinstance(missing, NotExchangedError):
             raise
         try:
-            with reaching(uri):
-                run = find_run(connect(uri, create=False), reference)
+            with reaching(place.uri):
+                run = find_run(connect(place.uri, create=False), Lookup(reference))
                 folder = RunFolder(home / "runs" / run.data.tags[TAG_RUN])  # `best`, or its ID was not yet known
-                return folder if folder.exists() else rebuild_folder(home, uri, run)
+                return folder if folder.exists() else rebuild_folder(place, run)
         except SettingsError as error:
             raise SettingsError(f"{missing}; and {error}") from error
 
@@ -141,7 +142,7 @@ def resume(
                 write_atomically(folder.last, newest.path.read_bytes())
             initial = None
             if started.get("parent") and newest is None:  # the parent's weights stand in no good file of this run yet
-                initial = parent_checkpoint(started, home, uri)
+                initial = parent_checkpoint(started, Place(home, uri))
             folder.result.unlink(missing_ok=True)  # what it says is true no longer
             last = history.last_evaluation_step
             log.info(
@@ -194,14 +195,14 @@ class Others:
             self._ready.set()
 
 
-def parent_checkpoint(started: dict[str, Any], home: Path, uri: str) -> Checkpoint:
+def parent_checkpoint(started: dict[str, Any], place: Place) -> Checkpoint:
     """What a run that has saved nothing yet started from, once more.
 
     Raises:
         VerificationError: the parent has another best now.
     """
     parent = started["parent"]
-    checkpoint = fetch_anywhere(parent, home, uri).checkpoint
+    checkpoint = fetch_anywhere(parent, place).checkpoint
     if checkpoint.sha256 != started.get("parent_sha256", checkpoint.sha256):  # MLflow does not know it
         raise VerificationError(
             f"run {started['name']}: it started from step {started['parent_step']} of run {parent}, whose best is now "
@@ -250,7 +251,7 @@ class NotExchangedError(SettingsError):
     """What MLflow has of a run cannot take the place of its folder."""
 
 
-def exchange_folder(folder: RunFolder, home: Path, uri: str) -> RunFolder:
+def exchange_folder(folder: RunFolder, place: Place) -> RunFolder:
     """Set a run's folder aside, whole, and rebuild it from MLflow.
 
     Raises:
@@ -261,34 +262,34 @@ def exchange_folder(folder: RunFolder, home: Path, uri: str) -> RunFolder:
         raise NotExchangedError(
             f"--from-mlflow: {folder.mirror} names no run in MLflow; bestrun sync {folder.name} first"
         )
-    with reaching(uri):
-        run = connect(uri, create=False).client.get_run(run_id)
-    aside = home / "aside" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with reaching(place.uri):
+        run = connect(place.uri, create=False).client.get_run(run_id)
+    aside = place.home / "aside" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     with folder.owned():
         make_folder(aside.parent)
         os.rename(folder.path, aside)
         sync_folder(aside.parent)
         sync_folder(folder.path.parent)
     log.warning("%s is set aside as %s", folder.path, aside)
-    return rebuild_folder(home, uri, run)
+    return rebuild_folder(place, run)
 
 
-def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
+def rebuild_folder(place: Place, run: Any) -> RunFolder:
     """A run folder made from what MLflow has: settings, every evaluation, the best checkpoint. Nothing gets doubled,
     because the journal holds what MLflow holds, times too, before training goes on, from the best.
 
     Raises:
         SettingsError, VerificationError, TrackingError: see `fetch`.
     """
-    store, run_id = connect(uri, create=False), run.info.run_id
+    store, run_id = connect(place.uri, create=False), run.info.run_id
     record = from_mlflow(store, run)
-    with Workplace() as place:
-        fetched = fetch(run_id, home=home, uri=uri, to=place)
-        folder = create_run_folder(home, fetched.run_name)
+    with Workplace() as workplace:
+        fetched = fetch(Lookup(run_id), place, to=workplace)
+        folder = create_run_folder(place.home, fetched.run_name)
         state = fetched.checkpoint.state
         with folder.owned():
             best = folder.best(state.step)
-            write_atomically(best, (place / best.name).read_bytes())
+            write_atomically(best, (workplace / best.name).read_bytes())
             write_atomically(folder.last, best.read_bytes())
             write_atomically(folder.config, to_yaml(record.now_config).encode())
             # Under its own name last: with a journal it is a run, and a crash must not leave one with half a history
@@ -298,7 +299,7 @@ def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
                 journal.append(**record.started, rebuilt=True)
                 for event in (*record.evaluations, *record.resumed):
                     journal.append(**event)
-            sender = Sender(folder, uri)
+            sender = Sender(folder, place.uri)
             sender.run_id, sender.best_there = run_id, fetched.checkpoint.sha256
             sender.acknowledge(read_lines(draft)[-1])
             sender.save()
@@ -307,7 +308,7 @@ def rebuild_folder(home: Path, uri: str, run: Any) -> RunFolder:
     log.warning(
         "run %s was rebuilt from MLflow at %s; it goes on from its best, step %s",
         folder.name,
-        mask_uri(uri),
+        mask_uri(place.uri),
         state.step,
     )
     return folder

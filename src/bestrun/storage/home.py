@@ -271,7 +271,7 @@ def _is_copy(home: Path, marker: Marker) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class Whereabouts:
     """Where a home lies, and where it lay.
 
     Attributes:
@@ -298,14 +298,14 @@ class Place:
             raise StorageError(f"{self.home}: is gone, it was moved or deleted; go on where it lies now")
 
 
-def place_of(home: Path) -> Place | None:
-    """The place of a home; None where no runs of ours lie."""
+def whereabouts(home: Path) -> Whereabouts | None:
+    """Where a home lies; None where no runs of ours lie."""
     home = home.resolve()
     if not is_home(home):
         return None
     marker = read_marker(home)
     # Those, too, by which it is still reached: a second mount may be gone tomorrow
-    return Place(home, marker.path, tuple(path for path in (marker.path, *marker.former) if path != home))
+    return Whereabouts(home, marker.path, tuple(path for path in (marker.path, *marker.former) if path != home))
 
 
 def rebased(address: str, former: Iterable[Path], to: Path) -> str:

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..formatting import duration, short_form, shown_point, shown_value
+from ..formatting import duration, short_form, shown_point, shown_value, text_table
 from ..metrics import metric_of
 from ..terminal import printable
 from ..views.screen import console
@@ -93,20 +93,15 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     """`bestrun sweep NAME`: the trials best first with the settings that differ, then cost and importances."""
     metric, keys = report["objective"]["metric"], list({key: 0 for t in report["trials"] for key in t["settings"]})
     keys = [key for key in keys if len({t["settings"].get(key) for t in report["trials"]}) > 1] or keys
-    widths = [max(len(key), *(len(short_form(t["settings"].get(key, "-"))) for t in report["trials"])) for key in keys]
-    head = f"{'trial':>5}  {'state':<11} {'best':>8} {'steps':>7}  {'run ID':<8}  "
-    lines = ["", head + "  ".join(f"{key:<{width}}" for key, width in zip(keys, widths, strict=True))]
+    table = [["trial", "state", "best", "steps", "run ID", *keys]]
     for trial in report["trials"]:
         value = "-" if trial["value"] is None else shown_value(trial["value"], metric)
         run_id = (trial["runs"][0]["run_id"] or "-")[:8]
-        row = f"{trial['trial']:>5}  {trial['state']:<11} {value:>8} {trial['steps']:>7}  {run_id:<8}  "
-        settings = (
-            f"{short_form(trial['settings'].get(key, '-')):<{width}}" for key, width in zip(keys, widths, strict=True)
-        )
-        lines.append((row + "  ".join(settings)).rstrip())
-        lines += [
-            f"       {run['run_name']}: {run['error'].splitlines()[0]}" for run in trial["runs"] if run.get("error")
-        ]
+        settings = [short_form(trial["settings"].get(key, "-")) for key in keys]
+        table.append([str(trial["trial"]), trial["state"], value, str(trial["steps"]), run_id, *settings])
+        errors = [(run["run_name"], run["error"]) for run in trial["runs"] if run.get("error")]
+        table += [[f"       {name}: {error.splitlines()[0]}"] for name, error in errors]
+    lines = ["", *text_table(table, right={0, 2, 3})]
     count = ", ".join(f"{number} {state}" for state, number in report["count"].items())
     cost = report["cost"]
     total = cost["steps_run"] + cost["steps_saved_by_pruning"]

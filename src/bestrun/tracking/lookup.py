@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SettingsError, VerificationError
@@ -15,21 +16,29 @@ from .names import TAG_BEST_SHA256, TAG_ROLE, TAG_RUN, TAG_SWEEP, where
 from .store import Store
 
 
-def find_run(
-    store: Store,
-    reference: str,
-    *,
-    experiment: str | None = None,
-    objective: str | None = None,
-    sweep: str | None = None,
-) -> Any:
+@dataclass(frozen=True)
+class Lookup:
+    """A RUN as it was typed, and where it is looked for.
+
+    Attributes:
+        experiment, sweep: only there.
+        objective: which one `best` goes by, where there are runs of several.
+    """
+
+    reference: str
+    experiment: str | None = None
+    objective: str | None = None
+    sweep: str | None = None
+
+
+def find_run(store: Store, lookup: Lookup) -> Any:
     """The MLflow run that a RUN reference means; with `sweep`, `best` and `latest` of that sweep.
 
     Raises:
         SettingsError: it means none, or several; lists them.
         VerificationError: it is no run of ours, or NAME@ALIAS is another checkpoint than the run's best.
     """
-    run = _find(store, reference, experiment, objective, sweep)
+    run, reference = _find(store, lookup), lookup.reference
     tags = run.data.tags
     name = tags.get(TAG_RUN, "")
     if not name and tags.get(TAG_ROLE) == "sweep":
@@ -40,17 +49,18 @@ def find_run(
     return run
 
 
-def _find(store: Store, reference: str, experiment: str | None, objective: str | None, sweep: str | None) -> Any:
+def _find(store: Store, lookup: Lookup) -> Any:
+    reference = lookup.reference
     check_reference(reference)
-    experiments = list(store.experiments(experiment))
+    experiments = list(store.experiments(lookup.experiment))
     if "@" in reference:
         return _registered_run(store, reference, experiments)
-    ours = of_sweep(store, sweep)
+    ours = of_sweep(store, lookup.sweep)
     if reference == "latest":
         found = search(store, experiments, ours, ["attributes.start_time DESC"], 1)
         return _one(found, "latest: there is no such run yet; make one: bestrun train")
     if reference == "best":
-        return best_run(store, experiments, objective, ours)
+        return best_run(store, experiments, lookup.objective, ours)
     if re.fullmatch(r"[0-9a-f]{8,32}", reference):
         found = search(store, experiments, f"attributes.run_id LIKE '{reference}%'", [], 6)
         if found:

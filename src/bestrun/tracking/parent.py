@@ -1,13 +1,13 @@
 """A sweep's parent run in MLflow: what the sweep came to so far, sent in the background, as often as it takes."""
 
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .artifacts import clear_torn_uploads, upload
+from .background import Background
 from .names import TAG_ROLE, TAG_SWEEP, where
 from .refusals import is_permanent, reason
 from .store import Store
@@ -31,21 +31,20 @@ def find_or_create_parent(store: Store, experiment: str, sweep: str, created_ms:
     return str(run.info.run_id)
 
 
-class Parent:
-    """Sends the newest outline whenever there is another; a server that is away holds nothing up."""
+class Parent(Background):
+    """Sends the newest outline whenever there is another, and at the end the pictures and the status."""
 
     def __init__(self, store: Store, run_id: str) -> None:
+        super().__init__("parent", store.uri, "the sweep", level=logging.DEBUG)
         self._store, self._run_id = store, run_id
         self._news: dict[str, Any] = {}
-        self._changed, self._ending, self._complete = threading.Event(), False, False
+        self._sent: dict[str, Any] = {}
         self._advanced = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="parent", daemon=True)
-        self._thread.start()
+        self.start()
 
     def tell(self, news: Mapping[str, Any]) -> None:
-        if news != self._news:
-            self._news = dict(news)
-            self._changed.set()
+        """This is the outline now; as sweep/parent.py makes it."""
+        self._news = dict(news)
 
     def end(self, status: str, pictures: list[Path], seconds: float) -> bool:
         """Close the parent with this status, waiting so long for MLflow without an advance.
@@ -53,34 +52,32 @@ class Parent:
         Returns:
             Whether MLflow has everything.
         """
-        self._status, self._pictures, self._ending = status, pictures, True
-        self._changed.set()
+        self._status, self._pictures = status, pictures
         self._advanced = time.monotonic()
-        while self._thread.is_alive() and time.monotonic() < self._advanced + seconds:
-            self._thread.join(0.1)
-        return self._complete
+        while not (has_all := self.finish(0.1)) and self._thread.is_alive():
+            if time.monotonic() > self._advanced + seconds:
+                break
+        return has_all
 
-    def _run(self) -> None:
-        while True:
-            self._changed.wait()
-            self._changed.clear()
-            ending = self._ending
-            try:
-                if self._news:
-                    self._send(self._news)
-                if ending:
-                    has_pictures = self._send_pictures()
-                    self._store.client.set_terminated(self._run_id, self._status)
-                    self._complete = has_pictures
-                    return
-            except Exception as error:
-                log.debug("the sweep's parent run is behind: %s", reason(error))
-                self._changed.set()
-                time.sleep(1.0)
+    def send(self, ending: bool) -> None:
+        if (news := self._news) != self._sent:
+            self._send_outline(news)
+            self._sent = news
+        if ending:
+            self._send_pictures()
+            self._store.client.set_terminated(self._run_id, self._status)
 
-    def _send_pictures(self) -> bool:
-        """Whether all arrived; one that is refused holds up neither the others nor the end."""
-        refused = []
+    def _send_outline(self, news: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        now = time.time_ns() // 1_000_000
+        metrics = [Metric(key, value, now, news["step"]) for key, value in news["metrics"].items()]
+        tags = [RunTag(key, value) for key, value in news["tags"].items()]
+        self._store.client.log_batch(self._run_id, metrics=metrics, tags=tags, synchronous=True)
+
+    def _send_pictures(self) -> None:
+        """One that is refused holds up neither the others nor the end."""
+        self.refused = None
         run = self._store.client.get_run(self._run_id)
         clear_torn_uploads(self._store, run)
         for path in self._pictures:
@@ -90,14 +87,5 @@ class Parent:
             except Exception as error:
                 if not is_permanent(error):
                     raise
-                refused.append(path.name)
+                self.refused = f"it lacks {path.name}: {reason(error)}"
                 log.warning("MLflow lacks %s of the sweep: %s", path.name, reason(error))
-        return not refused
-
-    def _send(self, news: Mapping[str, Any]) -> None:
-        from mlflow.entities import Metric, RunTag
-
-        now = time.time_ns() // 1_000_000
-        metrics = [Metric(key, value, now, news["step"]) for key, value in news["metrics"].items()]
-        tags = [RunTag(key, value) for key, value in news["tags"].items()]
-        self._store.client.log_batch(self._run_id, metrics=metrics, tags=tags, synchronous=True)

@@ -30,7 +30,7 @@ from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
 from . import page
 from .artifacts import clear_torn_uploads, is_there, upload
-from .lookup import find_run
+from .lookup import Lookup, find_run
 from .names import (
     TAG_BEST_CHECKPOINT,
     TAG_BEST_SHA256,
@@ -796,7 +796,7 @@ def _tell_parent(store: Store, started: Event) -> None:
     if not started.get("parent"):
         return
     try:
-        parent = find_run(store, started["parent"])
+        parent = find_run(store, Lookup(started["parent"]))
         children = [name for name in parent.data.tags.get(TAG_CHILDREN, "").split(",") if name]
         if started["name"] not in children:
             children.append(started["name"])

@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import sys
-from pathlib import Path
 
 from ..errors import SettingsError
 from ..guard import guarded
@@ -14,7 +13,7 @@ from ..storage.home import settle
 from ..terminal import say
 from . import page
 from .lookup import OURS
-from .store import Store, connect, sqlite_path
+from .store import Place, Store, connect, sqlite_path
 
 # What shapes another server of the user's: without a page, below another path, open to other hosts
 OF_A_SERVER = re.compile(
@@ -22,15 +21,16 @@ OF_A_SERVER = re.compile(
 )
 
 
-def serve(uri: str, port: int, home: Path) -> int:
+def serve(place: Place, port: int) -> int:
     """Run the MLflow server until Ctrl-C.
 
     Raises:
         SettingsError: the URI is a server already; its page is that address.
     """
+    uri = place.uri
     if uri.startswith("http"):
         raise SettingsError(f"MLflow already runs there; open {uri} in a browser")
-    settle(home)  # MLflow's own server takes addresses as they stand in the store
+    settle(place.home)  # MLflow's own server takes addresses as they stand in the store
     path = sqlite_path(uri)
     store = connect(uri)  # one process makes the store, before the server's own processes look for it
     address = latest_table(store)

@@ -16,7 +16,7 @@ from ..formatting import mask_uri
 from ..settings.config import store_uri
 from ..storage.files import read_json
 from ..storage.folder import RunFolder
-from ..storage.home import DATABASE, Place, has_run, place_of
+from ..storage.home import DATABASE, Whereabouts, find_home, has_run, whereabouts
 from . import database
 from .names import TAG_FOLDER, TAG_RUN
 
@@ -62,6 +62,25 @@ def resolve_uri(setting: str | None, home: Path) -> str:
     return own_store(home) if path and not path.exists() and _lay_at(path, home) else uri
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where runs are: their folders, and MLflow's record of them.
+
+    Attributes:
+        home: the folder `mlruns` on this machine.
+        uri: the MLflow store, as `resolve_uri` says.
+    """
+
+    home: Path
+    uri: str
+
+
+def find_place(tracking_uri: str | None = None, *, writes: bool = False) -> Place:
+    """The home that `find_home` finds, and the store that a tracking URI, or none, means there. Raises as those do."""
+    home = find_home(writes=writes)
+    return Place(home, resolve_uri(tracking_uri, home))
+
+
 def is_own_store(uri: str, home: Path) -> bool:
     """Whether this is the database in the home, by whatever link or mount."""
     path, own = sqlite_path(uri), (home / DATABASE).resolve()
@@ -100,8 +119,8 @@ def is_same_store(recorded: Mapping[str, Any], uri: str, home: Path) -> bool:
 
 def _lay_at(database: Path, home: Path) -> bool:
     """Whether this was the database in the home, where that lay before."""
-    place = place_of(home)
-    return place is not None and database.name == DATABASE and database.parent in place.former
+    lies = whereabouts(home)
+    return lies is not None and database.name == DATABASE and database.parent in lies.former
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -122,21 +141,21 @@ class Store:
     client: Any
 
     @cached_property
-    def place(self) -> Place | None:
+    def whereabouts(self) -> Whereabouts | None:
         """The home that this is the own store of; None for another store."""
         path = sqlite_path(self.uri)
-        return place_of(path.parent) if path and path.name == DATABASE else None
+        return whereabouts(path.parent) if path and path.name == DATABASE else None
 
     def here(self, address: str) -> str:
         """An address that the store holds, as it leads into the store's home, which may have been moved or copied."""
-        return self.place.here(address) if self.place else address
+        return self.whereabouts.here(address) if self.whereabouts else address
 
     def run_folder(self, run: Any) -> RunFolder | None:
         """The folder that a run of ours was made in, if it is on this machine."""
         tags = run.data.tags
         folder = RunFolder(Path(self.here(tags.get(TAG_FOLDER) or "/nowhere")))
-        if self.place and not folder.exists():  # in a home that is mounted twice, by its other path
-            folder = RunFolder(self.place.home / "runs" / Path(tags.get(TAG_RUN) or "nowhere").name)
+        if self.whereabouts and not folder.exists():  # in a home that is mounted twice, by its other path
+            folder = RunFolder(self.whereabouts.home / "runs" / Path(tags.get(TAG_RUN) or "nowhere").name)
             if read_json(folder.mirror).get("run_id") != run.info.run_id:
                 return None
         return folder if folder.exists() else None
@@ -155,7 +174,7 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             path = sqlite_path(self.uri)
-            root = self.place.path if self.place else path.parent if path else None
+            root = self.whereabouts.path if self.whereabouts else path.parent if path else None
             if root is None and home and not self.uri.startswith("http"):  # a database, which keeps no files
                 root = home.absolute()
                 (root / "artifacts" / name).mkdir(parents=True, exist_ok=True)  # its being there says whose it is
@@ -204,8 +223,8 @@ class Store:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         uri = self.here(run.info.artifact_uri)
-        if self.place and (path := local_path(uri)) and path.is_relative_to(self.place.home):
-            return _in_home(uri, self.uri, self.place)
+        if self.whereabouts and (path := local_path(uri)) and path.is_relative_to(self.whereabouts.home):
+            return _in_home(uri, self.uri, self.whereabouts)
         return get_artifact_repository(uri, tracking_uri=self.uri)
 
     def experiments(self, name: str | None) -> dict[str, str]:
@@ -229,17 +248,17 @@ def local_path(uri: str) -> Path | None:
     return Path(unquote(parts.path) if parts.scheme else uri) if parts.scheme in ("", "file") else None
 
 
-def _in_home(uri: str, tracking_uri: str, place: Place) -> Any:
+def _in_home(uri: str, tracking_uri: str, lies: Whereabouts) -> Any:
     """A repository that writes only as long as its home is there: MLflow's would make the path of a moved one anew."""
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
     class InHome(LocalArtifactRepository):  # type: ignore[misc]
         def log_artifact(self, *args: Any, **kwargs: Any) -> None:
-            place.check()
+            lies.check()
             super().log_artifact(*args, **kwargs)
 
         def log_artifacts(self, *args: Any, **kwargs: Any) -> None:
-            place.check()
+            lies.check()
             super().log_artifacts(*args, **kwargs)
 
     return InHome(uri, tracking_uri=tracking_uri)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formatting import shown_value
+from ..formatting import shown_value, text_table
 from ..metrics import Metric, metric_of, panels
 from ..storage.files import replacing
 
@@ -76,12 +76,14 @@ def confusion_matrix_text(matrix: NDArray[np.integer[Any]]) -> str:
 def confusion_difference_text(difference: Sequence[Sequence[int]], most: int = 20) -> str:
     """Where one confusion matrix has more images than another (+), or fewer (-): the largest differences first."""
     matrix = np.asarray(difference)
-    order = np.argsort(-np.abs(matrix), axis=None, kind="stable")[: min(most, np.count_nonzero(matrix))]
-    lines = [f"{'true':>6}  {'predicted':>9}  {'images':>8}"]
-    for true, predicted in zip(*np.unravel_index(order, matrix.shape), strict=True):
-        right = "  right" if true == predicted else ""
-        lines.append(f"{true:>6}  {predicted:>9}  {matrix[true, predicted]:>+8}{right}")
-    return "\n".join(lines) if len(order) else "  no difference"
+    cells = _largest(matrix, most)
+    if not cells:
+        return "  no difference"
+    rows = [
+        [str(true), str(predicted), f"{matrix[true, predicted]:+}", "right" if true == predicted else ""]
+        for true, predicted in cells
+    ]
+    return _cells_text(rows)
 
 
 def curve_text(
@@ -267,11 +269,20 @@ def coinciding_figure(
 def _confusions_text(matrix: NDArray[np.integer[Any]], most: int = 20) -> str:
     errors = np.array(matrix)
     np.fill_diagonal(errors, 0)
-    order = np.argsort(-errors, axis=None, kind="stable")[: min(most, np.count_nonzero(errors))]
-    lines = [f"{'true':>6}  {'predicted':>9}  {'images':>8}"]
-    for true, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
-        lines.append(f"{true:>6}  {predicted:>9}  {errors[true, predicted]:>8}")
-    return "\n".join([f"the {len(order)} most frequent confusions of {np.count_nonzero(errors)}", *lines])
+    cells = _largest(errors, most)
+    rows = [[str(true), str(predicted), str(errors[true, predicted]), ""] for true, predicted in cells]
+    return f"the {len(cells)} most frequent confusions of {np.count_nonzero(errors)}\n{_cells_text(rows)}"
+
+
+def _largest(matrix: NDArray[Any], most: int) -> list[tuple[int, int]]:
+    """(true, predicted) of the cells farthest from 0, at most so many, those first that come first in the matrix."""
+    order = np.argsort(-np.abs(matrix), axis=None, kind="stable")[: min(most, np.count_nonzero(matrix))]
+    return [(int(index) // matrix.shape[1], int(index) % matrix.shape[1]) for index in order]
+
+
+def _cells_text(rows: Sequence[Sequence[str]]) -> str:
+    lines = text_table([["true", "predicted", "images", ""], *rows], right={0, 1, 2})
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def finite_points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
