@@ -12,7 +12,8 @@ import numpy as np
 from bestrun.data.dataset import batch_indices, load_dataset
 from bestrun.settings.compose import compose
 from bestrun.training import device, loop
-from bestrun.training.model import build_model, build_optimizer
+from bestrun.training.model import build_model
+from bestrun.training.optimizers import build_optimizer
 
 
 def step_flops(batch: int = 64) -> int:

@@ -9,8 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bestrun.tracking.sender import rows_of_an_evaluation
 from bestrun.tracking.store import connect
+from bestrun.tracking.translate import rows_of_an_evaluation
 
 REPEATS = 5
 SETTINGS = 50

@@ -29,8 +29,9 @@ from bestrun.storage.reference import run_folders
 from bestrun.tracking.listing import state
 from bestrun.tracking.mirror import Mirror
 from bestrun.tracking.refusals import is_permanent, remedy
-from bestrun.tracking.sender import OvertakenError, Sender
+from bestrun.tracking.sender import Sender
 from bestrun.tracking.sync import end_for_dead_process, sync
+from bestrun.tracking.writers import OvertakenError
 from support.made_runs import add_evaluation, add_stop, make_run
 from support.proxy import Proxy
 

@@ -118,10 +118,12 @@ def test_an_image_shape_that_cannot_be_is_refused(trained, tmp_path, database, s
 
 def _huge_activations(tensors, shape):
     from bestrun.errors import VerificationError
-    from bestrun.training.model import build_cnn, build_restored, named_variables, read_variables
+    from bestrun.training.model import build_restored
+    from bestrun.training.networks import cnn
+    from bestrun.training.variables import named_variables, read_variables
 
     network = dict(filter_sizes=(1,) * 12, num_filters=(64,) * 12, fc_size=1)
-    small = read_variables(named_variables(build_cnn((4096, 4096, 1), 10, **network)))
+    small = read_variables(named_variables(cnn.build((4096, 4096, 1), 10, **network)))
     try:
         build_restored("cnn", (4096, 4096, 1), 10, tensors=small, source="it", seed=0, **network)
     except VerificationError as error:

@@ -103,12 +103,13 @@ def _batches(images):
 
     from bestrun.results import predict, restore
     from bestrun.training import device, evaluation, model
+    from bestrun.training.networks import cnn
 
     device.prepare(None)
     seen = []
     original = evaluation.compile_predict
     evaluation.compile_predict = lambda network, size: seen.append(size) or original(network, size)
-    network = model.build_cnn((28, 28, 1), 10, filter_sizes=(5,), num_filters=(4,), fc_size=4)
+    network = cnn.build((28, 28, 1), 10, filter_sizes=(5,), num_filters=(4,), fc_size=4)
     predict.rebuild = lambda fetched, **_: restore.Rebuilt(network, None)
     model.MAX_VALUES = 100 * 28 * 28 * 4
     config = SimpleNamespace(threads=None, training=SimpleNamespace(evaluation_batch_size=10**6))

@@ -111,7 +111,8 @@ def _lessons(folder_path):
     from bestrun.data.dataset import load_dataset
     from bestrun.settings.compose import read_config
     from bestrun.training import device, evaluation
-    from bestrun.training.model import assign_variables, build_model, named_variables
+    from bestrun.training.model import build_model
+    from bestrun.training.variables import assign_variables, named_variables
 
     folder = RunFolder(Path(folder_path))
     config = read_config(folder.config)

@@ -43,8 +43,9 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = shutil.copytree(conf_dir(), tmp_path / "conf")
     (folder / "model/mine.yaml").write_text(MINE)
     monkeypatch.setattr(settings, "conf_dir", lambda: folder)
-    (tmp_path / "model.py").write_text(networks.MODEL.read_text() + '\nNETWORKS["mine"] = build_cnn\n')
-    monkeypatch.setattr(networks, "MODEL", tmp_path / "model.py")
+    own = shutil.copytree(networks.NETWORKS, tmp_path / "networks")
+    shutil.copy(own / "cnn.py", own / "mine.py")
+    monkeypatch.setattr(networks, "NETWORKS", own)
     known_networks, fields = dict(OPTIONS["model"]), dict(FIELDS)
     yield folder
     for known, before in ((OPTIONS["model"], known_networks), (FIELDS, fields)):
@@ -151,18 +152,17 @@ def test_a_file_may_give_a_known_network_other_defaults(conf):
 
 
 def test_a_network_without_a_function_is_refused_before_tensorflow_is_imported(conf, tmp_path):
-    (tmp_path / "model.py").write_text("def build_mine():\n    return 'mine'\n\n\nNETWORKS = {}\n")
-    line = refusal("model=mine")
-    assert line == f'model=mine: has no function in {tmp_path}/model.py; add to it NETWORKS["mine"] = build_mine'
-    for text in (
-        'NETWORKS: dict = {\n    "cnn": 1,\n    "mine": 2,\n}',
-        "NETWORKS['mine'] = 3",
-        'NETWORKS |= {"mine": 4}',
-    ):
-        (tmp_path / "model.py").write_text(text)
+    path = tmp_path / "networks" / "mine.py"
+    path.unlink()
+    begin = "def build(image_shape, num_classes, *, ...)"
+    assert refusal("model=mine") == f"model=mine: has no function; write it into {path}: {begin}"
+    path.write_text("class Other:\n    def build(self):\n        return 'mine'\n")
+    assert refusal("model=mine") == f"model=mine: {path} has no function build; add to it {begin}"
+    for text in ("from .cnn import build\n", "build = print\n", "build: object = print\n", "def build():\n    pass\n"):
+        path.write_text(text)
         assert compose(["model=mine"])
-    (tmp_path / "model.py").write_text("NETWORKS = {\n")
-    assert refusal("model=mine").startswith(f"{tmp_path}/model.py, line 1: ")
+    path.write_text("def build(\n")
+    assert refusal("model=mine").startswith(f"{path}, line 1: ")
 
 
 def test_stored_settings_are_read_back_whatever_the_file_says_today(conf, tmp_path):

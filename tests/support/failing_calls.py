@@ -332,14 +332,14 @@ def replace_what_computes() -> None:
 
     from bestrun.data import dataset
     from bestrun.results import export, restore
-    from bestrun.training import device, evaluation, loop, model
+    from bestrun.training import device, evaluation, loop, variables
     from bestrun.training.proof import Function
     from bestrun.views import curves
     from support import stub
 
     stub.replace_what_computes(loop)
     _everywhere(dataset.load_dataset, lambda **_: stub.stub_data())
-    _everywhere(model.assign_variables, _assign)
+    _everywhere(variables.assign_variables, _assign)
     device.prepare = lambda threads, quiet=False: 1
     evaluation.figures = loop.figures
     evaluation.compile_predict = loop.compile_predict = lambda model, _: lambda images: _Logits(model)

@@ -151,7 +151,7 @@ def test_an_older_record_differs_in_what_it_has_only():
 @pytest.mark.slow
 def test_a_resume_with_other_code_and_flags_says_so_first_and_keeps_it(home, settings, changed_code):
     assert command("train", *settings, *QUICK, "name=r", cwd=home, env={}).returncode == 0
-    env = changed_code((MODEL, "Rescaling(1 / 255", "Rescaling(1 / 200"))
+    env = changed_code((NETWORK, "Rescaling(1 / 255", "Rescaling(1 / 200"))
     found = command("resume", "r", "training.max_steps=40", cwd=home, env={**env, "TF_ENABLE_ONEDNN_OPTS": "0"})
     assert found.returncode == 0, found.stderr
     said = found.stdout + found.stderr
@@ -216,12 +216,12 @@ def run(bestrun, home, settings):
     return home
 
 
-MODEL = "training/model.py"
-ANOTHER_ACTIVATION = (MODEL, "keras.layers.ReLU(", "keras.layers.LeakyReLU(")
+NETWORK = "training/networks/cnn.py"
+ANOTHER_ACTIVATION = (NETWORK, "keras.layers.ReLU(", "keras.layers.LeakyReLU(")
 OTHER_FUNCTIONS = [
-    pytest.param((MODEL, "Rescaling(1 / 255", "Rescaling(1 / 200"), id="another scale", marks=pytest.mark.slow),
-    pytest.param((MODEL, "Rescaling(1 / 255", "Rescaling(1 / 254.9"), id="hardly another scale"),
-    pytest.param((MODEL, "MaxPooling2D(", "AveragePooling2D("), id="another pooling", marks=pytest.mark.slow),
+    pytest.param((NETWORK, "Rescaling(1 / 255", "Rescaling(1 / 200"), id="another scale", marks=pytest.mark.slow),
+    pytest.param((NETWORK, "Rescaling(1 / 255", "Rescaling(1 / 254.9"), id="hardly another scale"),
+    pytest.param((NETWORK, "MaxPooling2D(", "AveragePooling2D("), id="another pooling", marks=pytest.mark.slow),
 ]
 
 

@@ -12,7 +12,9 @@ import pytest
 
 import bestrun as package
 
-NETWORKS = """
+COMMON = """
+import keras
+
 
 def _network(layers, num_classes, image_shape):
     images = keras.Input(image_shape, dtype="uint8")
@@ -23,34 +25,36 @@ def _network(layers, num_classes, image_shape):
     return keras.Model(images, keras.layers.Dense(num_classes, name="logits")(x))
 
 
-def build_varied(image_shape, num_classes):
+"""
+NETWORKS = {
+    "varied": """
+def build(image_shape, num_classes):
     varied = [keras.layers.RandomFlip(), keras.layers.RandomTranslation(0.2, 0.2), keras.layers.RandomCrop(28, 28)]
     return _network([*varied, keras.layers.GaussianNoise(0.5), keras.layers.Dropout(0.5)], num_classes, image_shape)
-
-
-def build_sure(image_shape, num_classes):
+""",
+    "sure": """
+def build(image_shape, num_classes):
     network = _network([], num_classes, image_shape)
     return keras.Model(network.input, keras.layers.Softmax()(network.output))
-
-
-def build_nested(image_shape, num_classes):
+""",
+    "nested": """
+def build(image_shape, num_classes):
     inner = keras.Sequential([keras.layers.Conv2D(2, 3), keras.layers.Conv2D(2, 3)], name="inner")
     return _network([inner], num_classes, image_shape)
-
-
-def build_wrong(image_shape, num_classes):
+""",
+    "wrong": """
+def build(image_shape, num_classes):
     return _network([keras.layers.Conv2D(2, 99, data_format="nonsense")], num_classes, image_shape)
-
-
-def build_narrow(image_shape, num_classes):
+""",
+    "narrow": """
+def build(image_shape, num_classes):
     return _network([], num_classes - 1, image_shape)
-
-
-def build_none(image_shape, num_classes):
+""",
+    "none": """
+def build(image_shape, num_classes):
     return None
-
-
-"""
+""",
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +64,8 @@ def lab(tmp_path_factory):
     source = Path(package.__file__).parent
     shutil.copytree(source.parents[1] / "conf", folder / "conf")
     shutil.copytree(source, folder / "src" / "bestrun", ignore=shutil.ignore_patterns("__pycache__"))
-    model = folder / "src" / "bestrun" / "training" / "model.py"
-    names = ("varied", "sure", "nested", "wrong", "narrow", "none")
-    known = "".join(f'NETWORKS["{name}"] = build_{name}\n' for name in names)
-    model.write_text(model.read_text() + NETWORKS + known)
-    for name in names:
+    for name, function in NETWORKS.items():
+        (folder / "src" / "bestrun" / "training" / "networks" / f"{name}.py").write_text(COMMON + function)
         (folder / "conf" / "model" / f"{name}.yaml").write_text(f"name: {name}\n")
     return folder
 
@@ -143,6 +144,6 @@ def test_a_network_that_cannot_be_trained_is_refused_before_a_folder_is_made(com
     assert found.returncode == 2 and words in found.stderr and len(found.stderr.splitlines()) == 1, found.stderr
     assert not list((home / "mlruns").glob("runs/*")) and "different names" not in found.stderr
     if name == "wrong":
-        lines = (lab / "src/bestrun/training/model.py").read_text().splitlines()
+        lines = (lab / "src/bestrun/training/networks/wrong.py").read_text().splitlines()
         line = next(number for number, text in enumerate(lines, 1) if "99" in text)
-        assert f"{lab}/src/bestrun/training/model.py, line {line}: " in found.stderr
+        assert f"{lab}/src/bestrun/training/networks/wrong.py, line {line}: " in found.stderr

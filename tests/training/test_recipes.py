@@ -83,7 +83,8 @@ def test_smoothed_labels_give_the_loss_that_keras_gives(small_mnist_npz):
     from bestrun.data.dataset import batch_indices, load_dataset
     from bestrun.settings.compose import compose
     from bestrun.training import loop
-    from bestrun.training.model import build_model, build_optimizer
+    from bestrun.training.model import build_model
+    from bestrun.training.optimizers import build_optimizer
 
     data = load_dataset("npz", path=str(small_mnist_npz))
     config = compose(["data=npz", "data.path=x", "model.num_filters=[4,8]", "training.label_smoothing=0.2"]).config

@@ -1,7 +1,6 @@
 """What is known of a past run, in one shape: read from its folder on this machine, or else from MLflow."""
 
 import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ import numpy as np
 import yaml
 
 from ..errors import SettingsError, VerificationError
-from ..metrics import keys
 from ..settings.compose import config_now, override, read_config
-from ..settings.config import Config, flatten
+from ..settings.config import Config
 from ..storage.files import read_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
@@ -23,26 +21,10 @@ from ..tracking.artifacts import download
 from ..tracking.listing import state
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import (
-    TAG_BEST_SHA256,
-    TAG_CHANGED,
-    TAG_CODE_SHA256,
-    TAG_CONFIG_DIGEST,
-    TAG_DATA_DIGEST,
-    TAG_DIFF_SHA256,
-    TAG_GIT_DIRTY,
-    TAG_MACHINE,
-    TAG_PARENT_RUN,
-    TAG_RERUN_OF,
     TAG_RUN,
-    TAG_STOP_REASON,
-    TAG_SWEEP,
-    TAG_THREADS,
-    TAG_TRIAL,
-    TAG_VERSIONS,
 )
-from ..tracking.page import RULE
-from ..tracking.sender import rows_of_an_evaluation
 from ..tracking.store import Place, Store, connect, reaching
+from ..tracking.translate import events_of
 
 MAX_BYTES = 1 << 24  # of a file that only describes a run
 
@@ -182,38 +164,18 @@ def from_mlflow(store: Store, run: Any) -> Record:
         text = diff.read_text("utf-8", errors="replace") if diff else ""
         found = _optional(store, run, "validation.json", place)
         validation = read_json(found) if found else {}
-    lines: dict[int, Event] = {}
-    keys_there = rows_of_an_evaluation()
-    for key in keys_there:
-        for metric in client.get_metric_history(run_id, key):
-            line = lines.setdefault(metric.step, {"event": "evaluation", "time_ms": metric.timestamp})
-            line |= {"step": metric.step, "improved": False, key: metric.value}
-    for step in lines.keys() & {metric.step for metric in client.get_metric_history(run_id, "best/step")}:
-        lines[step] |= {"improved": True, "checkpoint": f"best-{step}.safetensors", "sha256": ""}
-    evaluations = [dict.fromkeys(keys_there) | lines[step] for step in sorted(lines)]
-    best = next((line for line in reversed(evaluations) if line["improved"]), None)
-    if best:
-        best["sha256"] = tags.get(TAG_BEST_SHA256, "")
-        if validation.get("step") == best["step"]:
-            best["confusions"] = validation["confusions"]
-    changed = json.loads(tags.get(TAG_CHANGED, "{}"))  # by resumes, since it began
-    last = evaluations[-1] if evaluations else {"step": 0, "time_ms": run.info.start_time}
-    resumed = {"event": "resumed", "time_ms": last["time_ms"], "from_step": last["step"], "changed": changed}
-    reason = tags.get(TAG_STOP_REASON)
-    stopped = {"event": "stopped", "time_ms": run.info.end_time, "reason": reason, "step": last["step"]}
-    later = [resumed] * bool(changed) + [stopped] * bool(run.info.end_time and reason)
-    if tested := _tested(client, run_id):
-        later.append(tested)
-    now = state(run.info.status, store.run_folder(run))
     experiment = client.get_experiment(run.info.experiment_id).name
+    history = History(events_of(client, run, config, experiment, validation))
+    interrupted = (history.stopped or {}).get("reason") == "interrupted"
+    now = state(run.info.status, store.run_folder(run))
     return Record(
         run_id=run_id,
         name=tags[TAG_RUN],
         experiment=experiment,
-        state="interrupted" if reason == "interrupted" and now == "stopped" else now,
-        now_config=override(config, [f"{name}={values[1]}" for name, values in changed.items()])[0],
+        state="interrupted" if interrupted and now == "stopped" else now,
+        now_config=override(config, [f"{name}={values[1]}" for name, values in history.changed.items()])[0],
         **typed,
-        history=History([_started(run, config, experiment), *evaluations, *later]),
+        history=history,
         diff=text,
         folder=None,
         artifacts=store.here(run.info.artifact_uri),
@@ -232,46 +194,3 @@ def _optional(store: Store, run: Any, artifact: str, place: Path) -> Path | None
     with contextlib.suppress(VerificationError):
         return download(store, run, artifact, place, MAX_BYTES)
     return None
-
-
-def _tested(client: Any, run_id: str) -> Event | None:
-    found: Event = {}
-    for key in keys("test"):
-        for metric in client.get_metric_history(run_id, key):
-            found |= {"event": "tested", "time_ms": metric.timestamp, "split": "test", "step": metric.step}
-            found[key] = metric.value
-    return found or None
-
-
-def _started(run: Any, config: Config, experiment: str) -> Event:
-    tags = run.data.tags
-    data = [item.dataset for item in run.inputs.dataset_inputs]
-    return {
-        "event": "started",
-        "time_ms": run.info.start_time,
-        "name": tags[TAG_RUN],
-        "experiment": experiment,
-        "config_digest": tags.get(TAG_CONFIG_DIGEST, ""),
-        "data_digest": tags.get(TAG_DATA_DIGEST, ""),
-        "settings": dict(run.data.params) or flatten(config),
-        "versions": json.loads(tags.get(TAG_VERSIONS, "{}")),
-        "threads": int(tags.get(TAG_THREADS, 0)),
-        **({"machine": json.loads(tags[TAG_MACHINE])} if TAG_MACHINE in tags else {}),
-        **({"code_sha256": tags[TAG_CODE_SHA256]} if TAG_CODE_SHA256 in tags else {}),
-        "data": {
-            "name": data[0].name if data else "",
-            "source": json.loads(data[0].source)["uri"] if data else "",
-            **(json.loads(data[0].profile) if data else {}),
-        },
-        "git": {
-            "commit": tags.get("mlflow.source.git.commit", ""),
-            "dirty": tags.get(TAG_GIT_DIRTY) == "true",
-            "diff_sha256": tags.get(TAG_DIFF_SHA256, ""),
-        },
-        "note": tags.get("mlflow.note.content", "").partition(RULE)[0],
-        "tags": {key: text for key, text in tags.items() if not key.startswith(("mlflow.", "bestrun."))},
-        "parent": tags.get(TAG_PARENT_RUN),
-        "rerun_of": tags.get(TAG_RERUN_OF),
-        "sweep": tags.get(TAG_SWEEP),
-        "trial": int(tags[TAG_TRIAL]) if TAG_TRIAL in tags else None,
-    }

@@ -23,7 +23,7 @@ from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Journal
 from ..training.evaluation import Array, Predict, confusion_matrix
-from ..training.model import assign_variables
+from ..training.variables import assign_variables
 from ..views import tiles
 
 log = logging.getLogger("bestrun")

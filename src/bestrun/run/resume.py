@@ -28,9 +28,10 @@ from ..tracking.direct import refuse_unusable
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_RUN
 from ..tracking.refusals import reason
-from ..tracking.sender import OvertakenError, Sender, latest_evaluation, refuse_overtaken
+from ..tracking.sender import Sender
 from ..tracking.store import Place, connect, import_mlflow, reaching, resolve_uri
 from ..tracking.sync import own_uri
+from ..tracking.writers import OvertakenError, latest_evaluation, refuse_overtaken
 from ..views.screen import Screen
 from .start import Result, carry_through, load_data
 

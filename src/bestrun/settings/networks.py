@@ -1,4 +1,4 @@
-"""A network of one's own: its settings follow from its file in conf/model/, its function stands in training/."""
+"""A network of one's own: its settings follow from its file in conf/model/, its function from training/networks/."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from ..errors import SettingsError
 from ..formatting import typed_form
 from .config import FIELDS, ONE_LINE, OPTIONS, SECTIONS, Settings
 
-MODEL = PACKAGE / "training" / "model.py"  # whose functions build networks
+NETWORKS = PACKAGE / "training" / "networks"
 LARGEST = 10**9
 TYPES: dict[type, tuple[Any, str]] = {  # of a value in the file -> type of the setting, and in words
     bool: (bool, "true or false"),
@@ -65,14 +65,30 @@ def _like(key: str, value: object) -> Any:
 
 
 def refuse_without_function(name: str) -> None:
-    """training/model.py is read, since importing it would import TensorFlow, and a settings error is to come at once.
+    """A network's file is read, since importing it would import TensorFlow, and a settings error is to come at once.
 
     Raises:
-        SettingsError: nothing there puts `name` into NETWORKS.
+        SettingsError: training/networks/ has no such file, or that no function `build`.
     """
+    path = NETWORKS / f"{name}.py"
+    begin = "def build(image_shape, num_classes, *, ...)"
     try:
-        statements = map(ast.unparse, ast.parse(MODEL.read_text("utf-8")).body)
+        statements = ast.parse(path.read_text("utf-8")).body
+    except FileNotFoundError:
+        raise SettingsError(f"model={name}: has no function; write it into {path}: {begin}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"model={name}: {path}: {error}") from None
     except SyntaxError as error:
-        raise SettingsError(f"{MODEL}, line {error.lineno}: {error.msg}") from None
-    if not any(statement.startswith("NETWORKS") and f"'{name}'" in statement for statement in statements):
-        raise SettingsError(f'model={name}: has no function in {MODEL}; add to it NETWORKS["{name}"] = build_{name}')
+        raise SettingsError(f"{path}, line {error.lineno}: {error.msg}") from None
+    if not any("build" in _named(statement) for statement in statements):
+        raise SettingsError(f"model={name}: {path} has no function build; add to it {begin}")
+
+
+def _named(statement: ast.stmt) -> list[str]:
+    """What a statement at the top of a file gives a name to."""
+    if isinstance(statement, ast.FunctionDef):
+        return [statement.name]
+    if isinstance(statement, ast.ImportFrom):
+        return [alias.asname or alias.name for alias in statement.names]
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,14 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..environment import user_name
-from ..errors import BestrunError, SettingsError, VerificationError
+from ..errors import BestrunError, VerificationError
 from ..formatting import mask_uri
-from ..metrics import best_key, is_better, keys, metric_of
+from ..metrics import keys
 from ..storage.files import StorageError, fault, read_json, write_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
-from ..storage.home import copied_from, identity
 from ..storage.journal import Event, Line, read_lines
 from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
@@ -37,42 +34,36 @@ from .names import (
     TAG_BEST_VALUE,
     TAG_CHANGED,
     TAG_CHILDREN,
-    TAG_CODE_SHA256,
-    TAG_CONFIG_DIGEST,
-    TAG_DATA_DIGEST,
-    TAG_DIFF_SHA256,
     TAG_DIVERGES,
     TAG_FOLDER,
-    TAG_GIT_DIRTY,
-    TAG_MACHINE,
     TAG_MODEL,
     TAG_MODEL_SHA256,
-    TAG_PARENT_RUN,
-    TAG_RERUN_OF,
     TAG_RUN,
     TAG_STOP_REASON,
-    TAG_SWEEP,
-    TAG_THREADS,
-    TAG_TRIAL,
-    TAG_VERSIONS,
     TAG_WRITER,
     where,
 )
 from .refusals import is_permanent, lost_a_race, reason, remedy
 from .store import Store, connect, is_own_store, is_same_store
+from .translate import DESCRIPTION, dataset_of, figures, params_of, rows_of_an_evaluation, tags_of
+from .writers import (
+    OvertakenError,
+    is_ours,
+    latest_evaluation,
+    overtaken,
+    refuse_overtaken,
+    refuse_worse,
+    writer,
+    writer_of,
+)
 
 log = logging.getLogger("bestrun")
 
 # Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user.
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
-DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a run's description
 IN_ONE_REQUEST = 100  # evaluations: MLflow takes 1,000 rows
 CHECKPOINTS = "checkpoints/"
-
-
-class OvertakenError(SettingsError):
-    """Somebody else has gone on with this run from elsewhere, further than this folder."""
 
 
 class Sender:
@@ -290,7 +281,7 @@ class Sender:
             self.experiment_id,
             start_time=started["time_ms"],
             run_name=started["name"],
-            tags=_tags(self.folder, started),
+            tags=tags_of(self.folder, started),
         )
 
     def _find(self, started: Event) -> str | None:
@@ -329,23 +320,11 @@ class Sender:
             self._send_artifacts(history, events)
 
     def _send_start(self, started: Event) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-
         client, run_id = self.store.client, str(self.run_id)
-        params = [Param(name, value[:6000]) for name, value in started["settings"].items()]
+        params = params_of(started)
         for first in range(0, len(params), 100):
             client.log_batch(run_id, params=params[first : first + 100], synchronous=True)
-        data = started["data"]
-        dataset = Dataset(
-            name=data["name"],
-            digest=started["data_digest"][:32],  # MLflow takes 36 characters; the whole digest is a tag
-            source_type="local",
-            source=json.dumps({"uri": data["source"]}),
-            profile=json.dumps(
-                {key: data[key] for key in ("train", "validation", "test", "image_shape", "num_classes")}
-            ),
-        )
-        _log_dataset(client, run_id, DatasetInput(dataset, [InputTag("mlflow.data.context", "training")]))
+        _log_dataset(client, run_id, dataset_of(started))
         experiment = client.get_experiment_by_name(started["experiment"])
         page.save_view(client, experiment, started["settings"]["objective.metric"])
 
@@ -382,7 +361,7 @@ class Sender:
         rows = [
             Metric(key, value, event["time_ms"], event["step"])
             for event in evaluations
-            for key, value in _figures(event).items()
+            for key, value in figures(event).items()
             if not self._has_row(key, event["step"], value)
         ]
         if rows:
@@ -407,7 +386,7 @@ class Sender:
             lost = [
                 event
                 for event in history.evaluations
-                if any(key in there and event["step"] not in there[key] for key in _figures(event))
+                if any(key in there and event["step"] not in there[key] for key in figures(event))
             ]
             if not lost:
                 return
@@ -440,7 +419,7 @@ class Sender:
         run = self.store.client.get_run(self.run_id)
         who = writer_of(run)
         if who and not is_ours(who, self.folder, self.uri):
-            raise OvertakenError(_overtaken(self.folder, who, "is going on with it"))
+            raise OvertakenError(overtaken(self.folder, who, "is going on with it"))
         refuse_worse(history, best, run)
         shutil.rmtree(uploads, ignore_errors=True)  # what a process killed in an upload left
         uploads.mkdir()
@@ -638,19 +617,6 @@ def _artifacts_of(event: Event) -> list[str]:
     return {"started": ["config", "code"], "stopped": ["validation.json", "run.log"]}.get(kind, [])
 
 
-def rows_of_an_evaluation() -> list[str]:
-    """What MLflow gets of every evaluation; of a best there are `best/...` beside."""
-    return [*keys("train"), *keys("val"), "images_per_second"]
-
-
-def _figures(event: Event) -> dict[str, float]:
-    """The rows of an evaluation. What is not a number never becomes one: a search for the best would find it."""
-    values = {key: event.get(key) for key in rows_of_an_evaluation()}
-    if event["improved"]:
-        values |= {best_key(key): event.get(key) for key in keys("val")} | {"best/step": event["step"]}
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def _rows_of(client: Any, run_id: str) -> dict[tuple[str, int], list[float]]:
     rows: dict[tuple[str, int], list[float]] = {}
     for key in (*rows_of_an_evaluation(), *keys("best"), "best/step"):
@@ -659,96 +625,7 @@ def _rows_of(client: Any, run_id: str) -> dict[tuple[str, int], list[float]]:
     return rows
 
 
-def latest_evaluation(client: Any, run_id: str) -> tuple[int, int]:
-    """Step and time (milliseconds) of the last evaluation that MLflow has of a run; (0, 0) before the first."""
-    rows = client.get_metric_history(run_id, "val/accuracy")
-    return max(((int(row.step), int(row.timestamp)) for row in rows), default=(0, 0))
-
-
 # ---- who writes a run ----
-
-
-def writer(folder: RunFolder) -> dict[str, str]:
-    """Who goes on with this folder's run: host, user, and the identity of its home, which a copy does not share."""
-    return {"host": socket.gethostname(), "user": user_name(), "home": identity(folder.path.parents[1]) or ""}
-
-
-def writer_of(run: Any) -> dict[str, str]:
-    """Who wrote MLflow's run last; {} of a run of before."""
-    with contextlib.suppress(ValueError):
-        who = json.loads(run.data.tags.get(TAG_WRITER, "{}"))
-        return who if isinstance(who, dict) else {}
-    return {}
-
-
-def is_same_writer(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Whether two writers write the same folder: a home has one, whatever its host or user."""
-    if one.get("home") and other.get("home"):
-        return one["home"] == other["home"]
-    return (one.get("host"), one.get("user")) == (other.get("host"), other.get("user"))
-
-
-def is_ours(who: dict[str, str], folder: RunFolder, uri: str) -> bool:
-    """Whether MLflow's last writer was this folder, or, in a copied home, the folder it is a copy of: what the store
-    inside the home says of that was copied, too.
-    """
-    if is_same_writer(who, writer(folder)):
-        return True
-    home = folder.path.parents[1]
-    return is_own_store(uri, home) and who.get("home") in copied_from(home)
-
-
-def refuse_overtaken(folder: RunFolder, uri: str, known: History, run: Any, there: tuple[int, int]) -> None:
-    """Refuse to write over what another writer has added to MLflow's run.
-
-    Args:
-        known: what MLflow has acknowledged of this folder's journal.
-        there: what `latest_evaluation` says.
-
-    Raises:
-        OvertakenError: naming who and when.
-    """
-    step, time_ms = there
-    who = writer_of(run)
-    if who and step > known.last_evaluation_step and not is_ours(who, folder, uri):
-        ours = History.read(folder.journal).evaluations
-        if (step, time_ms) in {(line["step"], line["time_ms"]) for line in ours}:
-            return  # the other one, a copy of this home, has sent what stands here, too
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(time_ms / 1000))
-        did = f"has gone on with it to step {step:,} ({when}); from here it has step {known.last_evaluation_step:,}"
-        raise OvertakenError(_overtaken(folder, who, did))
-
-
-def _overtaken(folder: RunFolder, who: dict[str, str], did: str) -> str:
-    return (
-        f"run {folder.name}: {who.get('user') or 'somebody'} on {who.get('host') or 'another machine'} {did}; "
-        f"to go on from there: bestrun resume {folder.name} --from-mlflow (this folder is set aside, not deleted)"
-    )
-
-
-def refuse_worse(history: History, best: Event, run: Any) -> None:
-    """A better best in MLflow, which this journal does not know of, is never replaced by a worse one.
-
-    Raises:
-        OvertakenError: it would be.
-    """
-    tags = run.data.tags
-    known = {line.get("sha256") for line in history.evaluations}
-    there = tags.get(TAG_BEST_SHA256)
-    if there is None or there in known:
-        return
-    value = run.data.metrics.get(best_key(history.metric))
-    value = float(tags[TAG_BEST_VALUE]) if TAG_BEST_VALUE in tags else value
-    ours = best[history.metric]
-    if value is not None and is_better(metric_of(history.metric).direction, value, ours):
-        raise WorseError(
-            f"MLflow has a better best of this run ({history.metric} {value:.4f}, here {ours:.4f} at step "
-            f"{best['step']:,}), which is not replaced"
-        )
-
-
-class WorseError(BestrunError):
-    """MLflow's best is better than the one that would replace it."""
 
 
 def _second_name(source: Path, folder: Path) -> Path | None:
@@ -822,30 +699,3 @@ def send_model(store: Store, run: Any, folder: Path, path: str, sha256: str) -> 
     upload(store, run, folder, path)
     for key, value in ((TAG_MODEL_SHA256, sha256), (TAG_MODEL, path)):
         store.client.set_tag(run.info.run_id, key, value, synchronous=True)
-
-
-def _tags(folder: RunFolder, started: Event) -> dict[str, str]:
-    tags = {
-        TAG_RUN: started["name"],
-        TAG_FOLDER: str(folder.path),
-        TAG_WRITER: json.dumps(writer(folder)),
-        TAG_DATA_DIGEST: started["data_digest"],
-        TAG_CONFIG_DIGEST: started["config_digest"],
-        TAG_VERSIONS: json.dumps(started["versions"]),
-        TAG_THREADS: str(started["threads"]),
-        TAG_MACHINE: json.dumps(started["machine"]) if "machine" in started else "",
-        TAG_CODE_SHA256: started.get("code_sha256", ""),
-        "mlflow.source.name": "bestrun",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": started.get("user", ""),
-        DESCRIPTION: page.description(started, None, None),
-        "mlflow.source.git.commit": started["git"].get("commit", ""),
-        TAG_GIT_DIRTY: str(started["git"].get("dirty", "")).lower(),
-        TAG_DIFF_SHA256: started["git"].get("diff_sha256", ""),
-        TAG_PARENT_RUN: started.get("parent") or "",
-        TAG_RERUN_OF: started.get("rerun_of") or "",
-        TAG_SWEEP: started.get("sweep") or "",
-        TAG_TRIAL: "" if started.get("trial") is None else str(started["trial"]),
-        "mlflow.parentRunId": started.get("parent_run_id") or "",
-    }
-    return {key: str(value)[:8000] for key, value in {**tags, **started.get("tags", {})}.items() if value}

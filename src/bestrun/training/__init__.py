@@ -1,5 +1,6 @@
 """What TensorFlow computes: a step is a function of settings, data and its number.
 
-Read first: loop.py, from top to bottom; then model.py (networks and optimizers), evaluation.py, augmentation.py and
-schedules.py. device.py prepares TensorFlow, proof.py tells one network's function from another's.
+Read first: loop.py, from top to bottom; then networks/ (a file each), optimizers.py, evaluation.py,
+augmentation.py and schedules.py. model.py builds networks, variables.py names what a checkpoint has of them, device.py
+prepares TensorFlow, proof.py tells one network's function from another's.
 """

@@ -29,9 +29,11 @@ from ..storage.provenance import computed_by
 from ..storage.reasons import stop_reason as stop_rule
 from . import proof
 from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures, further_figures
-from .model import assign_variables, build_model, build_optimizer, named_variables, read_variables
+from .model import build_model
+from .optimizers import build_optimizer
 from .schedules import learning_rates
 from .steps import compile_steps
+from .variables import assign_variables, named_variables, read_variables
 from .watcher import Watcher
 
 log = logging.getLogger("bestrun")

@@ -1,0 +1,182 @@
+"""A journal's events as MLflow has them, and back."""
+
+import json
+from typing import Any
+
+from ..metrics import best_key, keys
+from ..settings.config import Config, flatten
+from ..storage.folder import RunFolder
+from ..storage.journal import Event
+from . import page
+from .names import (
+    TAG_BEST_SHA256,
+    TAG_CHANGED,
+    TAG_CODE_SHA256,
+    TAG_CONFIG_DIGEST,
+    TAG_DATA_DIGEST,
+    TAG_DIFF_SHA256,
+    TAG_FOLDER,
+    TAG_GIT_DIRTY,
+    TAG_MACHINE,
+    TAG_PARENT_RUN,
+    TAG_RERUN_OF,
+    TAG_RUN,
+    TAG_STOP_REASON,
+    TAG_SWEEP,
+    TAG_THREADS,
+    TAG_TRIAL,
+    TAG_VERSIONS,
+    TAG_WRITER,
+)
+from .writers import writer
+
+# ---- to MLflow ----
+
+DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a run's description
+
+
+def rows_of_an_evaluation() -> list[str]:
+    """What MLflow gets of every evaluation; of a best there are `best/...` beside."""
+    return [*keys("train"), *keys("val"), "images_per_second"]
+
+
+def figures(event: Event) -> dict[str, float]:
+    """The rows of an evaluation. What is not a number never becomes one: a search for the best would find it."""
+    values = {key: event.get(key) for key in rows_of_an_evaluation()}
+    if event["improved"]:
+        values |= {best_key(key): event.get(key) for key in keys("val")} | {"best/step": event["step"]}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def tags_of(folder: RunFolder, started: Event) -> dict[str, str]:
+    """What a run begins with, and the user's own tags."""
+    tags = {
+        TAG_RUN: started["name"],
+        TAG_FOLDER: str(folder.path),
+        TAG_WRITER: json.dumps(writer(folder)),
+        TAG_DATA_DIGEST: started["data_digest"],
+        TAG_CONFIG_DIGEST: started["config_digest"],
+        TAG_VERSIONS: json.dumps(started["versions"]),
+        TAG_THREADS: str(started["threads"]),
+        TAG_MACHINE: json.dumps(started["machine"]) if "machine" in started else "",
+        TAG_CODE_SHA256: started.get("code_sha256", ""),
+        "mlflow.source.name": "bestrun",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": started.get("user", ""),
+        DESCRIPTION: page.description(started, None, None),
+        "mlflow.source.git.commit": started["git"].get("commit", ""),
+        TAG_GIT_DIRTY: str(started["git"].get("dirty", "")).lower(),
+        TAG_DIFF_SHA256: started["git"].get("diff_sha256", ""),
+        TAG_PARENT_RUN: started.get("parent") or "",
+        TAG_RERUN_OF: started.get("rerun_of") or "",
+        TAG_SWEEP: started.get("sweep") or "",
+        TAG_TRIAL: "" if started.get("trial") is None else str(started["trial"]),
+        "mlflow.parentRunId": started.get("parent_run_id") or "",
+    }
+    return {key: str(value)[:8000] for key, value in {**tags, **started.get("tags", {})}.items() if value}
+
+
+def params_of(started: Event) -> list[Any]:
+    """The settings, as MLflow's entities."""
+    from mlflow.entities import Param
+
+    return [Param(name, value[:6000]) for name, value in started["settings"].items()]
+
+
+def dataset_of(started: Event) -> Any:
+    """The data, as MLflow's DatasetInput; its profile says what `_started_of` reads again."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = started["data"]
+    profile = {key: data[key] for key in ("train", "validation", "test", "image_shape", "num_classes")}
+    dataset = Dataset(
+        name=data["name"],
+        digest=started["data_digest"][:32],  # MLflow takes 36 characters; the whole digest is a tag
+        source_type="local",
+        source=json.dumps({"uri": data["source"]}),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+# ---- and back ----
+
+
+def events_of(client: Any, run: Any, config: Config, experiment: str, validation: Event) -> list[Event]:
+    """The journal put together again from what MLflow has of a run; of the time between two resumes it knows nothing.
+
+    Args:
+        config: the settings it began with.
+        validation: what its artifact validation.json says; {} without one.
+    """
+    run_id, tags = run.info.run_id, run.data.tags
+    evaluations = _evaluations_of(client, run_id)
+    best = next((line for line in reversed(evaluations) if line["improved"]), None)
+    if best:
+        best["sha256"] = tags.get(TAG_BEST_SHA256, "")
+        if validation.get("step") == best["step"]:
+            best["confusions"] = validation["confusions"]
+    last = evaluations[-1] if evaluations else {"step": 0, "time_ms": run.info.start_time}
+    events = [_started_of(run, config, experiment), *evaluations]
+    if changed := json.loads(tags.get(TAG_CHANGED, "{}")):  # by resumes, since it began
+        events.append({"event": "resumed", "time_ms": last["time_ms"], "from_step": last["step"], "changed": changed})
+    reason = tags.get(TAG_STOP_REASON)
+    if run.info.end_time and reason:
+        events.append({"event": "stopped", "time_ms": run.info.end_time, "reason": reason, "step": last["step"]})
+    tested = _tested_of(client, run_id)
+    return [*events, tested] if tested else events
+
+
+def _evaluations_of(client: Any, run_id: str) -> list[Event]:
+    lines: dict[int, Event] = {}
+    there = rows_of_an_evaluation()
+    for key in there:
+        for metric in client.get_metric_history(run_id, key):
+            line = lines.setdefault(metric.step, {"event": "evaluation", "time_ms": metric.timestamp})
+            line |= {"step": metric.step, "improved": False, key: metric.value}
+    for step in lines.keys() & {metric.step for metric in client.get_metric_history(run_id, "best/step")}:
+        lines[step] |= {"improved": True, "checkpoint": f"best-{step}.safetensors", "sha256": ""}
+    return [dict.fromkeys(there) | lines[step] for step in sorted(lines)]
+
+
+def _tested_of(client: Any, run_id: str) -> Event | None:
+    found: Event = {}
+    for key in keys("test"):
+        for metric in client.get_metric_history(run_id, key):
+            found |= {"event": "tested", "time_ms": metric.timestamp, "split": "test", "step": metric.step}
+            found[key] = metric.value
+    return found or None
+
+
+def _started_of(run: Any, config: Config, experiment: str) -> Event:
+    tags = run.data.tags
+    data = [item.dataset for item in run.inputs.dataset_inputs]
+    return {
+        "event": "started",
+        "time_ms": run.info.start_time,
+        "name": tags[TAG_RUN],
+        "experiment": experiment,
+        "config_digest": tags.get(TAG_CONFIG_DIGEST, ""),
+        "data_digest": tags.get(TAG_DATA_DIGEST, ""),
+        "settings": dict(run.data.params) or flatten(config),
+        "versions": json.loads(tags.get(TAG_VERSIONS, "{}")),
+        "threads": int(tags.get(TAG_THREADS, 0)),
+        **({"machine": json.loads(tags[TAG_MACHINE])} if TAG_MACHINE in tags else {}),
+        **({"code_sha256": tags[TAG_CODE_SHA256]} if TAG_CODE_SHA256 in tags else {}),
+        "data": {
+            "name": data[0].name if data else "",
+            "source": json.loads(data[0].source)["uri"] if data else "",
+            **(json.loads(data[0].profile) if data else {}),
+        },
+        "git": {
+            "commit": tags.get("mlflow.source.git.commit", ""),
+            "dirty": tags.get(TAG_GIT_DIRTY) == "true",
+            "diff_sha256": tags.get(TAG_DIFF_SHA256, ""),
+        },
+        "note": tags.get("mlflow.note.content", "").partition(page.RULE)[0],
+        "tags": {key: text for key, text in tags.items() if not key.startswith(("mlflow.", "bestrun."))},
+        "parent": tags.get(TAG_PARENT_RUN),
+        "rerun_of": tags.get(TAG_RERUN_OF),
+        "sweep": tags.get(TAG_SWEEP),
+        "trial": int(tags[TAG_TRIAL]) if TAG_TRIAL in tags else None,
+    }
