@@ -88,9 +88,9 @@ def test_it_says_which_label_is_which_class_what_was_left_out_and_what_to_type(f
     (folder / "cat/.hidden.png").write_text("x")
     lines = report_lines(pack(folder, tmp_path / "my data.npz"))
     assert lines[:3] == [
-        "label  class  training   test",
-        "    0  cat           8      2",
-        "    1  dog           8      2",
+        "label  class  training  test",
+        "    0  cat           8     2",
+        "    1  dog           8     2",
     ]
     text = "\n".join(lines)
     assert f"left out  1 .txt files, the first is {folder}/cat/notes.txt" in text

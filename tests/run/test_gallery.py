@@ -2,12 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from bestrun.storage.journal import read_journal
-from bestrun.views import tiles
 from support.stores import mlflow_record, run_folder, sqlite_uri
 
 LONGER = ["training.max_steps=160", "training.evaluate_every_steps=10", "training.patience_steps=160"]
@@ -100,28 +98,3 @@ def test_a_resumed_run_s_curves_mark_where_it_was_resumed(tmp_path):
     axes = curves.curves_figure(history, 40, "k", resumed=[20]).axes[0]
     assert "resumed" in [text.get_text() for text in axes.get_legend().get_texts()]
     assert any(list(line.get_xdata()) == [20, 20] for line in axes.lines)
-
-
-@pytest.mark.parametrize("classes", [2, 10, 100, 300])
-def test_a_confusion_matrix_has_a_colour_for_every_cell_at_any_number_of_classes(classes):
-    matrix = np.random.default_rng(0).integers(0, 500, (classes, classes))
-    picture = tiles.confusion_matrix(matrix, "k, step 1,000: validation split")
-    assert max(picture.size) < 1200
-    colours = {tuple(pixel) for pixel in np.asarray(picture).reshape(-1, 3)}
-    assert len(colours) > min(classes**2, 50) / 2
-
-
-@pytest.mark.parametrize(("shape", "errors"), [((28, 28, 1), 3), ((40, 30, 3), 50), ((200, 300, 3), 1), ((8, 8, 2), 0)])
-def test_example_errors_of_any_image_size_are_pictures(shape, errors):
-    images = np.random.default_rng(0).integers(0, 256, (60, *shape)).astype(np.uint8)
-    labels = np.zeros(60, int)
-    predictions = np.where(np.arange(60) < errors, 7, 0)
-    picture = tiles.example_errors(images, labels, predictions, "k")
-    assert picture.size[0] < 1500 and picture.mode == "RGB"
-
-
-@pytest.mark.parametrize("shape", [(5, 5, 1, 16), (5, 5, 16, 36), (3, 3, 300, 512), (63, 63, 3, 1), (1, 1, 1, 1)])
-def test_filters_of_any_shape_are_pictures(shape):
-    picture = tiles.filters(np.random.default_rng(0).normal(size=shape), "k, step 0: layer_conv1")
-    colours = np.unique(np.asarray(picture).reshape(-1, 3), axis=0)
-    assert picture.size[0] < 3200 and len(colours) > 2

@@ -334,7 +334,6 @@ def replace_what_computes() -> None:
     from bestrun.results import export, restore
     from bestrun.training import device, evaluation, loop, variables
     from bestrun.training.proof import Function
-    from bestrun.views import curves
     from support import stub
 
     stub.replace_what_computes(loop)
@@ -347,8 +346,6 @@ def replace_what_computes() -> None:
     same = Function(True, "it answers as it did then")
     restore.rebuild = lambda fetched, **_: restore.Rebuilt(fetched.checkpoint.tensors, same)
     export.write_keras = lambda fetched, path, **_: path.write_bytes(b"a network") and same
-    for name in ("confusion_matrix_picture", "example_errors_picture"):
-        setattr(curves, name, lambda *arguments: arguments[-1].write_bytes(b"a picture"))
     _quicken()
     steps = loop.compile_steps
     loop.compile_steps = lambda *arguments: _after_the_mirror(steps(*arguments))

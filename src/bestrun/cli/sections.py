@@ -27,7 +27,7 @@ from ..storage.checkpoint import Tensors
 from ..sweep.manifest import Manifest
 from ..sweep.summary import has_importances, summary
 from ..tracking.store import Place
-from ..views import charts
+from ..views import charts, tiles
 from ..views import curves as plots
 from ..views.html import heading, page, paragraph, picture, table
 
@@ -207,15 +207,14 @@ def _seen(record: Record, look: Look, title: str, layers: int = 1) -> list[str]:
         wrong_by = look.logits.max(axis=1) - look.logits[np.arange(len(split)), split.labels]
         order = np.argsort(-wrong_by, kind="stable")
         predictions = look.logits.argmax(axis=1)[order]
-        figure = plots.example_errors_figure(
-            split.images[order], split.labels[order], predictions, _title(f"{name}: validation split"), MAX_ERRORS
-        )
-        parts.append(picture(figure, f"Errors of {name} on the validation split, those it was surest of first."))
+        title = _title(f"{name}: validation split")
+        errors = tiles.example_errors(split.images[order], split.labels[order], predictions, title)
+        parts.append(picture(errors, f"Errors of {name} on the validation split, those it was surest of first."))
     kernels = {key.split("/")[1]: tensor for key, tensor in (look.tensors or {}).items() if _is_kernel(key, tensor)}
     for layer in sorted(kernels, key=lambda layer: (len(layer), layer))[:layers]:
         note = f", one of {len(kernels)} convolutions" if len(kernels) > layers else ""
-        figure = plots.filters_figure(kernels[layer], _title(f"{name}: {layer}"))
-        parts.append(picture(figure, f"Filters of {layer}{note}, of {name}: brown lowers, purple raises."))
+        filters = tiles.filters(kernels[layer], _title(f"{name}: {layer}"))
+        parts.append(picture(filters, f"Filters of {layer}{note}, of {name}: brown lowers, purple raises."))
     return parts
 
 
@@ -226,7 +225,7 @@ def _is_kernel(key: str, tensor: Any) -> bool:
 def _confusions(matrix: Any, title: str) -> list[str]:
     total, right = int(matrix.sum()), int(matrix.trace())
     caption = f"Who is taken for whom, {title}: {total - right:,} of {total:,} images are wrong. Right is the diagonal."
-    parts = [picture(plots.confusion_matrix_figure(matrix, _title(title)), caption)]
+    parts = [picture(tiles.confusion_matrix(matrix, _title(title)), caption)]
     if len(matrix) > plots.MAX_CLASSES_WITH_COUNTS:
         errors = matrix - np.diag(np.diag(matrix))
         order = np.argsort(-errors, axis=None, kind="stable")[: min(10, np.count_nonzero(errors))]

@@ -66,7 +66,7 @@ def restore(
             f"{fetched.run_name} tells {fetched.num_classes} classes of {fetched.image_shape} apart"
         )
     from ..training import device, evaluation
-    from ..views import curves  # device first: it makes TensorFlow's start quiet
+    from ..views import tiles  # device first: it makes TensorFlow's start quiet
 
     device.prepare(config.threads)
 
@@ -88,12 +88,10 @@ def restore(
     step = fetched.checkpoint.state.step
 
     pictures = out / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
     title = f"{fetched.run_name}, step {step:,}: test split"
-    curves.confusion_matrix_picture(matrix, title, pictures / "confusion_matrix.png")
-    curves.example_errors_picture(
-        data.test.images, data.test.labels, logits.argmax(axis=1), title, pictures / "example_errors.png"
-    )
+    tiles.write(tiles.confusion_matrix(matrix, title), pictures / "confusion_matrix.png")
+    errors = tiles.example_errors(data.test.images, data.test.labels, logits.argmax(axis=1), title)
+    tiles.write(errors, pictures / "example_errors.png")
     recorded = False
     if fetched.best and is_own_data and agrees is not False and rebuilt.function.is_same is not False:
         recorded = log_test(

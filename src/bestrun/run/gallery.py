@@ -6,7 +6,6 @@ end one of the best.
 """
 
 import contextlib
-import io
 import logging
 import queue
 import re
@@ -18,7 +17,7 @@ from ..data.dataset import Dataset
 from ..errors import VerificationError
 from ..settings.config import Config
 from ..storage.checkpoint import Tensors, load
-from ..storage.files import StorageError, make_folder, write_atomically
+from ..storage.files import StorageError, make_folder
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Journal
@@ -100,9 +99,7 @@ class Gallery:
         make_folder(self._folder.pictures)
         for key, picture in drawn.items():
             path = f"pictures/{key.replace(' ', '_')}-{step}.png"
-            packed = io.BytesIO()
-            picture.save(packed, "PNG")
-            write_atomically(self._folder.path / path, packed.getvalue())
+            tiles.write(picture, self._folder.path / path)
             self._done.put({"path": path, "key": key, "step": step})
 
     def _draw_curves(self, best_step: int) -> None:

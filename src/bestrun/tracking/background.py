@@ -55,14 +55,14 @@ class Background:
 
     def _run(self) -> None:
         try:
-            self._work()
+            self.work()
             self._complete = self.refused is None and not self.given_up
         except BaseException as error:  # a thread that dies of what nobody thought of has not succeeded
             self.refused = f"{mask_uri(self._uri)}: {reason(error)}"
             log.warning("MLflow does not have everything: %s", self.refused)
             log.info("the %s ended", self._thread.name, exc_info=True, extra={"file_only": True})
 
-    def _work(self) -> None:
+    def work(self) -> None:
         """Send what there is, rest, and so on, until the end is sent or refused."""
         wait, told = 0.5, False
         while not self.given_up:

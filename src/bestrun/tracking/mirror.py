@@ -30,10 +30,10 @@ class Mirror(Background):
         self.given_up = self.sender.given_up = True
         self._thread.join(0.5)
 
-    def _work(self) -> None:
+    def work(self) -> None:
         with contextlib.suppress(StorageError, UnreadableError):
             self.sender.remember()
-        super()._work()
+        super().work()
         self.sender.save()
         if self.sender.missing and not self.refused:
             name, why = next(iter(self.sender.missing.items()))

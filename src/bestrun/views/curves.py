@@ -1,8 +1,7 @@
-"""Pictures of a run: confusion matrix, example errors, convolution filters, curves.
+"""Curves and tables of one run: accuracy and loss over the steps, as a figure and as text; confusions as text.
 
-Each `..._figure` function builds a Matplotlib figure, handy in a notebook; its `..._picture` twin writes it as a PNG.
 Figures are made through Matplotlib's objects, never through pyplot: pyplot keeps global state, which threads would
-share, and may look for a display. Matplotlib is imported when the first picture is made.
+share, and may look for a display. Matplotlib is imported when the first figure is made.
 """
 
 from __future__ import annotations
@@ -26,30 +25,6 @@ if TYPE_CHECKING:
 TRAIN_COLOUR, VALIDATION_COLOUR = "#E69F00", "#0072B2"
 # More classes than this and numbers in the cells, or columns in a terminal, can no longer be read.
 MAX_CLASSES_WITH_COUNTS = 20
-# More filters or channels than this and a tile is smaller than a few pixels.
-MAX_FILTERS = 48
-
-
-def confusion_matrix_picture(matrix: NDArray[np.integer[Any]], title: str, path: Path) -> None:
-    """Write `matrix` (rows: true class, columns: predicted class, values: images) as a PNG."""
-    write_figure(confusion_matrix_figure(matrix, title), path)
-
-
-def example_errors_picture(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.integer[Any]],
-    predictions: NDArray[np.integer[Any]],
-    title: str,
-    path: Path,
-    most: int = 9,
-) -> None:
-    """Write the first `most` wrongly classified `images` (n, height, width, channels) as a PNG."""
-    write_figure(example_errors_figure(images, labels, predictions, title, most), path)
-
-
-def filters_picture(kernel: NDArray[np.floating[Any]], title: str, path: Path) -> None:
-    """Write a convolution layer's `kernel` (height, width, input channels, filters) as a PNG."""
-    write_figure(filters_figure(kernel, title), path)
 
 
 def curves_picture(
@@ -114,94 +89,6 @@ def curve_text(
     lines = [f"{labels.get(index, ''):>9} |{''.join(row)}".rstrip() for index, row in enumerate(grid)]
     axis = f"{0:<{width - len(f'{last:,}')}}{last:,}"
     return [f"{metric} (o), train/{name} (.), best (*)", *lines, f"{'':>9} +{'-' * width}", f"{'step':>9}  {axis}"]
-
-
-def confusion_matrix_figure(matrix: NDArray[np.integer[Any]], title: str) -> Figure:
-    """`matrix` as coloured cells, with the numbers of images in them where they can be read."""
-    from matplotlib.colors import PowerNorm
-
-    classes = len(matrix)
-    counted = classes <= MAX_CLASSES_WITH_COUNTS
-    size = 3.2 + 0.4 * min(max(classes, 5), MAX_CLASSES_WITH_COUNTS)
-    figure = new_figure(size + 0.8, size)
-    axes = figure.add_subplot()
-    # Not linear: a handful of errors beside a thousand hits would have the colour of zero.
-    norm = PowerNorm(0.4, vmin=0, vmax=max(1, int(matrix.max(initial=0))))
-    drawn = axes.imshow(matrix, cmap="Blues", norm=norm)
-    figure.colorbar(drawn, ax=axes, label="images", shrink=0.8)
-    ticks = range(0, classes, math.ceil(classes / MAX_CLASSES_WITH_COUNTS))
-    axes.set(xticks=ticks, yticks=ticks, xlabel="predicted class (images per cell)", ylabel="true class")
-    axes.set_title(title, parse_math=False)
-    if counted:
-        fontsize = min(11.0, 42 / len(str(matrix.max(initial=0))))
-        for (row, column), count in np.ndenumerate(matrix):
-            colour = "white" if norm(count) > 0.6 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=fontsize)
-    return figure
-
-
-def example_errors_figure(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.integer[Any]],
-    predictions: NDArray[np.integer[Any]],
-    title: str,
-    most: int = 9,
-) -> Figure:
-    """The first `most` wrongly classified images as tiles, true and predicted class under each."""
-    wrong = np.flatnonzero(labels != predictions)
-    shown = wrong[:most]
-    columns = math.ceil(math.sqrt(len(shown))) or 1
-    rows = math.ceil(len(shown) / columns) or 1
-    tall = images.shape[1] / images.shape[2]
-    figure = new_figure(max(4.5, 2.1 * columns), 0.8 + max(1.5, rows * (0.4 + 1.9 * min(tall, 3.0))))
-    if not len(shown):
-        figure.suptitle(title, parse_math=False)
-        figure.text(0.5, 0.45, f"no errors in {len(labels):,} images", ha="center", va="center", fontsize=14)
-        return figure
-    figure.suptitle(f"{title}\n{len(shown):,} of {len(wrong):,} errors in {len(labels):,} images", parse_math=False)
-    for position, index in enumerate(shown):
-        axes = figure.add_subplot(rows, columns, position + 1)
-        image = images[index] if images.shape[-1] == 3 else images[index, ..., 0]
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes.set(xticks=[], yticks=[])
-        axes.set_xlabel(f"true {labels[index]}, predicted {predictions[index]}", fontsize=9)
-    return figure
-
-
-def filters_figure(kernel: NDArray[np.floating[Any]], title: str) -> Figure:
-    """A convolution layer's filters as tiles; with several input channels, one row of tiles for each."""
-    height, width, channels, filters = kernel.shape
-    kernel = kernel[:, :, :MAX_FILTERS, :MAX_FILTERS]
-    if channels == 1:
-        columns = math.ceil(math.sqrt(kernel.shape[3]))
-        rows = math.ceil(kernel.shape[3] / columns)
-        places = [divmod(index, columns) for index in range(kernel.shape[3])]
-        tiles = list(np.moveaxis(kernel[:, :, 0], -1, 0))
-    else:
-        rows, columns = kernel.shape[2:]
-        places = list(np.ndindex(rows, columns))
-        tiles = [kernel[:, :, row, column] for row, column in places]
-    # One picture with gaps of NaN: hundreds of axes would take many seconds.
-    mosaic = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
-    for (row, column), tile in zip(places, tiles, strict=True):
-        top, left = row * (height + 1), column * (width + 1)
-        mosaic[top : top + height, left : left + width] = tile
-
-    tall = mosaic.shape[0] / mosaic.shape[1]
-    across = 8.0 if columns <= 16 else 12.0
-    figure = new_figure(across, min(12.0, max(3.0, (across - 1.5) * tall + 1.2)))
-    axes = figure.add_subplot()
-    finite = np.abs(mosaic[np.isfinite(mosaic)])
-    extreme = float(finite.max(initial=0)) or 1.0
-    drawn = axes.imshow(mosaic, cmap="PuOr", vmin=-extreme, vmax=extreme, interpolation="nearest")
-    figure.colorbar(drawn, ax=axes, label="weight", shrink=0.8)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    axes.set_title(title, parse_math=False)
-    axes.set_xlabel(_extent("filter", filters))
-    if channels > 1:
-        axes.set_ylabel(_extent("input channel", channels))
-    return figure
 
 
 def curves_figure(
@@ -295,11 +182,6 @@ def measured(history: Sequence[Mapping[str, Any]]) -> list[Metric]:
     """The metrics to draw: a run older than a metric has none of it. Accuracy and loss always are."""
     there = {key for line in history for key, value in line.items() if value is not None}
     return [metric for metric in panels() if metric.is_trained or f"val/{metric.name}" in there]
-
-
-def _extent(name: str, count: int) -> str:
-    shown = f"the first {MAX_FILTERS} of {count}" if count > MAX_FILTERS else str(count)
-    return f"{name}s ({shown})"
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -11,6 +11,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -96,28 +98,31 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequen
     return f"<div class=wide>{begin}<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>"
 
 
-def picture(figure: Figure, caption: str) -> str:
-    """A figure with its caption, which is also what is read aloud in its place."""
-    data, kind = encoded(figure)
-    width = round(figure.get_figwidth() * 96)
+def picture(drawn: Figure | Image.Image, caption: str) -> str:
+    """A figure or tiles with a caption, which is also what is read aloud in its place."""
+    data, kind = encoded(drawn)
+    width = drawn.width if isinstance(drawn, Image.Image) else round(drawn.get_figwidth() * 96)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     image = f'<img width="{width}" alt="{escape(caption)}" src="{source}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def encoded(figure: Figure) -> tuple[bytes, str]:
+def encoded(picture: Figure | Image.Image) -> tuple[bytes, str]:
     """A PNG; of photographs, which make a large one, a JPEG."""
-    drawn = _saved(figure, "png")
+    drawn = _saved(picture, "png")
     if len(drawn) <= PICTURE_BYTES:
         return drawn, "png"
     for quality in (88, 70, 45):
-        drawn = _saved(figure, "jpeg", pil_kwargs={"quality": quality, "optimize": True})
+        drawn = _saved(picture, "jpeg", quality=quality, optimize=True)
         if len(drawn) <= PICTURE_BYTES:
             break
     return drawn, "jpeg"
 
 
-def _saved(figure: Figure, kind: str, **how: Any) -> bytes:
+def _saved(picture: Figure | Image.Image, kind: str, **how: Any) -> bytes:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=kind, dpi=DPI, **how)
+    if isinstance(picture, Image.Image):
+        picture.save(drawn, kind, **how)
+    else:
+        picture.savefig(drawn, format=kind, dpi=DPI, pil_kwargs=how)
     return drawn.getvalue()

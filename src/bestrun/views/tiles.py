@@ -1,14 +1,19 @@
-"""Pictures a run draws while it trains: confusion matrix, example errors, filters, in some milliseconds each.
+"""Confusion matrix, example errors, filters: of a run while it trains, of `restore`, in a report.
 
-Pixels are made with numpy and lettered with Pillow: a Matplotlib figure of the same would take a hundred times as long.
+Pixels are made with numpy and lettered with Pillow, in some milliseconds: a Matplotlib figure of the same would take a
+hundred times as long.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from ..storage.files import replacing
+from .curves import MAX_CLASSES_WITH_COUNTS
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 
@@ -17,7 +22,6 @@ BLUES = np.array([[247, 251, 255], [158, 202, 225], [49, 130, 189], [8, 48, 107]
 BROWN_TO_PURPLE = np.array([[127, 59, 8], [253, 184, 99], [247, 247, 247], [178, 171, 210], [45, 0, 75]])
 MARGIN = 12
 LINE = 20  # pixels a line of text takes
-MAX_CLASSES_WITH_COUNTS = 20
 MAX_ERRORS = 16
 MAX_FILTERS = 48
 
@@ -30,7 +34,7 @@ def confusion_matrix(matrix: NDArray[np.integer[Any]], title: str) -> Image.Imag
     # Not linear: a handful of errors beside a thousand hits would have the colour of zero
     shares = (matrix / largest) ** 0.4
     cells = np.repeat(np.repeat(_coloured(shares, BLUES), side, axis=0), side, axis=1)
-    left, top = MARGIN + 2 * LINE + 12, 2 * MARGIN + 2 * LINE
+    left, top = MARGIN + 2 * LINE + 12, title_end(title) + LINE
     picture, draw = _canvas(left + classes * side + MARGIN, top + classes * side + MARGIN, title)
     picture.paste(Image.fromarray(cells), (left, top))
     for label in range(0, classes, math.ceil(classes / MAX_CLASSES_WITH_COUNTS)):
@@ -59,10 +63,11 @@ def example_errors(
     across, down = max(104, width * times) + MARGIN, height * times + 2 * LINE + MARGIN
     columns, rows = 4, max(1, math.ceil(len(shown) / 4))
     count = f"{len(wrong):,} errors in {len(labels):,} images" + f", the first {len(shown)}" * (len(wrong) > len(shown))
-    picture, draw = _canvas(columns * across + MARGIN, rows * down + 2 * MARGIN + 2 * LINE, f"{title}\n{count}")
+    title = f"{title}\n{count}"
+    picture, draw = _canvas(columns * across + MARGIN, title_end(title) + rows * down, title)
     for position, index in enumerate(shown):
         row, column = divmod(position, columns)
-        left, top = MARGIN + column * across, 2 * MARGIN + 2 * LINE + row * down
+        left, top = MARGIN + column * across, title_end(title) + row * down
         tile = np.repeat(np.repeat(images[index], times, axis=0), times, axis=1)
         if tile.shape[-1] != 3:
             tile = np.repeat(tile[..., :1], 3, axis=-1)
@@ -91,12 +96,29 @@ def filters(kernel: NDArray[np.floating[Any]], title: str) -> Image.Image:
         mosaic[top : top + height, left : left + width] = _coloured(tile / extreme / 2 + 0.5, BROWN_TO_PURPLE)
     times = max(1, min(16, 900 // max(mosaic.shape[:2])))
     mosaic = np.repeat(np.repeat(mosaic, times, axis=0), times, axis=1)
-    what = f"{count} filters across" + (f", {channels} input channels down" if channels > 1 else "")
+    what = f"{_extent(count)} filters across" + (f", {_extent(channels)} input channels down" if channels > 1 else "")
     scale = f"weights from {-extreme:.2g} (brown) to {extreme:.2g} (purple)"
-    wide, high = max(mosaic.shape[1], 420) + 2 * MARGIN, mosaic.shape[0] + 3 * LINE + 3 * MARGIN
-    picture, _ = _canvas(wide, high, f"{title}\n{what}\n{scale}")
-    picture.paste(Image.fromarray(mosaic), (MARGIN, 3 * LINE + 2 * MARGIN))
+    title = f"{title}\n{what}\n{scale}"
+    wide, high = max(mosaic.shape[1], 420) + 2 * MARGIN, title_end(title) + mosaic.shape[0] + MARGIN
+    picture, _ = _canvas(wide, high, title)
+    picture.paste(Image.fromarray(mosaic), (MARGIN, title_end(title)))
     return picture
+
+
+def title_end(title: str) -> int:
+    """Where a picture goes on below its title: so many pixels from the top."""
+    return LINE * len(title.splitlines()) + 2 * MARGIN
+
+
+def _extent(count: int) -> str:
+    return f"the first {MAX_FILTERS} of {count:,}" if count > MAX_FILTERS else str(count)
+
+
+def write(picture: Image.Image, path: Path) -> None:
+    """Replace `path` by the picture as a PNG at once: whoever reads it, the mirror's thread too, finds all or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        picture.save(file, "PNG")
 
 
 def _coloured(shares: NDArray[Any], anchors: NDArray[Any]) -> Pixels:
