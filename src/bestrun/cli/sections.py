@@ -24,6 +24,7 @@ from ..results.show import facts, steps
 from ..settings.compose import override
 from ..settings.config import flatten
 from ..storage.checkpoint import Tensors
+from ..storage.events import metric_value
 from ..sweep.manifest import Manifest
 from ..sweep.summary import has_importances, summary
 from ..tracking.store import Place
@@ -166,11 +167,8 @@ def _look(record: Record, overrides: Sequence[str], at_hand: dict[str, Dataset |
 def _one(record: Record, look: Look) -> list[str]:
     best, parts = record.best, []
     if best:
-        parts.append(
-            paragraph(
-                f"{record.metric} {shown_value(best[record.metric], record.metric)} at step {best['step']:,}", "lead"
-            )
-        )
+        value = shown_value(metric_value(best, record.metric), record.metric)
+        parts.append(paragraph(f"{record.metric} {value} at step {best['step']:,}", "lead"))
     parts += [_facts(record), heading("Curves")]
     if not record.evaluations:
         parts.append(paragraph("It was never evaluated.", "missing"))
@@ -272,10 +270,10 @@ def _run_table(records: Sequence[Record]) -> str:
     head = ["run", "state", *figures, "best step", "test accuracy", "steps", "took"]
     rows = []
     for label, record in zip(_labels(records), records, strict=True):
-        best, tested = record.best or {}, record.tested or {}
+        best = record.best
         state = record.state + (f": {record.stopped['reason']}" if record.stopped else "")
-        values = [shown_value(best.get(key), key) for key in figures]
-        test = shown_value(tested.get("test/accuracy"), "test/accuracy")
+        values = [shown_value(metric_value(best, key), key) for key in figures]
+        test = shown_value(metric_value(record.tested, "test/accuracy"), "test/accuracy")
         step = f"{best['step']:,}" if best else "-"
         rows.append([label, state, *values, step, test, f"{steps(record):,}", duration(record.seconds)])
     return table(head, rows, head[2:])

@@ -7,6 +7,7 @@ from ..errors import SettingsError
 from ..formatting import shown_value, text_table
 from ..metrics import objective_first
 from ..settings.config import flatten
+from ..storage.events import metric_value
 from ..storage.provenance import code_differences
 from ..terminal import one_line
 from ..views import curves
@@ -81,15 +82,18 @@ def _difference(first: Record, other: Record) -> list[list[int]] | None:
 
 def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
     """What `bestrun compare` prints of a comparison: a column a run."""
-    best, tested = [record.best or {} for record in records], [record.tested or {} for record in records]
+    best, tested = [record.best for record in records], [record.tested for record in records]
     metric = records[0].metric
     table = [
         ["", *(one_line(record.name) for record in records)],
         ["run ID", *((record.run_id or "-")[:8] for record in records)],
         ["state", *(record.state for record in records)],
-        *([f"best {key}", *(shown_value(line.get(key), key) for line in best)] for key in objective_first(metric)),
+        *(
+            [f"best {key}", *(shown_value(metric_value(line, key), key) for line in best)]
+            for key in objective_first(metric)
+        ),
         ["at step", *(f"{line['step']:,}" if line else "-" for line in best)],
-        ["test/accuracy", *(shown_value(line.get("test/accuracy"), "test/accuracy") for line in tested)],
+        ["test/accuracy", *(shown_value(metric_value(line, "test/accuracy"), "test/accuracy") for line in tested)],
         ["stopped at", *(_stop(record) for record in records)],
         ["seconds", *(f"{record.seconds:,.1f}" for record in records)],
     ]

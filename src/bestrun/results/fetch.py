@@ -14,6 +14,7 @@ from ..metrics import best_key, keys
 from ..settings.compose import config_now, read_config
 from ..settings.config import Config, to_yaml
 from ..storage.checkpoint import MAX_BYTES, Checkpoint, load
+from ..storage.events import metric_value
 from ..storage.files import read_json, write_atomically
 from ..storage.folder import RunFolder
 from ..storage.history import History
@@ -121,14 +122,15 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
     best = history.best
     if last:
         path, checkpoint = folder.last, load(folder.last)
-        line = next((line for line in history.evaluations if line["step"] == checkpoint.state.step), {})
+        line = next((line for line in history.evaluations if line["step"] == checkpoint.state.step), None)
     elif best:
-        path, line = folder.path / best["checkpoint"], best
+        line = best
+        path = folder.path / best["checkpoint"]
         checkpoint = load(path, sha256=best["sha256"])
     else:
         raise VerificationError(f"run {folder.name}: it has no best checkpoint yet; --checkpoint last takes its newest")
     config = config_now(folder.config, history)
-    logged = {key: line.get(key) for key in keys("val")}
+    logged = {key: metric_value(line, key) for key in keys("val")}
     return Fetched(
         read_json(folder.mirror).get("run_id"),
         folder.name,

@@ -11,10 +11,11 @@ import yaml
 from ..errors import SettingsError, VerificationError
 from ..settings.compose import config_now, override, read_config
 from ..settings.config import Config
+from ..storage.events import Evaluation, Resumed, Started, Stopped, Tested
 from ..storage.files import read_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
-from ..storage.journal import Event, read_journal
+from ..storage.journal import read_journal
 from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import download
@@ -64,31 +65,31 @@ class Record:
         return self.now_config.objective.metric
 
     @property
-    def started(self) -> Event:
+    def started(self) -> Started:
         """The journal's first event: data, versions, threads, git, parent, sweep, note, tags."""
         return self.history.started
 
     @property
-    def evaluations(self) -> list[Event]:
+    def evaluations(self) -> list[Evaluation]:
         """The journal's, one a step, step 0 first."""
         return self.history.evaluations
 
     @property
-    def best(self) -> Event | None:
+    def best(self) -> Evaluation | None:
         """The best evaluation."""
         return self.history.best
 
     @property
-    def resumed(self) -> list[Event]:
+    def resumed(self) -> list[Resumed]:
         return self.history.resumed
 
     @property
-    def stopped(self) -> Event | None:
+    def stopped(self) -> Stopped | None:
         """How it ended; None while it runs or after a crash."""
         return self.history.stopped
 
     @property
-    def tested(self) -> Event | None:
+    def tested(self) -> Tested | None:
         return self.history.tested
 
     @property
@@ -166,7 +167,7 @@ def from_mlflow(store: Store, run: Any) -> Record:
         validation = read_json(found) if found else {}
     experiment = client.get_experiment(run.info.experiment_id).name
     history = History(events_of(client, run, config, experiment, validation))
-    interrupted = (history.stopped or {}).get("reason") == "interrupted"
+    interrupted = history.stopped is not None and history.stopped["reason"] == "interrupted"
     now = state(run.info.status, store.run_folder(run))
     return Record(
         run_id=run_id,

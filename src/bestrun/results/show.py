@@ -6,6 +6,7 @@ from typing import Any
 from ..formatting import duration, shown_value
 from ..metrics import keys, metric_of, objective_first
 from ..settings.config import flatten
+from ..storage.events import metric_value
 from ..storage.provenance import changed_files
 from ..storage.reasons import StopReason
 from ..terminal import one_line
@@ -59,12 +60,12 @@ def facts(record: Record) -> list[tuple[str, str]]:
     rows = [("run", f"{record.name}  {record.run_id or '(no MLflow run ID yet)'}")]
     rows.append(("state", f"{_state(record)}, {duration(record.seconds)}"))
     if best:
-        there = [key for key in objective_first(record.metric) if best.get(key) is not None]
-        values = ", ".join(f"{key} {shown_value(best[key], key)}" for key in there)
+        there = [key for key in objective_first(record.metric) if metric_value(best, key) is not None]
+        values = ", ".join(f"{key} {shown_value(metric_value(best, key), key)}" for key in there)
         rows.append(("best", f"{values} at step {best['step']:,}"))
     if record.tested:
-        there = [key for key in reversed(keys("test")) if record.tested.get(key) is not None]
-        test = ", ".join(f"{metric_of(key).name} {shown_value(record.tested[key], key)}" for key in there)
+        there = [key for key in reversed(keys("test")) if metric_value(record.tested, key) is not None]
+        test = ", ".join(f"{metric_of(key).name} {shown_value(metric_value(record.tested, key), key)}" for key in there)
         rows.append(("test", f"{test} (step {record.tested['step']:,})"))
     rows.append(("started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started["time_ms"] / 1000))))
     for event in record.resumed:
@@ -84,10 +85,14 @@ def facts(record: Record) -> list[tuple[str, str]]:
     if machine := started.get("machine"):
         flags = "".join(f", {name}={value}" for name, value in machine["flags"].items())
         rows.append(("computed on", ", ".join([machine["processor"], *machine["gpus"]]) + flags))
-    for key, what in (("parent", "started from"), ("rerun_of", "rerun of"), ("sweep", "sweep"), ("note", "note")):
-        if started.get(key):
-            trial = f", trial {started['trial']}" if key == "sweep" else ""
-            rows.append((what, f"{started[key]}{trial}"))
+    sweep = f"{started['sweep']}, trial {started.get('trial')}" if started.get("sweep") else None
+    more = (
+        ("started from", started.get("parent")),
+        ("rerun of", started.get("rerun_of")),
+        ("sweep", sweep),
+        ("note", started.get("note")),
+    )
+    rows += [(what, text) for what, text in more if text]
     rows += [("tag", f"{name}={text}") for name, text in (started.get("tags") or {}).items()]
     rows.append(("experiment", record.experiment))
     if record.folder:

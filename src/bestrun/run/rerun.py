@@ -55,7 +55,8 @@ def rerun(
                 "  %-9s a resume of it changed %s; this run keeps the first values", "settings", ", ".join(changed)
             )
     result = start(composed, home=home, screen=screen, extra={"rerun_of": record.name})
-    if digest(config) == digest(same) and result.stop_reason == (record.stopped or {}).get("reason"):
+    ended_alike = record.stopped is not None and result.stop_reason == record.stopped["reason"]
+    if digest(config) == digest(same) and ended_alike:
         with screen.shown():
             log.info("%s", verdict(record, History.read(RunFolder(Path(result.folder)).journal)))
     return result

@@ -16,6 +16,7 @@ from ..results.restore import what_differs
 from ..settings.compose import config_now, override
 from ..settings.config import Config, flatten, to_yaml
 from ..storage.checkpoint import Checkpoint, newest_checkpoint
+from ..storage.events import Started
 from ..storage.files import make_folder, read_json, sync_folder, write_atomically
 from ..storage.folder import RunFolder, create_run_folder
 from ..storage.history import CHANGEABLE, PLACES, History
@@ -196,13 +197,13 @@ class Others:
             self._ready.set()
 
 
-def parent_checkpoint(started: dict[str, Any], place: Place) -> Checkpoint:
+def parent_checkpoint(started: Started, place: Place) -> Checkpoint:
     """What a run that has saved nothing yet started from, once more.
 
     Raises:
         VerificationError: the parent has another best now.
     """
-    parent = started["parent"]
+    parent = str(started["parent"])
     checkpoint = fetch_anywhere(parent, place).checkpoint
     if checkpoint.sha256 != started.get("parent_sha256", checkpoint.sha256):  # MLflow does not know it
         raise VerificationError(

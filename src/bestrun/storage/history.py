@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from ..errors import VerificationError
+from .events import Evaluation, Resumed, Started, Stopped, Tested, metric_value
 from .journal import Event, read_journal
 from .reasons import StopReason
 
@@ -49,33 +50,33 @@ class History:
         return history
 
     @property
-    def started(self) -> Event:
+    def started(self) -> Started:
         """The first event: settings, data, versions, parent, sweep as they were when the run began."""
-        return self.events[0]
+        return cast(Started, self.events[0])
 
     @cached_property
-    def evaluations(self) -> list[Event]:
+    def evaluations(self) -> list[Evaluation]:
         """One a step, in their order. The line of a best that was lost and saved anew stands twice: the last counts."""
-        return list({event["step"]: event for event in self._all("evaluation")}.values())
+        return list({line["step"]: line for line in cast(list[Evaluation], self._all("evaluation"))}.values())
 
     @cached_property
-    def best(self) -> Event | None:
+    def best(self) -> Evaluation | None:
         """The best evaluation."""
         return next((line for line in reversed(self.evaluations) if line["improved"]), None)
 
     @property
-    def resumed(self) -> list[Event]:
-        return self._all("resumed")
+    def resumed(self) -> list[Resumed]:
+        return cast(list[Resumed], self._all("resumed"))
 
     @property
-    def tested(self) -> Event | None:
-        return self._last("tested")
+    def tested(self) -> Tested | None:
+        return cast(Tested | None, self._last("tested"))
 
     @cached_property
-    def stopped(self) -> Event | None:
+    def stopped(self) -> Stopped | None:
         """How it ended; None while it runs, and after a crash."""
         words = [event for event in self.events if event["event"] in ("started", "resumed", "stopped")]
-        return words[-1] if words and words[-1]["event"] == "stopped" else None
+        return cast(Stopped, words[-1]) if words and words[-1]["event"] == "stopped" else None
 
     @cached_property
     def changed(self) -> dict[str, list[str]]:
@@ -125,7 +126,7 @@ class History:
         """The best as `stopped`, result.json and `--json` say it: step, metric, value, checkpoint, sha256."""
         if not self.best:
             return None
-        value = {"step": self.best["step"], "metric": self.metric, "value": self.best[self.metric]}
+        value = {"step": self.best["step"], "metric": self.metric, "value": metric_value(self.best, self.metric)}
         return value | {key: self.best[key] for key in ("checkpoint", "sha256")}
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import SettingsError, UnreadableError, VerificationError
 from ..metrics import goodness
+from ..storage.events import metric_value
 from ..storage.files import read_json, write_json
 from ..storage.folder import RunFolder, remove_never_begun
 from ..storage.history import History
@@ -129,7 +130,7 @@ class Manifest:
             run.state, run.error = "failed", str(error)
             return []
         metric, best, stopped = self.objective["metric"], history.best, history.stopped
-        run.best, run.best_step = (best[metric], best["step"]) if best else (None, None)
+        run.best, run.best_step = metric_value(best, metric), best and best["step"]
         run.max_steps = int(history.settings["training.max_steps"])
         run.seconds, run.step = history.seconds, history.step
         if stopped:
@@ -143,8 +144,8 @@ class Manifest:
             run.state, run.stop_reason, run.error = "running", None, None
         elif run.state != "failed":
             run.state, run.stop_reason, run.error = "interrupted", None, None
-        lines = [line for line in history.evaluations if line["step"] > 0 and line[metric] is not None]
-        return [(line["step"], line[metric]) for line in lines]
+        values = [(line["step"], metric_value(line, metric)) for line in history.evaluations if line["step"] > 0]
+        return [(step, value) for step, value in values if value is not None]
 
     def count(self) -> Counter[str]:
         """Trials by state; those not yet thought of are waiting."""

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import BestrunError, VerificationError
 from ..formatting import mask_uri
 from ..metrics import keys
+from ..storage.events import Evaluation, Started, Stopped, metric_value
 from ..storage.files import StorageError, fault, read_json, write_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
@@ -244,7 +245,7 @@ class Sender:
         if not self._stumbled:
             self.advanced = time.monotonic()
 
-    def _meet(self, started: Event, known: History, *, compare: bool) -> None:
+    def _meet(self, started: Started, known: History, *, compare: bool) -> None:
         """Find or make MLflow's run, see whose it is now, and what it has that was not acknowledged.
 
         Args:
@@ -276,7 +277,7 @@ class Sender:
         self._run, self._dirty = run, True
         clear_torn_uploads(self.store, run)
 
-    def _create(self, started: Event) -> Any:
+    def _create(self, started: Started) -> Any:
         return self.store.client.create_run(
             self.experiment_id,
             start_time=started["time_ms"],
@@ -284,10 +285,10 @@ class Sender:
             tags=tags_of(self.folder, started),
         )
 
-    def _find(self, started: Event) -> str | None:
+    def _find(self, started: Started) -> str | None:
         return next(iter(self._created(started)), None)
 
-    def _created(self, started: Event) -> list[str]:
+    def _created(self, started: Started) -> list[str]:
         """The run IDs MLflow has of this journal. Two machines may give runs the same name: their start differs."""
         self.experiment_id = self.store.experiment_id(started["experiment"], self.folder.path.parents[1])
         ours = f"{where(TAG_RUN, started['name'])} and attributes.start_time = {started['time_ms']}"
@@ -299,13 +300,13 @@ class Sender:
         kind, event = events[0]["event"], events[0]
         client, run_id = self.store.client, str(self.run_id)
         if kind == "evaluation":
-            self._send_rows(events)
+            self._send_rows(cast(list[Evaluation], events))
             if history.best and history.best["step"] in [each["step"] for each in events]:
                 self._send_best(history)
         elif kind == "started":
-            self._send_start(event)
+            self._send_start(cast(Started, event))
             self._send_artifacts(history, events)
-            _tell_parent(self.store, event)
+            _tell_parent(self.store, cast(Started, event))
         elif kind == "resumed":
             client.update_run(run_id, status="RUNNING")
             if history.changed:
@@ -315,11 +316,11 @@ class Sender:
         elif kind == "tested":
             send_tested(client, run_id, event)
         elif kind == "stopped":
-            self._send_end(history, event)
+            self._send_end(history, cast(Stopped, event))
         else:
             self._send_artifacts(history, events)
 
-    def _send_start(self, started: Event) -> None:
+    def _send_start(self, started: Started) -> None:
         client, run_id = self.store.client, str(self.run_id)
         params = params_of(started)
         for first in range(0, len(params), 100):
@@ -328,7 +329,7 @@ class Sender:
         experiment = client.get_experiment_by_name(started["experiment"])
         page.save_view(client, experiment, started["settings"]["objective.metric"])
 
-    def _send_end(self, history: History, stopped: Event) -> None:
+    def _send_end(self, history: History, stopped: Stopped) -> None:
         fault("F11")
         client, run_id = self.store.client, str(self.run_id)
         self._send_lost_rows(history)
@@ -338,7 +339,7 @@ class Sender:
         for twin in self._created(history.started):
             if twin != run_id:
                 client.delete_run(twin)
-        self._send_artifacts(history, [stopped])
+        self._send_artifacts(history, [cast(Event, stopped)])
         current = client.get_run(run_id).data.tags.get(DESCRIPTION, "")
         described = page.with_result(current, page.description(history.started, history.best, stopped))
         self._set_tags({DESCRIPTION: described, TAG_STOP_REASON: stopped["reason"]})
@@ -354,7 +355,7 @@ class Sender:
 
     # ---- evaluations ----
 
-    def _send_rows(self, evaluations: Sequence[Event]) -> None:
+    def _send_rows(self, evaluations: Sequence[Evaluation]) -> None:
         """All figures of these evaluations, in one request; those that MLflow has from another journal stay single."""
         from mlflow.entities import Metric
 
@@ -413,7 +414,7 @@ class Sender:
         if best and wanted:
             self._offer([wanted], lambda: self._bring_best(history, best))
 
-    def _bring_best(self, history: History, best: Event) -> None:
+    def _bring_best(self, history: History, best: Evaluation) -> None:
         """Upload the checkpoint, then name it in tags, then remove the older one: no tag ever names half a file."""
         source, uploads = self.folder.path / best["checkpoint"], self.folder.path / "upload"
         run = self.store.client.get_run(self.run_id)
@@ -438,13 +439,13 @@ class Sender:
         fault("F8")
         artifact = CHECKPOINTS + best["checkpoint"]
         older = run.data.tags.get(TAG_BEST_CHECKPOINT)
-        value = json.dumps(best[history.metric])
+        value = json.dumps(metric_value(best, history.metric))
         self._set_tags({TAG_BEST_SHA256: best["sha256"], TAG_BEST_CHECKPOINT: artifact, TAG_BEST_VALUE: value})
         self.best_there, self._dirty = best["sha256"], True
         if older and older != artifact:
             self._remove(Path(older).name, insist=False)
 
-    def _refuse_lost(self, best: Event) -> None:
+    def _refuse_lost(self, best: Evaluation) -> None:
         """Raises VerificationError: the best checkpoint is gone, and no better one has taken its place."""
         newest = History([line.event for line in self._lines()]).best
         if newest and newest["sha256"] == best["sha256"]:
@@ -668,12 +669,13 @@ def _log_dataset(client: Any, run_id: str, dataset: Any) -> None:
                 raise
 
 
-def _tell_parent(store: Store, started: Event) -> None:
+def _tell_parent(store: Store, started: Started) -> None:
     """Name this run in the tag bestrun.children of the run it started from. Best effort: that one may be elsewhere."""
-    if not started.get("parent"):
+    name = started.get("parent")
+    if not name:
         return
     try:
-        parent = find_run(store, Lookup(started["parent"]))
+        parent = find_run(store, Lookup(name))
         children = [name for name in parent.data.tags.get(TAG_CHILDREN, "").split(",") if name]
         if started["name"] not in children:
             children.append(started["name"])

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..metrics import best_key, keys
 from ..settings.config import Config, flatten
+from ..storage.events import Evaluation, Started, metric_value
 from ..storage.folder import RunFolder
 from ..storage.journal import Event
 from . import page
@@ -40,15 +41,15 @@ def rows_of_an_evaluation() -> list[str]:
     return [*keys("train"), *keys("val"), "images_per_second"]
 
 
-def figures(event: Event) -> dict[str, float]:
+def figures(event: Evaluation) -> dict[str, float]:
     """The rows of an evaluation. What is not a number never becomes one: a search for the best would find it."""
-    values = {key: event.get(key) for key in rows_of_an_evaluation()}
+    values = {key: metric_value(event, key) for key in rows_of_an_evaluation()}
     if event["improved"]:
-        values |= {best_key(key): event.get(key) for key in keys("val")} | {"best/step": event["step"]}
+        values |= {best_key(key): metric_value(event, key) for key in keys("val")} | {"best/step": event["step"]}
     return {key: value for key, value in values.items() if value is not None}
 
 
-def tags_of(folder: RunFolder, started: Event) -> dict[str, str]:
+def tags_of(folder: RunFolder, started: Started) -> dict[str, str]:
     """What a run begins with, and the user's own tags."""
     tags = {
         TAG_RUN: started["name"],
@@ -76,14 +77,14 @@ def tags_of(folder: RunFolder, started: Event) -> dict[str, str]:
     return {key: str(value)[:8000] for key, value in {**tags, **started.get("tags", {})}.items() if value}
 
 
-def params_of(started: Event) -> list[Any]:
+def params_of(started: Started) -> list[Any]:
     """The settings, as MLflow's entities."""
     from mlflow.entities import Param
 
     return [Param(name, value[:6000]) for name, value in started["settings"].items()]
 
 
-def dataset_of(started: Event) -> Any:
+def dataset_of(started: Started) -> Any:
     """The data, as MLflow's DatasetInput; its profile says what `_started_of` reads again."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 

@@ -9,10 +9,10 @@ from typing import Any
 from ..environment import user_name
 from ..errors import BestrunError, SettingsError
 from ..metrics import best_key, is_better, metric_of
+from ..storage.events import Evaluation, metric_value
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.home import copied_from, identity
-from ..storage.journal import Event
 from .names import TAG_BEST_SHA256, TAG_BEST_VALUE, TAG_WRITER
 from .store import is_own_store
 
@@ -85,7 +85,7 @@ def overtaken(folder: RunFolder, who: dict[str, str], did: str) -> str:
     )
 
 
-def refuse_worse(history: History, best: Event, run: Any) -> None:
+def refuse_worse(history: History, best: Evaluation, run: Any) -> None:
     """A better best in MLflow, which this journal does not know of, is never replaced by a worse one.
 
     Raises:
@@ -98,8 +98,8 @@ def refuse_worse(history: History, best: Event, run: Any) -> None:
         return
     value = run.data.metrics.get(best_key(history.metric))
     value = float(tags[TAG_BEST_VALUE]) if TAG_BEST_VALUE in tags else value
-    ours = best[history.metric]
-    if value is not None and is_better(metric_of(history.metric).direction, value, ours):
+    ours = metric_value(best, history.metric)
+    if value is not None and ours is not None and is_better(metric_of(history.metric).direction, value, ours):
         raise WorseError(
             f"MLflow has a better best of this run ({history.metric} {value:.4f}, here {ours:.4f} at step "
             f"{best['step']:,}), which is not replaced"

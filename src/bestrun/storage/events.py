@@ -1,0 +1,110 @@
+"""The fields of each event of a journal, format 1; docs/formats.md says what they mean.
+
+What is `NotRequired` is not written by every run, or was not by an earlier version.
+"""
+
+from typing import Any, NotRequired, TypedDict, cast
+
+
+class Event(TypedDict):
+    """What every line has: its kind, and when it was written, milliseconds since 1970."""
+
+    event: str
+    time_ms: int
+
+
+class Data(TypedDict):
+    """The data a run was trained with: where it came from, images of each split, height, width, channels, classes."""
+
+    name: str
+    source: str
+    train: int
+    validation: int
+    test: int
+    image_shape: list[int]
+    num_classes: int
+
+
+class Git(TypedDict, total=False):
+    """The code's commit, whether files differed from it, and the SHA-256 of what did."""
+
+    commit: str
+    dirty: bool
+    diff_sha256: str
+
+
+class Computed(TypedDict):
+    """What computes: versions of libraries, threads; processor and flags, and the code's SHA-256, since 0.1.0."""
+
+    versions: dict[str, str]
+    threads: int
+    machine: NotRequired[dict[str, Any]]
+    code_sha256: NotRequired[str]
+
+
+class Started(Event, Computed):
+    """The first line: the run as it began."""
+
+    name: str
+    experiment: str
+    config_digest: str
+    data_digest: str
+    settings: dict[str, str]
+    data: Data
+    git: Git
+    user: NotRequired[str]
+    command: NotRequired[list[str]]
+    note: NotRequired[str]
+    tags: NotRequired[dict[str, str]]
+    parent: NotRequired[str | None]
+    parent_step: NotRequired[int | None]
+    parent_sha256: NotRequired[str | None]
+    rerun_of: NotRequired[str | None]
+    sweep: NotRequired[str | None]
+    trial: NotRequired[int | None]
+    parent_run_id: NotRequired[str | None]
+    rebuilt: NotRequired[bool]
+
+
+class Evaluation(Event):
+    """Figures after a number of steps. Beside these fields there is one for each metric, as `val/accuracy`, null where
+    it is no number: `metric_value` reads them. The last three stand where it was the best so far.
+    """
+
+    step: int
+    improved: bool
+    images_per_second: NotRequired[float | None]
+    checkpoint: NotRequired[str]
+    sha256: NotRequired[str]
+    confusions: NotRequired[list[list[int]]]
+
+
+def metric_value(line: "Evaluation | Tested | None", key: str) -> float | None:
+    """A metric of an evaluation or a test; None where there is none, or it is no number."""
+    return cast(dict[str, Any], line or {}).get(key)
+
+
+class Resumed(Event, Computed):
+    """A process went on."""
+
+    from_step: int
+    changed: dict[str, list[str]]
+    differs: NotRequired[list[str]]
+    places: NotRequired[dict[str, str]]
+
+
+class Stopped(Event):
+    """How a process ended. `by`: `sync`, where the run's own could not write it."""
+
+    reason: str
+    step: int
+    best: NotRequired[dict[str, Any] | None]
+    message: NotRequired[str | None]
+    by: NotRequired[str]
+
+
+class Tested(Event):
+    """Figures of the test split; beside accuracy and loss there is a field for each further metric."""
+
+    split: str
+    step: int
