@@ -4,6 +4,7 @@ A terminal that is gone, or a full disk in its place, costs what is shown, never
 """
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,11 @@ def say(text: str = "", *, err: bool = False, raw: bool = False) -> None:
     """
     with contextlib.suppress(BrokenPipeError):
         print(text if raw else printable(text), file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def say_json(document: object) -> None:
+    """One JSON document on stdout, for programs."""
+    say(json.dumps(document, indent=2))
 
 
 def say_lines(lines: Iterable[str]) -> None:

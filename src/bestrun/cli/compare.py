@@ -1,10 +1,8 @@
 """bestrun compare: runs side by side."""
 
-import json
-
 import click
 
-from ..terminal import say, say_lines
+from ..terminal import say_json, say_lines
 from .options import (
     RUN_HELP,
     find_records,
@@ -24,6 +22,6 @@ def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:
     records = find_records(runs, **where)
     found = compared.comparison(records)
     if as_json:
-        say(json.dumps(found, indent=2))
+        say_json(found)
     else:
         say_lines(compared.lines(records, found))

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..terminal import say, say_lines
+from ..terminal import say, say_json, say_lines
 from .options import (
     RUN_HELP,
     find_and_fetch,
@@ -27,7 +27,6 @@ def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **loo
     """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code."""
     from ..results.export import FETCHED, is_same_file, keras_lines, write_keras
     from ..results.fetch import identity, keep
-    from ..results.restore import dumps
     from ..storage.workplace import delivered
     from ..training.proof import words_of
 
@@ -36,7 +35,7 @@ def fetch_files(run: str, out: str, allow_other_code: bool, as_json: bool, **loo
         files = [*keep(fetched, place), "model.keras"]
         function = write_keras(fetched, place / files[-1], allow_other_code=allow_other_code)
     if as_json:
-        say(dumps(identity(fetched) | {"function": vars(function), "out": out, "files": files}))
+        say_json(identity(fetched) | {"function": vars(function), "out": out, "files": files})
         return
     step = fetched.checkpoint.state.step
     say(f"{fetched.run_name}, step {step:,}, {words_of(function)}; in {out}: {', '.join(files)}\n")

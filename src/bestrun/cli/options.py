@@ -1,6 +1,5 @@
 """What the verbs of the command share: options, and the way from a RUN to what it means."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from ..metrics import objectives
-from ..terminal import say
+from ..terminal import say_json
 
 RUN_HELP = """
 \b
@@ -69,5 +68,5 @@ def screen_for(config: Any, as_json: bool) -> Any:
 
 def finish(result: Any, as_json: bool) -> NoReturn:
     if as_json:
-        say(json.dumps({key: value for key, value in vars(result).items() if key != "exit_code"}, indent=2))
+        say_json({key: value for key, value in vars(result).items() if key != "exit_code"})
     sys.exit(result.exit_code)

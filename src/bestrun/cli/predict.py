@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from ..terminal import say, say_lines
+from ..terminal import say_json, say_lines
 from .options import (
     RUN_HELP,
     find_and_fetch,
@@ -31,7 +31,6 @@ def predict_images(
     An IMAGE is a PNG, a JPEG, or an npz file of many; each is scaled to what the network takes.
     """
     from ..results.predict import predict, report_lines
-    from ..results.restore import dumps
     from ..storage.workplace import Workplace
     from ..views.screen import Screen
 
@@ -39,6 +38,6 @@ def predict_images(
         fetched = find_and_fetch(run, place, **lookup)
         report = predict(fetched, images, invert=invert, allow_other_code=allow_other_code)
     if as_json:
-        say(dumps(report))
+        say_json(report)
     else:
         say_lines(report_lines(report))

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from ..terminal import say
+from ..terminal import say, say_json
 from .options import (
     RUN_HELP,
     find_and_fetch,
@@ -30,7 +30,6 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
     """
     from ..formatting import mask_uri
     from ..results import registry
-    from ..results.restore import dumps
     from ..storage.home import settle
     from ..storage.reference import check_reference
     from ..storage.workplace import Workplace
@@ -46,7 +45,7 @@ def register(run: str, name: str, alias: str | None, allow_other_code: bool, as_
         store = connect(where.uri, create=False)
         report = registry.register(fetched, store, name=name, alias=alias, allow_other_code=allow_other_code)
     if as_json:
-        say(dumps(report))
+        say_json(report)
         return
     step, verified = report["checkpoint"]["step"], words_of(Function(**report["function"]))
     say(f"{report['uri']} is version {report['version']}: run {report['run_name']}, step {step:,}, {verified}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import SettingsError
-from ..terminal import say, say_lines
+from ..terminal import say, say_json, say_lines
 from .options import (
     RUN_HELP,
     find_and_fetch,
@@ -53,7 +53,7 @@ def restore(
     if checkpoint == "last" and not lookup["local"]:
         raise SettingsError("--checkpoint last is only in the run folder, not in MLflow; add --local")
     from ..results.fetch import keep
-    from ..results.restore import dumps, report_lines
+    from ..results.restore import report_lines
     from ..results.restore import restore as prove
     from ..storage.home import find_home
     from ..storage.workplace import Workplace
@@ -75,7 +75,7 @@ def restore(
             allow_other_code=allow_other_code,
         )
         if as_json:
-            say(dumps(report))
+            say_json(report)
             return
         import numpy as np
 

@@ -1,13 +1,12 @@
 """bestrun runs: the table of runs."""
 
-import json
 import sys
 from typing import Any
 
 import click
 
 from ..errors import SettingsError
-from ..terminal import say, say_lines
+from ..terminal import say, say_json, say_lines
 from .options import (
     experiment_option,
     json_option,
@@ -51,7 +50,7 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
         rows = list_runs(store, **wanted)
         check_columns(store, rows, named)
     if as_json:
-        say(json.dumps(rows_as_json(rows, named or FIELDS), indent=2))
+        say_json(rows_as_json(rows, named or FIELDS))
     elif as_csv:
         say(table.as_csv(rows, named or FIELDS), raw=not sys.stdout.isatty())
     elif rows:

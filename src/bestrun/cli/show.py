@@ -1,10 +1,8 @@
 """bestrun show: what one run was."""
 
-import json
-
 import click
 
-from ..terminal import say, say_lines
+from ..terminal import say_json, say_lines
 from .options import (
     RUN_HELP,
     find_records,
@@ -23,6 +21,6 @@ def show(run: str, as_json: bool, **where: str | None) -> None:
 
     (record,) = find_records((run,), **where)
     if as_json:
-        say(json.dumps(told.as_json(record), indent=2))
+        say_json(told.as_json(record))
     else:
         say_lines(told.lines(record))

@@ -1,10 +1,8 @@
 """bestrun sweep: what a sweep came to."""
 
-import json
-
 import click
 
-from ..terminal import say, say_lines
+from ..terminal import say, say_json, say_lines
 from .options import (
     json_option,
 )
@@ -24,7 +22,7 @@ def sweep(name: str | None, as_json: bool) -> None:
     found = [read_manifest(home, each) for each in ([name] if name else sweep_names(home))]
     if as_json:
         reports = [summary(manifest) for manifest in found]
-        say(json.dumps(reports[0] if name else reports, indent=2))
+        say_json(reports[0] if name else reports)
     elif name:
         say_lines(report_lines(summary(found[0]))[1:])
     for manifest in () if as_json or name else found:  # a line each, for which no importances are computed

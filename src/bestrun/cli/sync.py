@@ -1,11 +1,10 @@
 """bestrun sync: send to MLflow what it has not got."""
 
-import json
 import sys
 
 import click
 
-from ..terminal import say, say_lines
+from ..terminal import say, say_json, say_lines
 from .options import RUN_HELP, json_option, tracking_option
 
 
@@ -24,7 +23,7 @@ def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: b
     folders = [local_folder(home, run)] if run and not everything else run_folders(home)
     reports = send(folders, home=home, setting=tracking_uri)
     if as_json:
-        say(json.dumps(reports, indent=2))
+        say_json(reports)
     told = None
     for report in () if as_json else reports:
         text = report["error"] or f"{report['sent']} events sent"

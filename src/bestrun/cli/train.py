@@ -1,12 +1,11 @@
 """bestrun train: one run, or with -m a sweep."""
 
-import json
 import sys
 from typing import NoReturn
 
 import click
 
-from ..terminal import say
+from ..terminal import say, say_json
 from .options import finish, json_option, screen_for
 
 
@@ -68,5 +67,5 @@ def _sweep(overrides: tuple[str, ...], cfg: str | None, as_json: bool) -> NoRetu
 
     outcome = run_sweep(overrides, home=find_home(writes=True), stderr=as_json)
     if as_json:
-        say(json.dumps(outcome.summary, indent=2))
+        say_json(outcome.summary)
     sys.exit(outcome.exit_code)

@@ -1,6 +1,5 @@
 """Verified checkpoint -> rebuilt model -> test evaluation. Nothing is used before it is proved."""
 
-import json
 import logging
 import math
 import time
@@ -282,7 +281,3 @@ def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
         share = f"{100 * row[label] / sum(row):.1f}% ({row[label]} / {sum(row)})" if sum(row) else "-"
         lines.append(f"{label:>5}  {share}")
     return [*lines, "", *matrix_text.splitlines()]
-
-
-def dumps(report: dict[str, Any]) -> str:
-    return json.dumps(report, indent=2)
