@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | tr ' ' -)
 # bytecode and 19 s without.
 PIP_INSTALL := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --compile
 
-.PHONY: help setup setup-ray train test test-slow lint bench pictures ui lock clean
+.PHONY: help setup setup-ray train test test-slow coverage lint bench pictures ui lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,10 @@ test: setup ## the quick tests, two files at a time (a quarter of an hour on two
 test-slow: setup ## kills, outages and sweeps, many times over (an hour, more on a busy machine)
 	$(BIN)/python -m pytest -m slow
 
+coverage: setup ## which lines the quick tests reach in their own process, one file after the other; no gate
+	$(BIN)/coverage run --source=src/bestrun/$(PKG) -m pytest tests/$(PKG) -m "not slow"
+	$(BIN)/coverage report --skip-covered --sort=cover
+
 lint: setup ## style, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,5 +69,5 @@ lock: ## resolve pyproject.toml anew into requirements.lock and, with Ray, requi
 	$(LOCK) --extra ray --constraints requirements.lock --output-file requirements-ray.lock
 
 clean: ## remove .venv and caches, never mlruns
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -path ./mlruns -prune -o -name __pycache__ -prune -exec rm -rf {} +
