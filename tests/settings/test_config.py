@@ -2,6 +2,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,12 @@ REFUSED = [
 ]
 
 
+said_of_bad_values = cache(refusal)
+
+
 @pytest.mark.parametrize("override", REFUSED, ids=[row[:60] for row in REFUSED])
 def test_a_bad_value_is_refused_on_one_line_that_names_it(override: str) -> None:
-    (line,) = refusal(override)
+    (line,) = said_of_bad_values(override)
     name = override.partition("=")[0]
     assert line.startswith(override[:70] if override.isprintable() else f"{name}="), line
     assert re.search(r"type |did you mean|`bestrun train --help`", line), "says what to type next"
@@ -154,13 +158,14 @@ PLACEHOLDERS = {"FILE", "FOLDER", "VALUE", "URI", "NAME", "TEXT"}
 
 
 def test_what_a_refusal_says_to_type_is_taken() -> None:
-    followed = 0
+    followed = set()
     for override in REFUSED:
-        (line,) = refusal(override)
+        (line,) = said_of_bad_values(override)
         if (advice := ADVICE.search(line)) and advice[1].partition("=")[2] not in PLACEHOLDERS:
-            compose([advice[1]])
-            followed += 1
-    assert followed > 100, followed
+            followed.add(advice[1])
+    for advice in followed:
+        compose([advice])
+    assert len(followed) > 30, followed
 
 
 def test_several_mistakes_are_listed_together() -> None:

@@ -1,7 +1,9 @@
 """Sweeps that are shared: one data set, the right one of two with one name, samplers that can work."""
 
 import json
+import shutil
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -12,6 +14,7 @@ from bestrun.sweep.study import try_sampler
 from bestrun.tracking.listing import list_runs
 from bestrun.tracking.lookup import of_sweep
 from bestrun.tracking.store import connect, own_store
+from support.processes import Command, Starter
 
 QUICK = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
 QUICK += ["training.batch_size=8"]
@@ -83,25 +86,32 @@ def test_data_that_is_tried_may_differ_between_trials(bestrun, home, tmp_path):
 # ---- two people, one name
 
 
-@pytest.fixture
-def two(bestrun, home, settings, tmp_path):
-    """Two homes on one store, each with a sweep called night."""
-    store = f"sqlite:///{tmp_path}/shared.db"
-    words = ["train", "-m", *settings, *QUICK, "seed=1,2", "sweep.name=night", f"tracking.uri={store}"]
-    (tmp_path / "other").mkdir()
-    theirs = {"BESTRUN_MLRUNS": str(tmp_path / "other" / "mlruns"), "LOGNAME": "eve", "USER": "eve"}
-    assert bestrun(*words, env=theirs).code == 0
-    assert bestrun(*words, env={"LOGNAME": "ada", "USER": "ada"}).code == 0
-    return store, theirs
+@pytest.fixture(scope="module")
+def two(_forkserver, tmp_path_factory):
+    """Two homes on one store, each with a sweep called night: the store, and each one's environment."""
+    folder = tmp_path_factory.mktemp("two")
+    images(folder / "a.npz", 0)
+    store = f"sqlite:///{folder}/shared.db"
+    words = ["train", "-m", "data=npz", f"data.path={folder}/a.npz", "model.num_filters=[4,8]", "model.fc_size=16"]
+    words += [*QUICK, "seed=1,2", "sweep.name=night", f"tracking.uri={store}"]
+    people = {}
+    for name in ("eve", "ada"):
+        (folder / name).mkdir()
+        people[name] = {"BESTRUN_MLRUNS": str(folder / name / "mlruns"), "LOGNAME": name, "USER": name}
+        result = Command(Starter(tmp_path_factory.mktemp("processes")), folder / name)(*words, env=people[name])
+        assert result.code == 0, result.err
+    return store, people
 
 
-def test_a_sweep_is_its_parent_run_and_ones_own_comes_first(bestrun, home, two, tmp_path):
-    store, theirs = two
+def test_a_sweep_is_its_parent_run_and_ones_own_comes_first(bestrun, two):
+    store, people = two
     where = ["--tracking-uri", store, "--sweep", "night"]
-    for env, folder in (({}, home), (theirs, tmp_path / "other")):
+    for env in people.values():
         rows = json.loads(bestrun("runs", *where, "--json", env=env).out)
         assert sorted(row["run_name"] for row in rows) == ["night-000", "night-001"]
-        mine = {json.loads(path.read_text())["run_id"] for path in folder.glob("mlruns/runs/*/mirror.json")}
+        mine = {
+            json.loads(path.read_text())["run_id"] for path in Path(env["BESTRUN_MLRUNS"]).glob("runs/*/mirror.json")
+        }
         assert {row["run_id"] for row in rows} == mine
         assert json.loads(bestrun("restore", "best", *where, "--json", env=env).out)["run_id"] in mine
 
@@ -130,9 +140,9 @@ def test_runs_say_whose_they_are_and_mine_are_mine(bestrun, two):
     assert not alone.splitlines()[0].endswith("user")
 
 
-def test_a_sweep_whose_parent_was_deleted_is_still_found_by_name(home, two):
+def test_a_sweep_whose_parent_was_deleted_is_still_found_by_name(two, tmp_path):
     store, _ = two
-    opened = connect(store)
+    opened = connect(f"sqlite:///{shutil.copy(store.removeprefix('sqlite:///'), tmp_path)}")
     for run in opened.client.search_runs(list(opened.experiments(None)), "tags.\"bestrun.role\" = 'sweep'"):
         opened.client.delete_run(run.info.run_id)
     assert len(list_runs(opened, sweep="night")) == 4

@@ -187,17 +187,23 @@ def read_file(name: str) -> str:
     file = conf_dir() / f"{name}.yaml"
     try:
         text = file.read_text("utf-8")
-        node = yaml.compose(text, yaml.SafeLoader)
-        aliases = has_aliases(text)
+        _check_text(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise SettingsError(f"{file}: {_reason(error)}") from None
-    if text.startswith("\ufeff"):
-        raise SettingsError(f"{file}: begins with a byte order mark; save it as plain UTF-8")
-    if aliases:
-        raise SettingsError(f"{file}: YAML aliases (*NAME) are not allowed; write the values out")
-    if isinstance(node, yaml.MappingNode) and any(key.value == "hydra" for key, _ in node.value):
-        raise SettingsError(f"{file}: hydra: there is no such setting; take it out")
+    except SettingsError as error:
+        raise SettingsError(f"{file}: {error}") from None
     return text
+
+
+@lru_cache(maxsize=100)  # a sweep composes its settings for each trial, from the same files
+def _check_text(text: str) -> None:
+    if text.startswith("\ufeff"):
+        raise SettingsError("begins with a byte order mark; save it as plain UTF-8")
+    node = yaml.compose(text, yaml.SafeLoader)
+    if has_aliases(text):
+        raise SettingsError("YAML aliases (*NAME) are not allowed; write the values out")
+    if isinstance(node, yaml.MappingNode) and any(key.value == "hydra" for key, _ in node.value):
+        raise SettingsError("hydra: there is no such setting; take it out")
 
 
 def _merge(lines: list[str], typed: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str | None]]:
