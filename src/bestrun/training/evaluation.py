@@ -39,7 +39,9 @@ def further_figures(logits: Array, labels: Array) -> dict[str, float]:
 def compile_predict(model: keras.Model, batch_size: int) -> Predict:
     """A function of uint8 images (n, height, width, channels) -> float32 logits (n, classes), in batches."""
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)])  # type: ignore[untyped-decorator]
+    @tf.function(  # type: ignore[untyped-decorator]
+        autograph=False, input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)]
+    )
     def predict_batch(images: Any) -> Any:
         if device.parts() == 1:
             return model(images, training=False)

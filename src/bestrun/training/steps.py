@@ -31,19 +31,23 @@ def compile_steps(
     sizes = [len(part) for part in np.array_split(range(config.training.batch_size), parts) if len(part)]
     augment = partial(AUGMENTATIONS[config.augmentation.name], **config.augmentation.model_dump(exclude={"name"}))
 
+    # Without AutoGraph, which takes a second to rewrite this file's source, and turns the loop into the same while_loop
     @tf.function(  # type: ignore[untyped-decorator]
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None, None], tf.int32),
             tf.TensorSpec([None], tf.float32),
             tf.TensorSpec([], tf.int64),
             tf.TensorSpec([], tf.float64),
             tf.TensorSpec([], tf.int64),
-        ]
+        ],
     )
     def run(batches: Any, rates: Any, first_step: Any, loss_sum: Any, correct: Any) -> Any:
-        diverged_at = tf.constant(-1, tf.int64)
-        for i in tf.range(tf.shape(batches)[0]):
-            batch = augment(tf.gather(images, batches[i]), config.seed, first_step + tf.cast(i, tf.int64))
+        count = tf.shape(batches)[0]
+
+        def step(i: Any, loss_sum: Any, correct: Any, diverged_at: Any) -> Any:
+            number = first_step + tf.cast(i, tf.int64)
+            batch = augment(tf.gather(images, batches[i]), config.seed, number)
             gradients, loss = [], 0.0
             for x, y in zip(tf.split(batch, sizes), tf.split(tf.gather(labels, batches[i]), sizes), strict=True):
                 with tf.GradientTape() as tape:
@@ -61,8 +65,10 @@ def compile_steps(
             optimizer.apply([tf.add_n(each) for each in zip(*gradients, strict=True)], weights)
             loss_sum += tf.cast(loss, tf.float64)
             bad = tf.logical_and(diverged_at < 0, tf.logical_not(tf.math.is_finite(loss)))
-            diverged_at = tf.where(bad, first_step + tf.cast(i, tf.int64) + 1, diverged_at)
-        return loss_sum, correct, diverged_at
+            return i + 1, loss_sum, correct, tf.where(bad, number + 1, diverged_at)
+
+        begin = (tf.constant(0), loss_sum, correct, tf.constant(-1, tf.int64))
+        return tf.while_loop(lambda i, *_: i < count, step, begin, maximum_iterations=count)[1:]
 
     def run_steps(*arguments: Any) -> tuple[float, int, int]:
         loss_sum, correct, diverged_at = run(*arguments)
