@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -258,3 +258,61 @@ def test_no_test_file_imports_another() -> None:
         if re.match(r"\s*(from|import) (conftest|test_\w+)\b", line)
     ]
     assert found == []
+
+
+def our_modules(nodes: Iterable[ast.AST]) -> dict[str, str]:
+    """The name by which each of our modules is imported, and its file."""
+    return {
+        alias.asname or alias.name: file
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bestrun.")
+        for alias in node.names
+        if (file := "/".join(f"{node.module}.{alias.name}".split(".")[1:]) + ".py") in FILES
+    }
+
+
+def replaced_names(text: str) -> Iterator[tuple[str, str]]:
+    """File of ours and name, for each that a test replaces: `module.name = ...` and `setattr(module, "name", ...)`."""
+    body = ast.parse(text).body
+    everywhere = our_modules(body)
+    for part in body:
+        given = {node.arg for node in ast.walk(part) if isinstance(node, ast.arg)}
+        files = {name: file for name, file in everywhere.items() if name not in given} | our_modules(ast.walk(part))
+        for node in ast.walk(part):
+            for target in node.targets if isinstance(node, ast.Assign) else []:
+                if isinstance(target, ast.Attribute) and ast.unparse(target.value) in files:
+                    yield files[ast.unparse(target.value)], target.attr
+            if isinstance(node, ast.Call) and "setattr" in ast.unparse(node.func) and len(node.args) > 1:
+                where, name = node.args[:2]
+                if ast.unparse(where) in files and isinstance(name, ast.Constant):
+                    yield files[ast.unparse(where)], name.value
+
+
+def names_at_the_top(text: str) -> set[str]:
+    """What a module has: functions, classes, constants, and what it imports, wherever in a branch that stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return found
+
+
+def test_what_a_test_replaces_is_there() -> None:
+    """A name that was moved away is replaced without an error, and the test then holds nothing."""
+    tests = Path(__file__).parent
+    found = [
+        f"{path.relative_to(tests)} replaces {name} of {file}, where it is not; where does it stand now?"
+        for path in sorted(tests.rglob("*.py"))
+        for file, name in replaced_names(path.read_text("utf-8"))
+        if name not in names_at_the_top(FILES[file])
+    ]
+    assert found == []
+    assert list(replaced_names("def f():\n    from bestrun.run import start\n    start.GONE = 1")) == [
+        ("run/start.py", "GONE")
+    ]
+    assert "GONE" not in names_at_the_top(FILES["run/start.py"])

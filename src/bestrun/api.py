@@ -24,7 +24,7 @@ from .views.screen import Screen
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from .run.start import Result
+    from .run.carry import Result
 
 
 class Run:

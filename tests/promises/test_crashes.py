@@ -58,8 +58,8 @@ def _own_and_finish(path: Path, config: Config, uri: str, *, absent: bool = Fals
     Returns:
         The step it went on from.
     """
+    from bestrun.run.carry import Watchers
     from bestrun.run.gallery import Gallery
-    from bestrun.run.start import Watchers
     from bestrun.storage.checkpoint import newest_checkpoint
     from bestrun.storage.files import write_atomically
     from bestrun.storage.history import History

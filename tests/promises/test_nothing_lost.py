@@ -209,7 +209,7 @@ def test_a_run_that_diverged_is_not_called_finished_where_mlflow_is_behind(home)
 def unwritable_end(kind, *argv):
     """`bestrun train` where the last journal line, or result.json, meets a full disk."""
     from bestrun.cli import main as cli
-    from bestrun.run import start
+    from bestrun.run import carry
     from bestrun.storage import files, journal
 
     if kind == "stopped":
@@ -228,7 +228,7 @@ def unwritable_end(kind, *argv):
         def write_json(path, value):
             raise files.storage_error(path, "write 99 bytes", OSError(errno.ENOSPC, "No space left on device"))
 
-        start.write_json = write_json
+        carry.write_json = write_json
     sys.argv = ["bestrun", *argv]
     cli.main()
 
@@ -943,13 +943,13 @@ def fake_mirror():
     ("advancing", "received", "has_all"), [(True, None, True), (False, None, False), (True, 2, False)]
 )
 def test_a_finished_run_waits_as_long_as_mlflow_advances(monkeypatch, fake_mirror, advancing, received, has_all):
-    from bestrun.run import start
+    from bestrun.run import carry
 
-    monkeypatch.setattr(start, "MIRROR_SECONDS", 0.5)
-    monkeypatch.setattr(start, "MIRROR_SECONDS_INTERRUPTED", 0.5)
+    monkeypatch.setattr(carry, "MIRROR_SECONDS", 0.5)
+    monkeypatch.setattr(carry, "MIRROR_SECONDS_INTERRUPTED", 0.5)
     signals = Signals()
     signals.received = received
-    assert start.wait_for_mirror(fake_mirror(1.5, advancing), signals) is has_all
+    assert carry.wait_for_mirror(fake_mirror(1.5, advancing), signals) is has_all
 
 
 def test_an_upload_has_time_for_its_size(home, proxy):

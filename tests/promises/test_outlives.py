@@ -46,8 +46,15 @@ def _guard(program, path):
         process.wait()
 
 
-@pytest.mark.parametrize("signals", ["", STUBBORN], ids=["obeys", "stubborn"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "signals"),
+    [
+        pytest.param(signal.SIGKILL, "", id="killed-obeys"),
+        pytest.param(signal.SIGTERM, "", id="ended-obeys"),
+        pytest.param(signal.SIGKILL, STUBBORN, id="killed-stubborn"),
+        pytest.param(signal.SIGTERM, STUBBORN, id="ended-stubborn", marks=pytest.mark.slow),
+    ],
+)
 def test_a_command_and_what_it_started_end_with_us_however_we_end(start_process, tmp_path, signals, number):
     process = start_process(_guard, PROGRAM.format(signals=signals), str(tmp_path / "pid"))
     found = pids(tmp_path / "pid")

@@ -30,7 +30,7 @@ except ImportError:
 """
 
 
-@pytest.mark.parametrize("local", [[], ["--local"]])
+@pytest.mark.parametrize("local", [[], pytest.param(["--local"], marks=pytest.mark.slow)])
 def test_the_keras_file_needs_none_of_our_code(trained, tmp_path, small_mnist_npz, without_bestrun, local):
     result = fetched(trained, "trained", tmp_path / "out", "--json", *local)
     assert result.code == 0, result.err

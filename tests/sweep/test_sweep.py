@@ -644,8 +644,8 @@ def test_a_server_that_dies_in_the_middle_is_told_all_by_sync_and_the_same_line(
 
 def _impatient(argv):
     """The command, which waits for MLflow for 2 seconds where 15 are usual."""
-    from bestrun.run import start
+    from bestrun.run import carry
     from bestrun.sweep import scheduler
 
-    start.MIRROR_SECONDS = scheduler.PARENT_SECONDS = 2.0
+    carry.MIRROR_SECONDS = scheduler.PARENT_SECONDS = 2.0
     bestrun_command(argv)

@@ -181,7 +181,7 @@ def test_a_whole_database_whose_writer_was_killed_is_whole(whole, start_process)
     assert rows(whole, "PRAGMA integrity_check") == [("ok",)] and not list(whole.parent.glob("*.half-made-*"))
 
 
-@pytest.mark.parametrize("moment", [0.1, 0.5])
+@pytest.mark.parametrize("moment", [0.1, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_mlflows_own_server_that_makes_it_just_now_is_waited_for(start_process, tmp_path, moment):
     path = tmp_path / "mlflow.db"
     import_mlflow()

@@ -51,9 +51,9 @@ def proxy(mlflow_server):
 def train(seconds, guarded, *words):
     """`bestrun train`, waiting this long at the end for MLflow; `guarded`: the main thread may not speak to it."""
     from bestrun.cli.main import main
-    from bestrun.run import start
+    from bestrun.run import carry
 
-    start.MIRROR_SECONDS = seconds
+    carry.MIRROR_SECONDS = seconds
     if guarded:
         create_home(find_home())
         forbid_tracking_in_the_main_thread()

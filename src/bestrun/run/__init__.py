@@ -1,4 +1,5 @@
 """How a run begins, goes on and ends.
 
-Read first: start.py (from settings to a result), resume.py (the same run again), rerun.py; gallery.py draws meanwhile.
+Read first: start.py (a new run), carry.py (to its end, whatever that is), resume.py (the same run again), rerun.py;
+gallery.py draws meanwhile.
 """

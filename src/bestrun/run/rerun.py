@@ -17,8 +17,9 @@ from ..storage.history import History
 from ..storage.provenance import code, code_differences, computed_by, environment_differences
 from ..tracking.store import Place, resolve_uri
 from ..views.screen import Screen
+from .carry import Result
 from .resume import parent_checkpoint
-from .start import Result, load_data, start
+from .start import load_data, start
 
 log = logging.getLogger("bestrun")
 

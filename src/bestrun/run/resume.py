@@ -34,7 +34,8 @@ from ..tracking.store import Place, connect, import_mlflow, reaching, resolve_ur
 from ..tracking.sync import own_uri
 from ..tracking.writers import OvertakenError, latest_evaluation, refuse_overtaken
 from ..views.screen import Screen
-from .start import Result, carry_through, load_data
+from .carry import Prepared, Result, carry_through
+from .start import load_data
 
 log = logging.getLogger("bestrun")
 
@@ -157,7 +158,7 @@ def resume(
                 "resumed", from_step=last, changed=told, **now, differs=other, **(places if places["places"] else {})
             )
             write_atomically(folder.config, to_yaml(config).encode())
-            return carry_through(config, data, folder, journal, screen, uri, initial, stop_requested)
+            return carry_through(Prepared(config, data, folder, journal, uri, initial), screen, stop_requested)
 
 
 class Others:
