@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 
-from bestrun.data.dataset import batch_indices, load_dataset
+from bestrun.data.dataset import load_dataset
+from bestrun.data.order import batch_indices
 from bestrun.settings.compose import compose
 from bestrun.training import device, loop
 from bestrun.training.model import build_model

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from bestrun.data import dataset as data
 from bestrun.data.arrays import IDX_FILES, read_idx, read_npz
-from bestrun.data.dataset import batch_indices, load_dataset
+from bestrun.data.dataset import load_dataset
+from bestrun.data.order import batch_indices
 from bestrun.errors import DataError, SettingsError
 
 TRAIN_IMAGES, TRAIN_LABELS = IDX_FILES["x_train"], IDX_FILES["y_train"]

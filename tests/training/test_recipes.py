@@ -80,7 +80,8 @@ def test_augmentation_moves_no_further_than_it_says():
 def test_smoothed_labels_give_the_loss_that_keras_gives(small_mnist_npz):
     import keras
 
-    from bestrun.data.dataset import batch_indices, load_dataset
+    from bestrun.data.dataset import load_dataset
+    from bestrun.data.order import batch_indices
     from bestrun.settings.compose import compose
     from bestrun.training import loop
     from bestrun.training.model import build_model

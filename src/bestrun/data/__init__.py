@@ -1,5 +1,6 @@
 """From files to verified arrays to splits, and which image comes when.
 
-Read first: dataset.py (the splits, their digest, the order of images), arrays.py (IDX and npz), pixels.py and labels.py
-(what becomes of what a file holds), known.py (MNIST and Fashion-MNIST), pack.py and images.py (pictures in folders).
+Read first: dataset.py (the splits and their digest), order.py (which images a step takes), arrays.py (IDX and npz),
+pixels.py and labels.py (what becomes of what a file holds), known.py (MNIST and Fashion-MNIST), pack.py and images.py
+(pictures in folders).
 """

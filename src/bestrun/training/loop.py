@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .. import metrics
-from ..data.dataset import Dataset, Split, batch_indices
+from ..data.dataset import Dataset, Split
+from ..data.order import batch_indices
 from ..settings.config import Config
 from ..storage.checkpoint import (
     Checkpoint,
