@@ -139,6 +139,8 @@ CONFIGS = {
     "python tag": lambda text: text + f"extra: !!python/object/apply:os.system ['touch {CANARY}']\n",
     "network by module": lambda text: text.replace("name: cnn", "name: os.system"),
     "network by path": lambda text: text.replace("name: cnn", "name: ../../../../tmp/evil"),
+    "network by another file of ours": lambda text: text.replace("name: cnn", "name: ../model"),
+    "network by the package": lambda text: text.replace("name: cnn", "name: __init__"),
     "optimizer by module": lambda text: text.replace("name: adam", "name: subprocess.Popen"),
     "hydra section": lambda text: text + "hydra: {job_logging: {(): os.system}}\n",
     "billion laughs": lambda text: text.replace("note: ''\n", "").replace("note: null\n", "") + LAUGHS,

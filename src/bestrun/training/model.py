@@ -58,7 +58,8 @@ def build_restored(
 
 
 def _is_known(name: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z0-9_-]+", name)) and (NETWORKS / f"{name}.py").is_file()
+    """Whether there is a file of this network. The name may come with a run of somebody else: it leads nowhere else."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)) and (NETWORKS / f"{name}.py").is_file()
 
 
 def _builder(name: str) -> Callable[..., keras.Model]:
