@@ -14,6 +14,7 @@ from bestrun.settings import compose as settings
 from bestrun.settings.compose import Composed, compose, conf_dir
 from bestrun.settings.config import Config, digest, flatten, to_yaml
 from bestrun.settings.mistakes import validate
+from bestrun.sweep.backends.work import places
 from bestrun.sweep.space import plan
 
 
@@ -453,3 +454,35 @@ def test_help_shows_every_setting_and_option() -> None:
 def test_composing_twice_in_one_process_gives_the_same() -> None:
     first, second = compose(["seed=3"]), compose(["seed=3"])
     assert first == second and isinstance(first, Composed)
+
+
+ODD_TEXTS = [
+    "a b",
+    "a,b",
+    "a'b",
+    'a"b',
+    "a=b",
+    "a{b}",
+    "a[0]",
+    "a$b",
+    "a${b}",
+    "a\\b",
+    "~x",
+    "#",
+    "a:b",
+    "日",
+    "null",
+    "1e3",
+]
+ODD_TEXTS += [" lead", "trail ", "a%b", "a(b)", "a\\'b", "true", "a\\", "a\\\\", "'", "''"]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_what_we_type_ourselves_is_read_back_as_it_is(text: str) -> None:
+    """A sweep types where data and store are for a trial that goes on; a comma there was taken for a list."""
+    config = compose(["data=npz", "data.path=/a.npz"]).config
+    data = config.data.model_copy(update={"path": f"/odd/{text}.npz/{text}"})
+    tracking = config.tracking.model_copy(update={"uri": f"sqlite:////odd/{text}.db"})
+    moved = config.model_copy(update={"data": data, "tracking": tracking})
+    found, _ = settings.override(config, places(moved))
+    assert (found.data.path, found.tracking.uri) == (data.path, tracking.uri)

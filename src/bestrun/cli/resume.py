@@ -25,7 +25,7 @@ def resume(
     """
     from ..run.resume import choose
     from ..run.resume import resume as go_on
-    from ..settings.compose import read_config
+    from ..settings.compose import as_typed, read_config
     from ..tracking.store import find_place
 
     words = [run, *overrides] if run else []
@@ -35,6 +35,6 @@ def resume(
     place = find_place(tracking_uri, writes=True)
     folder = choose(place, run, from_mlflow=from_mlflow)
     if tracking_uri:
-        overrides = (*overrides, f"tracking.uri={tracking_uri}")
+        overrides = (*overrides, as_typed("tracking.uri", tracking_uri))
     screen = screen_for(read_config(folder.config), as_json)
     finish(go_on(folder, overrides, home=place.home, screen=screen), as_json)

@@ -129,6 +129,14 @@ def parse(override: str) -> Any:
         return None
 
 
+def as_typed(name: str, text: str) -> str:
+    """The override that gives a setting this text, whatever is in it: commas and quotes mean something to Hydra."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    literal = text.replace("${", r"\${")  # else OmegaConf would look for a setting of that name
+    return f"{name}={QuotedString(literal, Quote.single).with_quotes()}"
+
+
 def _read(override: str) -> tuple[str, str, str]:
     """One override as (key, value as typed, what Hydra is to read)."""
     from hydra.core.override_parser.types import Quote, QuotedString

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import BestrunError
-from ...settings.compose import Composed
+from ...settings.compose import Composed, as_typed
 from ...settings.config import Config
 from ...signals import NUMBERS
 from ...storage.folder import RunFolder
@@ -79,9 +79,8 @@ def places(config: Config) -> list[str]:
     password of a store stands in no file.
     """
     lie = {f"data.{key}": getattr(config.data, key, None) for key in ("dir", "path")}
-    words = [f"{name}={path}" for name, path in lie.items() if path]
-    uri = config.tracking.uri
-    return [*words, f"tracking.uri='{uri}'"] if uri else words
+    lie["tracking.uri"] = config.tracking.uri
+    return [as_typed(name, text) for name, text in lie.items() if text]
 
 
 class Backend(Protocol):
