@@ -3,8 +3,8 @@
 import difflib
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
-from unicodedata import combining, east_asian_width
+from collections.abc import Callable, Collection, Mapping, Sequence
+from unicodedata import category, east_asian_width
 
 from .metrics import metric_of
 from .terminal import one_line
@@ -68,24 +68,27 @@ def shown_point(point: dict[str, str]) -> str:
 
 
 def text_width(text: str) -> int:
-    """How many columns of a terminal a text takes: characters of East Asia take two, those that combine none."""
-    return sum(0 if combining(one) else 2 if east_asian_width(one) in "WF" else 1 for one in text)
+    """How many columns of a terminal a text takes: characters of East Asia take two, marks and joiners none."""
+    return sum(0 if category(one) in ("Mn", "Me", "Cf") else 2 if east_asian_width(one) in "WF" else 1 for one in text)
 
 
-def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+def text_table(
+    rows: Sequence[Sequence[str]], right: Collection[int] = (), width: Callable[[str], int] = text_width
+) -> list[str]:
     """A line a row, with cells that stand below each other.
 
     Args:
         rows: of cells. One of a single cell is a title: it is as long as it likes.
         right: the columns of numbers, which end below each other.
+        width: how many columns of a terminal a text takes; `rich` knows better what joins, and stands above us.
     """
     table = [row for row in rows if len(row) > 1]
-    widths = [max(map(text_width, cells)) for cells in zip(*table, strict=True)]
+    widths = [max(map(width, cells)) for cells in zip(*table, strict=True)]
     lines = []
     for row in rows:
         cells = []
         for number, text in enumerate(row):
-            space = " " * (widths[number] - text_width(text)) if len(row) > 1 else ""
+            space = " " * (widths[number] - width(text)) if len(row) > 1 else ""
             cells.append(space + text if number in right else text + space)
         lines.append("  ".join(cells).rstrip())
     return lines

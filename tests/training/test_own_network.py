@@ -147,3 +147,13 @@ def test_a_network_that_cannot_be_trained_is_refused_before_a_folder_is_made(com
         lines = (lab / "src/bestrun/training/networks/wrong.py").read_text().splitlines()
         line = next(number for number, text in enumerate(lines, 1) if "99" in text)
         assert f"{lab}/src/bestrun/training/networks/wrong.py, line {line}: " in found.stderr
+
+
+def test_a_run_of_a_network_whose_function_is_gone_is_refused_in_one_line():
+    from bestrun.errors import VerificationError
+    from bestrun.training.model import build_restored
+
+    for name in ("gone", "__init__", "../model", "os.path", "cnn.py"):
+        with pytest.raises(VerificationError, match="it: of a network that is not here: model=") as error:
+            build_restored(name, (4, 4, 1), 2, tensors={}, source="it", seed=0)
+        assert len(str(error.value).splitlines()) == 1

@@ -9,7 +9,9 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from ..formatting import ago, shown, shown_value, text_table, text_width
+from rich.cells import cell_len
+
+from ..formatting import ago, shown, shown_value, text_table
 from ..metrics import keys, metric_of
 from ..tracking.listing import FIELDS, TITLES, Row, value
 
@@ -38,12 +40,12 @@ def lines(rows: Sequence[Row], columns: Sequence[str], width: int | None = None)
     table = {column: [column, *(_text(row, column) for row in rows)] for column in columns}
     left_out: list[str] = []
     for column in reversed(columns):
-        too_wide = width and sum(max(map(text_width, cells)) + 2 for cells in table.values()) - 2 > width
+        too_wide = width and sum(max(map(cell_len, cells)) + 2 for cells in table.values()) - 2 > width
         if too_wide and TITLES.get(column, column) not in ALWAYS:
             del table[column]
             left_out.insert(0, column)
     numbers = {index for index, column in enumerate(table) if not _has_words(rows, column)}
-    found = text_table(list(zip(*table.values(), strict=True)), right=numbers)
+    found = text_table(list(zip(*table.values(), strict=True)), right=numbers, width=cell_len)
     return found + (textwrap.wrap(f"no room for: {', '.join(left_out)}", width or 80) if left_out else [])
 
 

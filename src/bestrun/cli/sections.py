@@ -226,8 +226,7 @@ def _confusions(matrix: Any, title: str) -> list[str]:
     parts = [picture(tiles.confusion_matrix(matrix, _title(title)), caption)]
     if len(matrix) > plots.MAX_CLASSES_WITH_COUNTS:
         errors = matrix - np.diag(np.diag(matrix))
-        order = np.argsort(-errors, axis=None, kind="stable")[: min(10, np.count_nonzero(errors))]
-        rows = [(*place, errors[place]) for place in zip(*np.unravel_index(order, errors.shape), strict=True)]
+        rows = [(*cell, errors[cell]) for cell in plots.largest_cells(errors, 10)]
         head = ["true class", "predicted class", "images"]
         parts += [heading("Its most frequent confusions", 3), table(head, rows, head[1:])]
     return parts

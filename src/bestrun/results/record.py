@@ -21,9 +21,7 @@ from ..storage.workplace import Workplace
 from ..tracking.artifacts import download
 from ..tracking.listing import state
 from ..tracking.lookup import Lookup, find_run
-from ..tracking.names import (
-    TAG_RUN,
-)
+from ..tracking.names import TAG_RUN
 from ..tracking.store import Place, Store, connect, reaching
 from ..tracking.translate import events_of
 

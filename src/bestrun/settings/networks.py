@@ -67,9 +67,14 @@ def _like(key: str, value: object) -> Any:
 def refuse_without_function(name: str) -> None:
     """A network's file is read, since importing it would import TensorFlow, and a settings error is to come at once.
 
+    Args:
+        name: it may have come with a run of somebody else, and leads to no file elsewhere.
+
     Raises:
         SettingsError: training/networks/ has no such file, or that no function `build`.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise SettingsError(f"model={name[:80]!r}: cannot be the name of a network")
     path = NETWORKS / f"{name}.py"
     begin = "def build(image_shape, num_classes, *, ...)"
     try:

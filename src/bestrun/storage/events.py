@@ -34,7 +34,7 @@ class Git(TypedDict, total=False):
 
 
 class Computed(TypedDict):
-    """What computes: versions of libraries, threads; processor and flags, and the code's SHA-256, since 0.1.0."""
+    """What computes: versions of libraries and threads; processor, flags and the code's SHA-256, not in older runs."""
 
     versions: dict[str, str]
     threads: int

@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 import keras
 
 from ..errors import SettingsError, VerificationError
+from ..settings.networks import NETWORKS, refuse_without_function
 from ..storage.checkpoint import Tensors
-from . import networks
 from .variables import assign_variables, named_variables, refuse_misfit
 
 MAX_VALUES = 1 << 28  # a GiB of float32: so much one image may take in any layer of a network that came from elsewhere
-
-NETWORKS = Path(networks.__file__).parent
 
 
 def build_model(
@@ -44,8 +41,10 @@ def build_restored(
     Raises:
         VerificationError: `source` does not fit this network.
     """
-    if not _is_known(name):
-        raise VerificationError(f"{source}: of a network {name[:80]!r}, for which {NETWORKS} has no file")
+    try:
+        refuse_without_function(name)
+    except SettingsError as error:
+        raise VerificationError(f"{source}: of a network that is not here: {error}") from error
     sketch = _sketch(name, image_shape, num_classes, **settings)
     refuse_misfit(named_variables(sketch), tensors, source)
     if (values := values_per_image(sketch)) > MAX_VALUES:
@@ -57,16 +56,10 @@ def build_restored(
     return model
 
 
-def _is_known(name: str) -> bool:
-    """Whether there is a file of this network. The name may come with a run of somebody else: it leads nowhere else."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)) and (NETWORKS / f"{name}.py").is_file()
-
-
 def _builder(name: str) -> Callable[..., keras.Model]:
     """The function `build` of a network's file."""
-    if not _is_known(name):
-        raise SettingsError(f"model={name}: has no file {NETWORKS / name}.py")
-    return importlib.import_module(f"{networks.__name__}.{name}").build  # type: ignore[no-any-return]
+    refuse_without_function(name)
+    return importlib.import_module(f".networks.{name}", __package__).build  # type: ignore[no-any-return]
 
 
 def _sketch(name: str, image_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> keras.Model:

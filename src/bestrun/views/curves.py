@@ -51,7 +51,7 @@ def confusion_matrix_text(matrix: NDArray[np.integer[Any]]) -> str:
 def confusion_difference_text(difference: Sequence[Sequence[int]], most: int = 20) -> str:
     """Where one confusion matrix has more images than another (+), or fewer (-): the largest differences first."""
     matrix = np.asarray(difference)
-    cells = _largest(matrix, most)
+    cells = largest_cells(matrix, most)
     if not cells:
         return "  no difference"
     rows = [
@@ -156,12 +156,12 @@ def coinciding_figure(
 def _confusions_text(matrix: NDArray[np.integer[Any]], most: int = 20) -> str:
     errors = np.array(matrix)
     np.fill_diagonal(errors, 0)
-    cells = _largest(errors, most)
+    cells = largest_cells(errors, most)
     rows = [[str(true), str(predicted), str(errors[true, predicted]), ""] for true, predicted in cells]
     return f"the {len(cells)} most frequent confusions of {np.count_nonzero(errors)}\n{_cells_text(rows)}"
 
 
-def _largest(matrix: NDArray[Any], most: int) -> list[tuple[int, int]]:
+def largest_cells(matrix: NDArray[Any], most: int) -> list[tuple[int, int]]:
     """(true, predicted) of the cells farthest from 0, at most so many, those first that come first in the matrix."""
     order = np.argsort(-np.abs(matrix), axis=None, kind="stable")[: min(most, np.count_nonzero(matrix))]
     return [(int(index) // matrix.shape[1], int(index) % matrix.shape[1]) for index in order]

@@ -64,10 +64,11 @@ def example_errors(
     columns, rows = 4, max(1, math.ceil(len(shown) / 4))
     count = f"{len(wrong):,} errors in {len(labels):,} images" + f", the first {len(shown)}" * (len(wrong) > len(shown))
     title = f"{title}\n{count}"
-    picture, draw = _canvas(columns * across + MARGIN, title_end(title) + rows * down, title)
+    begin = title_end(title)
+    picture, draw = _canvas(columns * across + MARGIN, begin + rows * down, title)
     for position, index in enumerate(shown):
         row, column = divmod(position, columns)
-        left, top = MARGIN + column * across, title_end(title) + row * down
+        left, top = MARGIN + column * across, begin + row * down
         tile = np.repeat(np.repeat(images[index], times, axis=0), times, axis=1)
         if tile.shape[-1] != 3:
             tile = np.repeat(tile[..., :1], 3, axis=-1)
