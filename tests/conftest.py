@@ -44,10 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def _forkserver(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The first process takes about 10 s, while the server imports; each later one 0.05 s."""
-    multiprocessing.set_forkserver_preload([*LIBRARIES, *OURS])
+    multiprocessing.set_forkserver_preload([*LIBRARIES, *OURS, "support.warm"])
     starter = Starter(tmp_path_factory.mktemp("forkserver"))
-    # The server ignores a failing import; every process would then quietly import TensorFlow for itself.
-    result = starter(print_missing).wait(120)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the server finds support.warm
+        # The server ignores a failing import; every process would then quietly import TensorFlow for itself.
+        result = starter(print_missing).wait(120)
     if result.code or result.out.split():
         pytest.fail(f"the forkserver could not import: {result.out}{result.err}; what does python -c 'import ...' say?")
 

@@ -193,7 +193,7 @@ def run_as_program(
 
 
 def print_missing() -> None:
-    print(*(name for name in LIBRARIES if name not in sys.modules))
+    print(*(name for name in [*LIBRARIES, "support.warm"] if name not in sys.modules))
 
 
 def bestrun_command(argv: tuple[str, ...]) -> None:
