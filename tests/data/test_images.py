@@ -170,6 +170,28 @@ def npz(**arrays) -> bytes:
     return buffer.getvalue()
 
 
+def many_strips(count: int) -> bytes:
+    """A TIFF that names so many strips, all of them its beginning."""
+    entries = [(256, 3, 1, 4), (257, 4, 1, count), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries += [(273, 4, count, 8), (278, 3, 1, 1)]
+    body = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8 + 4 * count) + bytes(4 * count) + body
+
+
+def large_webp(width: int, height: int) -> bytes:
+    """A WebP whose canvas is larger than its picture."""
+    canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (width - 1).to_bytes(3, "little")
+    canvas += (height - 1).to_bytes(3, "little")
+    chunks = canvas + encoded(COLOUR, "WEBP")[12:]
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+
+
+def large_bmp(width: int, height: int) -> bytes:
+    raw = bytearray(encoded(COLOUR, "BMP"))
+    raw[18:26] = struct.pack("<ii", width, height)
+    return bytes(raw)
+
+
 LARGE_PNG, LARGE_JPEG = encoded(np.tile(COLOUR, (20, 20, 1))), encoded(np.tile(COLOUR, (20, 20, 1)), "JPEG")
 BAD = {
     "missing": ("a.png", lambda path: None, "No such file"),
@@ -180,8 +202,18 @@ BAD = {
     "chunk that promises 2 GB": ("a.png", png(5, 6)[:33] + b"\x7f\xff\xff\xfftEXt", "nothing readable"),
     "empty": ("a.png", b"", "an empty file"),
     "web page": ("a.jpg", b"<html>", "web page"),
-    "GIF": ("a.png", encoded(GREY, "GIF"), "47 49 46.*expected a PNG or JPEG"),
-    "TIFF": ("a.jpg", encoded(GREY, "TIFF"), "expected a PNG or JPEG"),
+    "PPM": ("a.png", encoded(GREY, "PPM"), "50 35 0a.*expected a PNG, JPEG, WebP, BMP, GIF or TIFF image"),
+    "EPS, which Pillow gives to another program": ("a.tif", encoded(GREY, "EPS"), "25 21 50 53.*expected a PNG"),
+    "TIFF of floats": ("a.tif", encoded(GREY.astype("f4"), "TIFF"), "of floats or of 32 bits.*expected 8 or 16 bits"),
+    "TIFF of 32 bits": ("a.tif", encoded(GREY.astype("i4"), "TIFF"), "of floats or of 32 bits"),
+    "TIFF of two million strips": ("a.tif", many_strips(2_000_000), "2,000,000 pieces; expected at most 1,000,000"),
+    "WebP cut off": ("a.webp", encoded(COLOUR, "WEBP")[:60], "nothing readable|damaged beginning"),
+    "WebP of too many pixels": ("a.webp", large_webp(16383, 16383), "16383 x 16383 pixels|nothing|damaged"),
+    "BMP cut off": ("a.bmp", encoded(COLOUR, "BMP")[:80], "truncated|nothing readable"),
+    "BMP of too many pixels": ("a.bmp", large_bmp(30_000, 30_000), "pixels"),
+    "GIF cut off": ("a.gif", encoded(GREY, "GIF")[:30], "nothing readable|damaged beginning"),
+    "GIF of too many pixels": ("a.gif", b"GIF89a" + b"\xff" * 4 + encoded(GREY, "GIF")[10:], "pixels"),
+    "TIFF cut off": ("a.tif", encoded(COLOUR, "TIFF")[:40], "nothing readable|damaged beginning"),
     "PNG cut in its header": ("a.png", LARGE_PNG[:20], "damaged beginning|nothing readable"),
     "PNG cut off": ("a.png", LARGE_PNG[:200], "truncated"),
     "JPEG cut in its header": ("a.jpg", LARGE_JPEG[:20], "damaged beginning|nothing readable"),
@@ -230,6 +262,7 @@ def test_many_small_images_are_not_scaled_up_beyond_memory(tmp_path):
 EXIF = Image.Exif()
 EXIF[0x0112] = 6
 GOOD = [encoded(GREY), encoded(COLOUR, exif=EXIF), encoded(with_palette([1, 2, 3], [[0]]), transparency=0)]
+GOOD += [encoded(COLOUR, kind) for kind in ("WEBP", "BMP", "GIF", "TIFF")]
 GOOD += [encoded(GREY.astype(np.uint16)), encoded(COLOUR, "JPEG", exif=EXIF), encoded(GREY, "JPEG", progressive=True)]
 
 

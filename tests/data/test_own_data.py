@@ -281,24 +281,26 @@ def test_what_is_left_out_is_listed_by_kind(tmp_path):
         for kind in ("a", "b"):
             for number in range(3):
                 draw(tmp_path / "p" / split / kind / f"{number}.png", number)
-    for place in ("train/a/x.webp", "train/b/y.WEBP", "test/a/z.bmp", "train/a/more/q.png", "train/a/more/deep/r.png"):
+    for place in ("train/a/x.svg", "train/b/y.SVG", "test/a/z.heic", "train/a/more/q.txt", "train/a/more/deep/r.txt"):
         path = tmp_path / "p" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     (tmp_path / "p/train/README").write_text("x")
     (tmp_path / "p/train/a/LICENSE").write_text("x")
+    (tmp_path / "p/train/a/.hidden").write_text("x")
     draw(tmp_path / "p/other/c.png", 1)
     packed = pack(tmp_path / "p", tmp_path / "a.npz")
-    assert {kind: len(paths) for kind, paths in packed.left_out.items()} == {
-        ".webp files": 2,
-        ".bmp files": 1,
-        "in folders inside a class": 2,
-        "files without an ending": 1,
-        "beside the folders of classes": 1,
-        "beside the splits": 1,
-    }
+    assert packed.left_out == [
+        f"1 .heic files, the first is {tmp_path}/p/test/a/z.heic",
+        f"2 .svg files, the first is {tmp_path}/p/train/a/x.svg",
+        f"2 .txt files, the first is {tmp_path}/p/train/a/more/deep/r.txt",
+        f"1 beside the folders of classes, the first is {tmp_path}/p/train/README",
+        f"1 beside the splits, the first is {tmp_path}/p/other/c.png",
+        f"1 files without an ending, the first is {tmp_path}/p/train/a/LICENSE",
+        "1 hidden files, Thumbs.db and the like",
+    ]
     text = "\n".join(report_lines(packed))
-    assert f"left out  2 .webp files, the first is {tmp_path}/p/train/a/x.webp" in text
+    assert f"left out  2 .svg files, the first is {tmp_path}/p/train/a/x.svg" in text
 
 
 # ---- runs of before

@@ -48,6 +48,12 @@ FILTERS = ["[]", "[0]", "[-8]", "[8.5]", "[8,null]", "[8,true]", "'8,16'", "8", 
 OPTIMIZERS = ["rmsprop", "Adam", "ADAM", "torch.optim.Adam", "null", "{name:adam}", "[adam]", "../data/mnist"]
 STORES = ["", "http://", "https:///x", "sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:////tmp"]
 STORES += ["ftp://host/x", "mlruns", "/tmp", "file:///tmp", "http://h:port"]
+FOLDERS = [f"size={size}" for size in ("", "0x4", "64", "64X4", "4x4x3", "99999x4", "-4x4", "[64,48]", "true")]
+FOLDERS += ["fit=cut", "fit=null", "channels=2", "channels=true", "channels=[3]", "damaged=ignore", "damaged=null"]
+FOLDERS += [
+    f"{share}={value}" for share in ("test_size", "validation_size") for value in ("0", "1", "5", "1.0", "null")
+]
+FOLDERS += ["split_seed=null", "split_seed=-1", "validation_seed=3"]
 RUN_NAMES = ["", "'  '", "x" * 1000, "a/b", "..", ".hidden", "-m", "ä", "'a b'", "latest", "best"]
 
 # Table 2.3 of the test plan, on the command line: one row, one value
@@ -272,6 +278,16 @@ def test_a_bad_recipe_file_is_refused_and_nothing_in_it_runs(row: str, recipe, t
 
 # Rows of the table that are a value of a setting, not a fault of the command line's grammar or of YAML's
 VALUES = [row for row in REFUSED[: REFUSED.index("lerning_rate=1")] if row.isprintable() and row[-1] not in ":}"]
+
+
+@pytest.mark.parametrize("word", FOLDERS)
+def test_a_bad_setting_of_pictures_is_refused_with_what_to_type(word: str) -> None:
+    key = word.partition("=")[0]
+    (line,) = refusal("data=folder", "data.dir=x", f"data.{word}")
+    assert line.startswith(f"data.{word}: ") and ("; type data." in line or "there is such a setting only" in line)
+    advice = line.rpartition("; type ")[2]
+    if advice.startswith(f"data.{key}"):
+        assert compose(["data=folder", "data.dir=x", advice])
 
 
 @pytest.mark.parametrize("override", VALUES, ids=[row[:60] for row in VALUES])

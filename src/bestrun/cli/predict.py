@@ -28,7 +28,8 @@ def predict_images(
 ) -> None:
     """Classes and probabilities of images, with a run's best checkpoint.
 
-    An IMAGE is a PNG, a JPEG, or an npz file of many; each is scaled to what the network takes.
+    An IMAGE is a picture (PNG, JPEG, WebP, BMP, GIF, TIFF), or an npz file of many; each is brought to the
+    network's size as those that trained it were.
     """
     from ..results.predict import predict, report_lines
     from ..storage.workplace import Workplace

@@ -5,8 +5,10 @@ What was read is what is used: the arrays stay in memory, so a file replaced whi
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,11 @@ from .arrays import IDX_FILES, Found, find_idx, name_of, read_idx, read_npz, ref
 from .labels import class_numbers, renumbering
 from .pixels import Notes, as_uint8, channels_last
 
+if TYPE_CHECKING:
+    from .pictures import Look, Progress
+
 KNOWN = {"mnist": known.load_mnist, "fashion_mnist": known.load_fashion_mnist}
-FROM_FILES = ("idx", "npz")  # data.dir= and data.path= say where
+FROM_FILES = ("idx", "npz", "folder")  # data.dir= and data.path= say where
 
 OVERLAP_WORTH_A_WARNING = 0.01  # of a split; MNIST itself repeats a few images
 
@@ -39,6 +44,8 @@ class Dataset:
     """`digest` changes with any pixel, label, shape, order or split; the same content from another file keeps it.
 
     `mended` says in which ways earlier versions read these files otherwise: their runs have another digest.
+    `class_names` are those of class 0, 1, ..., None where there are none. `remarks` are what is told and needs no
+    mending.
     """
 
     name: str
@@ -49,6 +56,8 @@ class Dataset:
     digest: str
     warnings: tuple[str, ...]
     mended: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -57,43 +66,78 @@ class Dataset:
         return height, width, channels
 
 
+@dataclass
+class _Read:
+    """What files hold: train, test, and validation where they have it; `where` has what messages call x_train, ..."""
+
+    splits: dict[str, Split]
+    where: dict[str, str]
+    class_names: tuple[str, ...] | None = None
+
+
 def load_dataset(
     name: str,
     *,
     dir: str | None = None,
     path: str | None = None,
     layout: str | None = None,
+    size: str | None = None,
+    fit: str = "stretch",
+    channels: int | None = None,
+    damaged: str = "refuse",
     validation_size: int | float | None = 5000,
     validation_seed: int | None = None,
+    test_size: float = 0.2,
+    split_seed: int = 0,
+    progress: "Progress" = iter,
 ) -> Dataset:
-    """Read, check and split the data set `name`: a key of KNOWN, "idx" (with `dir`) or "npz" (with `path`).
+    """Read, check and split the data set `name`: a key of KNOWN, "idx" or "folder" (with `dir`), "npz" (with `path`).
 
     Args:
         layout: of colour images in a file, see `channels_last`.
+        size, fit, channels, damaged: of pictures, see `pictures.Look`.
+        validation_size: of files, a count or a share; of pictures, a share of each class.
+        test_size, split_seed: of pictures without splits, see `splits.divide`.
+        progress: told of each picture that is read.
 
     Raises SettingsError for arguments that cannot be, DataError for files that are not what they should be.
     """
-    found, notes = _read(name, dir, path), Notes()
-    splits = _checked_splits(found, layout, notes)
-    _note_order(found, notes)
-    warnings = notes.warnings
-    _refuse_unequal_images(found, splits)
+    notes = Notes()
+    if name == "folder":
+        from .pictures import Look  # Pillow takes a tenth of a second
+
+        look = Look(size, fit, channels, damaged)
+        read = _read_folder(dir, look, test_size, validation_size, split_seed, notes, progress)
+    else:
+        read = _read_arrays(_read(name, dir, path), layout, notes)
+    splits, where = read.splits, read.where
+    _refuse_unequal_images(where, splits)
     all_labels = splits["train"].labels
     if "validation" not in splits:
         splits["validation"], splits["train"] = _cut_validation(splits["train"], validation_size, validation_seed)
-        found["y_validation"] = found["y_train"]
+        where["y_validation"] = where["y_train"]
     train, validation, test = splits["train"], splits["validation"], splits["test"]
-    num_classes = _count_classes(found, train.labels, all_labels, validation_seed)
+    num_classes = _count_classes(where, train.labels, all_labels, validation_seed)
     # hash() of bytes has 64 bits: a false match among millions of images is less likely than a broken memory cell.
     train_hashes = {hash(image.tobytes()) for image in train.images}
     for part in ("validation", "test"):
-        where, split = found[f"y_{part}"].where, splits[part]
-        warnings += _compare_labels(where, part, split.labels, num_classes)
+        place, split = where[f"y_{part}"], splits[part]
+        notes.warnings += _compare_labels(place, part, split.labels, num_classes)
         repeated = sum(hash(image.tobytes()) in train_hashes for image in split.images)
         if repeated > OVERLAP_WORTH_A_WARNING * len(split):
-            warnings.append(f"{where}: {repeated:,} of {len(split):,} {part} images are also training images")
-    digest = _digest(train, validation, test)
-    return Dataset(name, train, validation, test, num_classes, digest, tuple(warnings), tuple(notes.mended))
+            notes.warnings.append(f"{place}: {repeated:,} of {len(split):,} {part} images are also training images")
+    return Dataset(
+        name,
+        train,
+        validation,
+        test,
+        num_classes,
+        _digest(train, validation, test),
+        tuple(notes.warnings),
+        tuple(notes.mended),
+        read.class_names,
+        tuple(notes.remarks),
+    )
 
 
 # ---- splits
@@ -120,7 +164,7 @@ def _cut_validation(split: Split, size: int | float | None, seed: int | None) ->
 
 
 def _count_classes(
-    files: dict[str, Found], labels: NDArray[np.int64], all_labels: NDArray[np.int64], validation_seed: int | None
+    where: Mapping[str, str], labels: NDArray[np.int64], all_labels: NDArray[np.int64], validation_seed: int | None
 ) -> int:
     """Of the labels that train; `all_labels` are those of before the cut."""
     present = np.unique(labels)  # not bincount: one label of 2**40 would take terabytes
@@ -137,9 +181,9 @@ def _count_classes(
     elif len(before) < 2:
         remedy = "add images of another class"
     else:
-        names = list(dict.fromkeys(name_of(y.where) for key, y in files.items() if key.startswith("y_")))
+        names = list(dict.fromkeys(name_of(place) for key, place in where.items() if key.startswith("y_")))
         remedy = f"add some, or {renumbering(names)}"
-    raise refusal(files["y_train"].where, found, "training images of every class, two classes or more", remedy)
+    raise refusal(where["y_train"], found, "training images of every class, two classes or more", remedy)
 
 
 def _compare_labels(where: str, part: str, labels: NDArray[np.int64], num_classes: int) -> list[str]:
@@ -201,13 +245,57 @@ def _checked_splits(found: dict[str, Found], layout: str | None, notes: Notes) -
     return splits
 
 
-def _refuse_unequal_images(found: dict[str, Found], splits: dict[str, Split]) -> None:
+def _refuse_unequal_images(where: Mapping[str, str], splits: dict[str, Split]) -> None:
     shape = splits["train"].images.shape[1:]
     for part, split in splits.items():
         if split.images.shape[1:] != shape:
             size, other = ("x".join(map(str, s)) for s in (split.images.shape[1:], shape))
-            where, train = found[f"x_{part}"].where, found["x_train"].where
-            raise refusal(where, f"{size} images", f"{other} as in {train}", "bring all images to one size")
+            expected = f"{other} as in {where['x_train']}"
+            raise refusal(where[f"x_{part}"], f"{size} images", expected, "bring all images to one size")
+
+
+# ---- where from
+
+
+def _read_folder(
+    dir: str | None,
+    look: "Look",
+    test_size: float,
+    validation_size: int | float | None,
+    split_seed: int,
+    notes: Notes,
+    progress: "Progress",
+) -> _Read:
+    """Pictures in folders, all in memory."""
+    from .folders import folder_pictures, read_folder
+    from .pictures import in_memory
+
+    found = read_folder(dir)
+    for name, share in (("test_size", test_size), ("validation_size", validation_size)):
+        if not isinstance(share, float) or not 0 < share < 1:
+            raise SettingsError(f"data.{name}: {share}; allowed: a share of each class, strictly between 0 and 1")
+    pictures = folder_pictures(
+        found,
+        look,
+        test_size=test_size,
+        validation_size=validation_size,
+        split_seed=split_seed,
+        notes=notes,
+        progress=progress,
+    )
+    arrays = in_memory(pictures, progress)
+    notes.remarks += [f"{dir}: left out {line}" for line in found.lines()]
+    return _Read(
+        {part: Split(images, labels) for part, (images, labels) in arrays.items()},
+        {f"{kind}_{part}": split.where for part, split in pictures.splits.items() for kind in "xy"},
+        pictures.class_names,
+    )
+
+
+def _read_arrays(found: dict[str, Found], layout: str | None, notes: Notes) -> _Read:
+    splits = _checked_splits(found, layout, notes)
+    _note_order(found, notes)
+    return _Read(splits, {key: array.where for key, array in found.items()})
 
 
 def _read(name: str, dir: str | None, path: str | None) -> dict[str, Found]:

@@ -25,9 +25,11 @@ class Notes:
     Attributes:
         warnings: a line each.
         mended: ways in which earlier versions read these files otherwise, so that their runs have another digest.
+        remarks: what was done as it should be, and yet is good to know; a line each.
     """
 
     warnings: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     mended: list[str] = field(default_factory=list)
 
     def tell_mended(self, where: str, what: str, advice: str, before: str = "") -> None:

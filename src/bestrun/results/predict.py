@@ -16,7 +16,7 @@ from .restore import rebuild
 def predict(
     fetched: Fetched, files: Sequence[str], *, invert: bool = False, allow_other_code: bool = False
 ) -> dict[str, Any]:
-    """The classes of the images in PNG, JPEG and npz files, each scaled to what the network takes.
+    """The classes of the images in pictures and npz files, each scaled to what the network takes.
 
     Args:
         invert: white becomes black; for dark digits on white paper, where training saw light ones on black.
@@ -38,8 +38,9 @@ def predict(
     most = MAX_VALUES // values_per_image(network)  # whatever batch size the run's settings ask for
     logits_of = evaluation.compile_predict(network, min(fetched.config.training.evaluation_batch_size, most))
     predictions = []
+    way = getattr(fetched.config.data, "fit", "stretch")  # as the pictures that trained it
     for file in files:
-        names, images = read_images(Path(file), fetched.image_shape, invert=invert)
+        names, images = read_images(Path(file), fetched.image_shape, invert=invert, way=way)
         for name, row in zip(names, probabilities(logits_of(images)).tolist(), strict=True):
             predictions.append({"image": name, "class": int(np.argmax(row)), "probabilities": row})
     return identity(fetched) | {"predictions": predictions}

@@ -23,6 +23,7 @@ from ..tracking.store import connect, resolve_uri
 from ..tracking.sync import own_uri
 from ..training import proof
 from ..training.proof import Function
+from ..views.screen import reading
 from .fetch import Fetched
 
 log = logging.getLogger("bestrun")
@@ -50,7 +51,7 @@ def restore(
         DataError: the data is not the run's.
     """
     config = override(fetched.config, data_overrides)[0] if data_overrides else fetched.config
-    data = load_dataset(**dict(config.data))
+    data = load_dataset(**dict(config.data), progress=reading)
     if data.digest != fetched.checkpoint.data_digest and not allow_other_data:
         then = {**fetched.counts, "image_shape": list(fetched.image_shape), "num_classes": fetched.num_classes}
         raise DataError(
@@ -145,6 +146,9 @@ def figures_text(accuracy: float | None, loss: float | None) -> str:
     return f"{100 * (accuracy or 0.0):.2f} %, loss {loss or 0.0:.4f}"
 
 
+SPLIT_BY = ("validation_size", "validation_seed", "test_size", "split_seed")  # settings of data
+
+
 def what_differs(then: Mapping[str, Any], before: Config, config: Config, data: Dataset) -> str:
     """How data and split differ from those a run was trained with, as far as that is on record.
 
@@ -154,7 +158,7 @@ def what_differs(then: Mapping[str, Any], before: Config, config: Config, data: 
         config: the settings that `data` was read with.
     """
     old, new = dict(before.data), dict(config.data)
-    if split := [key for key in ("validation_size", "validation_seed") if old.get(key) != new.get(key)]:
+    if split := [key for key in SPLIT_BY if old.get(key) != new.get(key)]:
         return "another split: " + ", ".join(f"data.{key}={new.get(key)}, the run had {old.get(key)}" for key in split)
     now = {part: len(getattr(data, part)) for part in ("train", "validation", "test")}
     now |= {"image_shape": list(data.image_shape), "num_classes": data.num_classes}  # type: ignore[dict-item]

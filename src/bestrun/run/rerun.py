@@ -41,7 +41,7 @@ def rerun(
     same = override(record.config, own)[0]
     config, warnings = override(same, overrides)
     composed = Composed(config, [*record.overrides, *map(mask_uri, overrides)], record.choices, warnings)
-    data = load_data(config)
+    data = load_data(config, screen.reading)
     told = differences(record, config, data)
     if told["data"] and not allow_other_data:
         raise DataError(f"{data.name}: {told['data'][0]}; say where that data is, or add --allow-other-data")
@@ -55,7 +55,7 @@ def rerun(
             log.info(
                 "  %-9s a resume of it changed %s; this run keeps the first values", "settings", ", ".join(changed)
             )
-    result = start(composed, home=home, screen=screen, extra={"rerun_of": record.name})
+    result = start(composed, home=home, screen=screen, extra={"rerun_of": record.name}, data=data)
     ended_alike = record.stopped is not None and result.stop_reason == record.stopped["reason"]
     if digest(config) == digest(same) and ended_alike:
         with screen.shown():

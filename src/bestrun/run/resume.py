@@ -118,7 +118,7 @@ def resume(
         given = None if "***" in (config.tracking.uri or "") else config.tracking.uri
         uri = own_uri(folder, given, home)
         others = Others(folder, uri)
-        data = load_data(config)
+        data = load_data(config, screen.reading)
         if data.digest != started["data_digest"]:
             what = what_differs(started["data"], before, config, data)
             advice = "say where that is, as in data.dir=FOLDER or data.path=FILE"

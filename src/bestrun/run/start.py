@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def start(
     """
     config = composed.config
     began = time.perf_counter()
-    data = data or load_data(config)
+    data = data or load_data(config, screen.reading)
     source = source_checkpoint(config, data, home) if config.from_run else None
     if isinstance(config.model, Own):  # code of one's own may be anything, so it is looked at before a folder is made
         from ..training import device  # noqa: F401  (first, as it makes TensorFlow's start quiet)
@@ -72,6 +72,8 @@ def start(
         with screen.shown(folder.log):
             for warning in (*composed.warnings, *data.warnings):
                 log.warning("%s", warning)
+            for remark in data.remarks:
+                log.info("%s", remark)
             log.info(
                 "run %s: %s, %s training, %s validation and %s test images of %s x %s x %s, %s classes (%.1f s)",
                 folder.name,
@@ -84,8 +86,11 @@ def start(
             return carry_through(Prepared(config, data, folder, journal, uri, source), screen, stop_requested)
 
 
-def load_data(config: Config) -> Dataset:
+def load_data(config: Config, progress: Callable[[Sequence[int]], Iterable[int]] = iter) -> Dataset:
     """The data set of the settings, checked against those settings that depend on it.
+
+    Args:
+        progress: told of each picture that is read.
 
     Raises:
         DataError: missing or damaged.
@@ -96,7 +101,7 @@ def load_data(config: Config) -> Dataset:
         from ..training import device
 
         device.prepare(config.threads, quiet=True)
-    data = load_dataset(**dict(config.data))
+    data = load_dataset(**dict(config.data), progress=progress)
     if config.training.batch_size > len(data.train):
         raise SettingsError(
             f"training.batch_size={config.training.batch_size}: more than the {len(data.train):,} training images; "

@@ -117,6 +117,26 @@ class Npz(Images):
     layout: Layout = None
 
 
+Share = Annotated[float, _takes("a share of each class, between 0 and 1", "0.1", gt=0, lt=1)]
+
+
+class Folder(Settings):
+    name: Literal["folder"]
+    dir: Annotated[str, _takes("the folder of the pictures", "FOLDER", pattern=ONE_LINE), AfterValidator(_absolute)]
+    size: (
+        Annotated[
+            str, _takes("WIDTHxHEIGHT, each from 1 to 9999 pixels", "96x64", pattern=r"^[1-9]\d{0,3}x[1-9]\d{0,3}\Z")
+        ]
+        | None
+    )
+    fit: Annotated[Literal["stretch", "crop", "pad"], _takes("stretch, crop or pad", "stretch")]
+    channels: Annotated[Literal[1, 3] | None, _takes("1, 3", "3")]
+    damaged: Annotated[Literal["refuse", "skip"], _takes("refuse or skip", "refuse")]
+    test_size: Share
+    validation_size: Share
+    split_seed: Seed
+
+
 class Blocks(Settings):
     name: str
     filter_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=63, strict=True)], ...], _blocks(63, "[5,5]")]
@@ -275,7 +295,7 @@ class Config(Settings):
     """Every setting of one run, checked; conf/config.yaml has units, defaults and reasons."""
 
     seed: Seed
-    data: Annotated[Mnist | FashionMnist | Idx | Npz, Field(discriminator="name")]
+    data: Annotated[Mnist | FashionMnist | Idx | Npz | Folder, Field(discriminator="name")]
     model: Annotated[Cnn | CnnBn | Own, WrapValidator(_network)]  # one with checks of its own comes before Own
     optimizer: Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
     schedule: Annotated[Constant | OneCycle, Field(discriminator="name")]

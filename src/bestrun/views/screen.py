@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
@@ -26,10 +26,10 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
     return Console(file=stream, highlight=False, soft_wrap=True, quiet=quiet)
 
 
-def reading(paths: list[Path]) -> Iterable[Path]:
-    """The paths, with a progress bar on a terminal."""
-    bar = console(stderr=True)
-    return track(paths, "reading", console=bar, transient=True, disable=not bar.is_terminal)
+def reading(numbers: Sequence[int], *, quiet: bool = False) -> Iterable[int]:
+    """The numbers of what is read, with a progress bar on a terminal."""
+    bar = console(stderr=True, quiet=quiet)
+    return track(numbers, "reading", console=bar, transient=True, disable=not bar.is_terminal)
 
 
 class Screen:
@@ -43,6 +43,10 @@ class Screen:
         self._total = total_steps
         self._progress: Progress | None = None
         self._header = False
+
+    def reading(self, numbers: Sequence[int]) -> Iterable[int]:
+        """As the function of this name."""
+        return reading(numbers, quiet=self.console.quiet)
 
     def evaluation(self, entry: Event, state: LoopState) -> None:
         """One line for one evaluation; `*` where it is the best so far."""
