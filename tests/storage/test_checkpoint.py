@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestrun.errors import VerificationError
+from bestrun.storage import checkpoint as checkpoint_module
 from bestrun.storage.checkpoint import LoopState, encode, load, remove_older, save
 
 STAMP = dict(run_name="a-run", config_digest="c" * 64, data_digest="d" * 64)
@@ -120,7 +122,7 @@ def _extra_tensor(path, whole):
 
 
 def _newer_format(path, whole):
-    path.write_bytes(whole.replace(b'\\"format\\":1', b'\\"format\\":2'))
+    path.write_bytes(whole.replace(b'\\"format\\":2', b'\\"format\\":3'))
 
 
 @pytest.mark.parametrize("damage", [_zeros, _appended, _missing, _folder, _foreign, _extra_tensor, _newer_format])
@@ -128,6 +130,49 @@ def test_a_file_that_is_something_else_is_refused(saved, damage):
     path, _ = saved
     damage(path, path.read_bytes())
     with pytest.raises(VerificationError, match=str(path)):
+        load(path)
+
+
+def _rewritten(path, **changed):
+    """The file with other metadata, and the digest that fits: as another version would have written it."""
+    tensors = safetensors.numpy.load(path.read_bytes())
+    whole = path.read_bytes()
+    header = json.loads(json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]["bestrun"])
+    header = {name: value for name, value in (header | changed).items() if name != "digest"}
+    header["digest"] = checkpoint_module._digest(header, tensors)
+    text = checkpoint_module._dumps(header)
+    path.write_bytes(safetensors.numpy.save(tensors, metadata={"bestrun": text}))
+
+
+def test_a_field_that_a_later_version_added_to_the_loop_state_is_passed_over(saved):
+    path, _ = saved
+    _rewritten(path, state={**asdict(STATE), "warmth": [1, 2]})
+    assert load(path).state == STATE and load(path).form == 2
+
+
+@pytest.mark.parametrize("missing", ["step", "best_value", "seconds"])
+@pytest.mark.parametrize("form", [1, 2])
+def test_a_loop_state_without_what_every_format_has_is_refused(saved, missing, form):
+    path, _ = saved
+    _rewritten(path, format=form, state={name: value for name, value in asdict(STATE).items() if name != missing})
+    with pytest.raises(VerificationError, match="unknown loop state"):
+        load(path)
+
+
+def test_format_1_is_read_and_says_so_and_its_loop_state_has_no_more_fields(saved):
+    path, _ = saved
+    _rewritten(path, format=1)
+    assert load(path).state == STATE and load(path).form == 1
+    _rewritten(path, format=1, state={**asdict(STATE), "warmth": 1})
+    with pytest.raises(VerificationError, match="unknown loop state"):
+        load(path)
+
+
+@pytest.mark.parametrize("form", [0, 3, True, 1.0, "2", None])
+def test_another_format_is_refused_with_what_to_do(saved, form):
+    path, _ = saved
+    _rewritten(path, format=form)
+    with pytest.raises(VerificationError, match="this version reads formats 1 and 2: update bestrun"):
         load(path)
 
 

@@ -23,7 +23,7 @@ def replace_what_computes(loop):
     def build_model(**_):
         return _Numbers({f"model/layer_{i}/kernel": np.full((6, 5 + i), 0.5 + i) for i in range(3)})
 
-    def named_variables(model, optimizer):
+    def named_variables(model, optimizer, form=2):
         model.setdefault("optimizer/iteration", np.array(0))
         return model
 

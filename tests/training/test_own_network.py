@@ -37,10 +37,18 @@ def build(image_shape, num_classes):
     network = _network([], num_classes, image_shape)
     return keras.Model(network.input, keras.layers.Softmax()(network.output))
 """,
-    "nested": """
+    "twice": """
+class Pair(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.one, self.other = keras.layers.Dense(2, name="same"), keras.layers.Dense(2, name="same")
+
+    def call(self, x):
+        return self.one(x) + self.other(x)
+
+
 def build(image_shape, num_classes):
-    inner = keras.Sequential([keras.layers.Conv2D(2, 3), keras.layers.Conv2D(2, 3)], name="inner")
-    return _network([inner], num_classes, image_shape)
+    return _network([Pair(name="pair")], num_classes, image_shape)
 """,
     "wrong": """
 def build(image_shape, num_classes):
@@ -130,7 +138,7 @@ def test_a_softmax_at_the_end_is_noticed_at_the_first_evaluation(command):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nested", "layer inner has layers inside, two of whose variables are called kernel"),
+        ("twice", "pair/same/kernel is the name of two variables; give the layers"),
         ("wrong", "ValueError: "),
         (
             "narrow",

@@ -32,7 +32,8 @@ def predict(
 
     device.prepare(fetched.config.threads)
     from ..training import evaluation
-    from ..training.model import MAX_VALUES, values_per_image
+    from ..training.layers import values_per_image
+    from ..training.model import MAX_VALUES
 
     network = rebuild(fetched, allow_other_code=allow_other_code).model
     most = MAX_VALUES // values_per_image(network)  # whatever batch size the run's settings ask for

@@ -195,6 +195,7 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
         image_shape=fetched.image_shape,
         num_classes=fetched.num_classes,
         tensors=fetched.checkpoint.tensors,
+        form=fetched.checkpoint.form,
         source=fetched.path,
         seed=fetched.config.seed,
         **dict(fetched.config.model),

@@ -1,6 +1,8 @@
-"""Checkpoint format 1: one safetensors file, replaced atomically, that proves itself. Reading it runs no code.
+"""Checkpoint format 2: one safetensors file, replaced atomically, that proves itself. Reading it runs no code.
 
-Names are ours (`model/<layer>/<variable>`, `optimizer/<slot>/<variable>`), as Keras' own change from build to build.
+Names are ours (`model/<path of the layer>/<variable>`, `optimizer/<slot>/<path of the layer>/<variable>`), as Keras'
+own change from build to build. Format 1, in which a layer inside a layer had no name, is read for ever; a run that goes
+on from it writes format 2.
 All metadata is one key holding JSON with sorted keys, because several keys are not written in a stable order.
 """
 
@@ -25,14 +27,18 @@ from .journal import Journal
 
 log = logging.getLogger("bestrun")
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 MAX_BYTES = 4 << 30  # of a file, which is read whole: 350 million weights with Adam's state
 Tensors = dict[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
 class LoopState:
-    """All that the training loop changes besides weights and optimizer variables. What can be derived is not here."""
+    """All that the training loop changes besides weights and optimizer variables. What can be derived is not here.
+
+    It may gain fields, each with a default for files that are older. A field that a later version added is passed over.
+    """
 
     step: int = 0  # optimizer updates done
     best_step: int = 0  # the step of the best evaluation; 0 before the first
@@ -55,6 +61,7 @@ class Checkpoint:
         path: of the file that was read.
         answers: the network's logits (8, classes) of the images of training/proof.py; None in a file without.
         made_on: what computed them, see provenance.computed_by; None in a file without.
+        form: the format of the file, which says how its tensors are named.
     """
 
     tensors: Tensors
@@ -66,6 +73,7 @@ class Checkpoint:
     path: Path
     answers: np.ndarray[Any, Any] | None = None
     made_on: Mapping[str, Any] | None = None
+    form: int = FORMAT
 
 
 def encode(
@@ -188,18 +196,18 @@ def _parse(path: Path, data: bytes, sha256: str) -> Checkpoint:
             raise ValueError("metadata is not in canonical form")
     except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise VerificationError(f"{path}: damaged, or not a bestrun checkpoint ({len(data):,} bytes)") from error
-    if header.get("format") != FORMAT:
+    form = header.get("format")
+    if type(form) is not int or form not in READABLE:
         raise VerificationError(
-            f"{path}: checkpoint format {header.get('format')!r}; this version reads format {FORMAT}: update bestrun"
+            f"{path}: checkpoint format {form!r}; this version reads formats {' and '.join(map(str, READABLE))}: "
+            "update bestrun"
         )
     try:
         tensors = safetensors.numpy.load(data)
         digest = header.pop("digest")
         if digest != _digest(header, tensors):
             raise ValueError("digest differs")
-        if set(header["state"]) != {field.name for field in fields(LoopState)}:
-            raise ValueError("unknown loop state")
-        state = LoopState(**header["state"])
+        state = _loop_state(header["state"], form)
         counts = (state.step, state.best_step, state.correct, state.images)
         amounts = (state.loss_sum, state.seconds, 0.0 if state.best_value is None else state.best_value)
         names = (header["run"], header["config_digest"], header["data_digest"])
@@ -207,9 +215,18 @@ def _parse(path: Path, data: bytes, sha256: str) -> Checkpoint:
             if not all(type(value) is kind for value in values):
                 raise ValueError("a value of another type")
         answers, made_on = _answers(header["answers"]) if "answers" in header else (None, None)
-        return Checkpoint(tensors, state, *names, sha256, path, answers, made_on)
+        return Checkpoint(tensors, state, *names, sha256, path, answers, made_on, form)
     except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise VerificationError(f"{path}: damaged: its content is not what was written ({error})") from error
+
+
+STATE_1 = {"step", "best_step", "best_value", "loss_sum", "correct", "images", "seconds"}  # of format 1, and in each
+
+
+def _loop_state(kept: Mapping[str, Any], form: int) -> LoopState:
+    if STATE_1 - set(kept) or (form == 1 and set(kept) - STATE_1):
+        raise ValueError("unknown loop state")
+    return LoopState(**{field.name: kept[field.name] for field in fields(LoopState) if field.name in kept})
 
 
 def _answers(kept: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], Mapping[str, Any]]:

@@ -83,9 +83,9 @@ def train(
     variables = named_variables(model, optimizer)
     state, fresh = LoopState(), True
     if initial:
-        start_from(initial, variables)
+        start_from(initial, named_variables(model, optimizer, initial.form))
     if own := newest_checkpoint(folder, journal):
-        assign_variables(variables, own.tensors, folder.path)
+        assign_variables(named_variables(model, optimizer, own.form), own.tensors, folder.path)
         state, fresh = own.state, False
 
     run_steps = compile_steps(model, optimizer, data.train, config)

@@ -1,7 +1,6 @@
 """Networks built: fresh, or with saved weights. What a network is made of stands in networks/, a file each."""
 
 import importlib
-import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,8 @@ import keras
 
 from ..errors import SettingsError, VerificationError
 from ..settings.networks import NETWORKS, refuse_without_function
-from ..storage.checkpoint import Tensors
+from ..storage.checkpoint import FORMAT, Tensors
+from .layers import values_per_image
 from .variables import assign_variables, named_variables, refuse_misfit
 
 MAX_VALUES = 1 << 28  # a GiB of float32: so much one image may take in any layer of a network that came from elsewhere
@@ -21,7 +21,7 @@ def build_model(
     name: str, image_shape: tuple[int, int, int], num_classes: int, *, seed: int, **settings: Any
 ) -> keras.Model:
     """A fresh network: the same seed gives the same weights, also after other models in this process."""
-    keras.backend.clear_session()  # else Keras numbers names and seeds on from the last model
+    keras.utils.clear_session()  # else Keras numbers names and seeds on from the last model
     keras.utils.set_random_seed(seed)
     return _builder(name)(image_shape, num_classes, **settings)
 
@@ -34,9 +34,13 @@ def build_restored(
     tensors: Tensors,
     source: object,
     seed: int,
+    form: int = FORMAT,
     **settings: Any,
 ) -> keras.Model:
     """The network with saved weights. Settings and sizes may be anybody's: it takes memory only where both fit.
+
+    Args:
+        form: the checkpoint format that says how `tensors` are named.
 
     Raises:
         VerificationError: `source` does not fit this network.
@@ -46,13 +50,13 @@ def build_restored(
     except SettingsError as error:
         raise VerificationError(f"{source}: of a network that is not here: {error}") from error
     sketch = _sketch(name, image_shape, num_classes, **settings)
-    refuse_misfit(named_variables(sketch), tensors, source)
+    refuse_misfit(named_variables(sketch, form=form), tensors, source)
     if (values := values_per_image(sketch)) > MAX_VALUES:
         raise VerificationError(
             f"{source}: an image of {image_shape} takes {values:,} values in this network, at most {MAX_VALUES:,}"
         )
     model = build_model(name, image_shape, num_classes, seed=seed, **settings)
-    assign_variables(named_variables(model), tensors, source)
+    assign_variables(named_variables(model, form=form), tensors, source)
     return model
 
 
@@ -64,7 +68,7 @@ def _builder(name: str) -> Callable[..., keras.Model]:
 
 def _sketch(name: str, image_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> keras.Model:
     """A network's names and shapes alone, with variables that have no values."""
-    keras.backend.clear_session()  # as in build_model: the same names
+    keras.utils.clear_session()  # as in build_model: the same names
     with keras.StatelessScope(initialize_variables=False):
         return _builder(name)(image_shape, num_classes, **settings)
 
@@ -94,9 +98,3 @@ def refuse_unfit(name: str, image_shape: tuple[int, int, int], num_classes: int,
             f"model={name}: gives {output[1:]} for an image; takes ({num_classes},), a logit a class: "
             "end it with keras.layers.Dense(num_classes)"
         )
-
-
-def values_per_image(model: keras.Model) -> int:
-    """How many numbers the largest output in a network holds for one image."""
-    outputs = [tensor for layer in model.operations for node in layer._inbound_nodes for tensor in node.output_tensors]
-    return max(int(math.prod(output.shape[1:])) for output in outputs)

@@ -1,6 +1,6 @@
 """Optimizers: settings in, a Keras optimizer out, whose steps are short and leave nothing behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -10,6 +10,10 @@ OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "adam": keras.optimizers.Adam,
     "adamw": keras.optimizers.AdamW,
     "sgd": keras.optimizers.SGD,
+}
+SLOTS: dict[type, dict[str, str]] = {  # of an optimizer -> name in checkpoints: the list Keras keeps them in
+    keras.optimizers.Adam: {"momentum": "_momentums", "velocity": "_velocities"},  # AdamW is one
+    keras.optimizers.SGD: {"momentum": "momentums"},
 }
 
 
@@ -30,6 +34,16 @@ def build_optimizer(name: str, model: keras.Model, **settings: Any) -> keras.opt
 
     optimizer._backend_update_step = update_each
     return optimizer
+
+
+def slots(optimizer: keras.optimizers.Optimizer) -> Iterator[tuple[str, Any, Any]]:
+    """What an optimizer keeps of each weight: (name of the slot, the weight, the slot's variable), by the index that
+    the optimizer itself has for the weight. Names of variables do not tell: those of layers a/c and a_c are alike.
+    """
+    for slot, attribute in next(names for kind, names in SLOTS.items() if isinstance(optimizer, kind)).items():
+        kept = getattr(optimizer, attribute)  # none, for an SGD without momentum
+        for weight in optimizer._trainable_variables if kept else []:
+            yield slot, weight, kept[optimizer._get_variable_index(weight)]
 
 
 def update_adam(optimizer: keras.optimizers.Adam, gradient: Any, variable: Any, learning_rate: Any) -> None:

@@ -52,7 +52,8 @@ def images(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 def answers(model: Any, predict: Callable[[Any], Any], shape: tuple[int, int, int]) -> Answers:
     """A network's logits (8, classes) of the eight images, by its compiled `predict`; fewer at once of a large one."""
-    from .model import MAX_VALUES, values_per_image
+    from .layers import values_per_image
+    from .model import MAX_VALUES
 
     asked, at_once = images(shape), max(1, min(COUNT, MAX_VALUES // values_per_image(model)))
     return np.concatenate([predict(asked[start : start + at_once]) for start in range(0, len(asked), at_once)])

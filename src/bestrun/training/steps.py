@@ -12,6 +12,7 @@ from ..data.dataset import Split
 from ..settings.config import Config
 from . import device
 from .augmentation import AUGMENTATIONS
+from .layers import sees_whole_batches
 
 
 def compile_steps(
@@ -26,8 +27,7 @@ def compile_steps(
     """
     images, labels = tf.constant(train.images), tf.constant(train.labels.astype("int32"))
     weights, smoothing = model.trainable_variables, config.training.label_smoothing
-    # A layer with a state of its own (batch norm's averages, dropout's seed) must see the batch as a whole
-    parts = 1 if model.non_trainable_variables else device.parts()
+    parts = 1 if sees_whole_batches(model) else device.parts()
     sizes = [len(part) for part in np.array_split(range(config.training.batch_size), parts) if len(part)]
     augment = partial(AUGMENTATIONS[config.augmentation.name], **config.augmentation.model_dump(exclude={"name"}))
 

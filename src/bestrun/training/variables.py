@@ -7,35 +7,62 @@ import keras
 import numpy as np
 
 from ..errors import SettingsError, VerificationError
-from ..storage.checkpoint import Tensors
+from ..storage.checkpoint import FORMAT, Tensors
+from .layers import layers_inside, own_variables
+from .optimizers import slots
 
 
-def named_variables(model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> dict[str, Any]:
-    """Every variable that is state, under its name in a checkpoint.
+def named_variables(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None, form: int = FORMAT
+) -> dict[str, Any]:
+    """Every variable that is state, under its name in a checkpoint of format `form`.
 
-    `model/<layer>/<variable>`, `optimizer/<slot>/<layer>/<variable>` and `optimizer/iteration`. The learning rate is
-    not state: it follows from the settings and the step, and restoring it would undo a changed setting.
+    `model/<path of its layer>/<variable>`, `optimizer/<slot>/<path of the layer>/<variable>`, `optimizer/iteration`.
+    The path of a layer is its name; of a layer inside a layer, the names on the way to it. The learning rate is not
+    state: it follows from the settings and the step, and restoring it would undo a changed setting.
+
+    Raises:
+        SettingsError: two variables would have one name.
     """
+    if form == 1:
+        return _named_in_format_1(model, optimizer)
     variables: dict[str, Any] = {}
-    slots: dict[str, str] = {}  # how Keras begins the name of a slot variable -> our name of what it belongs to
+    names: dict[int, str] = {}  # of a variable, which a layer in two places has twice; the first is its name
+    for path, layer in [("", model), *layers_inside(model)]:
+        for variable in own_variables(layer):
+            name = f"{path}/{variable.name}".lstrip("/")
+            if id(variable) in names:
+                continue
+            if f"model/{name}" in variables:
+                raise SettingsError(
+                    f"model: {name} is the name of two variables; give the layers, or the variables of {path}, "
+                    "names of their own: Layer(..., name=NAME)"
+                )
+            names[id(variable)], variables[f"model/{name}"] = name, variable
+    if optimizer is not None:
+        variables["optimizer/iteration"] = optimizer.iterations
+        for slot, weight, variable in slots(optimizer):
+            variables[f"optimizer/{slot}/{names[id(weight)]}"] = variable
+    return variables
+
+
+def _named_in_format_1(model: keras.Model, optimizer: keras.optimizers.Optimizer | None) -> dict[str, Any]:
+    """As they were named before format 2: `model/<layer>/<variable>`, whatever is inside that layer."""
+    variables: dict[str, Any] = {}
+    begins: dict[str, str] = {}  # how Keras begins the name of a slot variable -> our name of what it belongs to
     for layer in model.layers:
         for variable in layer.variables:
             name = f"{layer.name}/{variable.name}"
             if f"model/{name}" in variables:
-                raise SettingsError(
-                    f"model: layer {layer.name} has layers inside, two of whose variables are called {variable.name}; "
-                    "use the inner layers in the network itself, one after the other"
-                )
+                raise SettingsError(f"model: {name} is the name of two variables in checkpoint format 1")
             variables[f"model/{name}"] = variable
-            slots[variable.path.replace("/", "_") + "_"] = name
-    if optimizer is None:
-        return variables
-    for variable in optimizer.variables:
+            begins[variable.path.replace("/", "_") + "_"] = name
+    for variable in optimizer.variables if optimizer else []:
         if variable is optimizer.iterations:
             variables["optimizer/iteration"] = variable
         elif variable is not optimizer.learning_rate:
-            begin = max((begin for begin in slots if variable.name.startswith(begin)), key=len)
-            variables[f"optimizer/{variable.name.removeprefix(begin)}/{slots[begin]}"] = variable
+            begin = max((begin for begin in begins if variable.name.startswith(begin)), key=len)
+            variables[f"optimizer/{variable.name.removeprefix(begin)}/{begins[begin]}"] = variable
     return variables
 
 
