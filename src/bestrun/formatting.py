@@ -1,6 +1,7 @@
 """How values, addresses and durations are written for people; and which known name is nearest to a mistyped one."""
 
 import difflib
+import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,10 +23,16 @@ def typed_form(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(typed_form, value))}]"
+        return f"[{', '.join(_in_a_list(one) for one in value)}]"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {typed_form(inner)}' for key, inner in value.items())}}}"
     return str(value)
+
+
+def _in_a_list(value: object) -> str:
+    """Text that would end its place in a list, or begin something else, stands in quotes."""
+    is_plain = not isinstance(value, str) or re.fullmatch(r"\w[\w./+-]*( \w[\w./+-]*)*", value)
+    return typed_form(value) if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def shown(value: object) -> str:
@@ -70,6 +77,21 @@ def shown_point(point: dict[str, str]) -> str:
 def text_width(text: str) -> int:
     """How many columns of a terminal a text takes: characters of East Asia take two, marks and joiners none."""
     return sum(0 if category(one) in ("Mn", "Me", "Cf") else 2 if east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def shortened(text: str, columns: int) -> str:
+    """The text in at most so many columns of a terminal, cut with an ellipsis where it is longer."""
+    if text_width(text) <= columns:
+        return text
+    kept, room = "", columns - 1
+    for one in text:
+        room -= text_width(one)
+        if room < 0:
+            break
+        kept += one
+    while kept and (kept[-1].isspace() or category(kept[-1]) == "Cf"):  # a joiner would join the ellipsis
+        kept = kept[:-1]
+    return kept + "…"
 
 
 def text_table(

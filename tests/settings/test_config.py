@@ -69,6 +69,7 @@ REFUSED = [
     *rows("training.max_steps", "0", "-1", "inf", "1e400", "null", "1000000001"),
     *rows("data.validation_size", "0", "1.0", "-0.1", "1.2", "-5", "true", "null", "nan", "half"),
     *rows("data.validation_seed", "-1", "1.5"),
+    *rows("data.class_names", "cat", "3", "[]", "[cat]", "[cat,cat]", "[cat,' ']", "[cat,[dog]]", "{cat:0}", "cat,dog"),
     *rows("seed", "-1", "2147483648", "18446744073709551616", "1.5", "null", "true", "abc"),
     *rows("optimizer", *OPTIMIZERS),
     *rows("schedule", "cosine", "One_Cycle", "bestrun.schedule.constant"),
@@ -134,6 +135,8 @@ def test_a_bad_value_is_refused_on_one_line_that_names_it(override: str) -> None
         (["model=cnn_bn", "model.fc_size=64"], "there is such a setting only with model=cnn"),
         (["training.batch_size=0"], "takes a whole number from 1 to 1000000; type training.batch_size="),
         (["data=idx"], "type data.dir=FOLDER"),
+        (["data.class_names=[cat,dog,cat]"], "2 classes are called cat; type a name for each class"),
+        (["data.class_names=cat"], "takes a list of texts, one for each class"),
         (["data=npz"], "type data.path=FILE"),
         (["data=idx", "data.dir=''"], "type data.dir=FOLDER"),
         (["model.num_filters=[8]"], "2 and 1 blocks; type two lists of equal length"),
@@ -210,6 +213,10 @@ def test_a_doubtful_value_warns_and_goes_on(override: str, words: str) -> None:
         ("experiment=2024", "experiment", "2024"),
         ("note=größer, a=b", "note", "größer, a=b"),
         ("tags.fold=3", "tags.fold", "3"),
+        ("data.class_names=[Äpfel,007,1.50,yes,null,1e3]", "data.class_names", "[Äpfel, 007, 1.50, yes, null, 1e3]"),
+        ("data.class_names=['a, b',\"it's\"]", "data.class_names", """["a, b", "it's"]"""),
+        ("data.class_names=[T-shirt/top,ring-tailed cat]", "data.class_names", "[T-shirt/top, ring-tailed cat]"),
+        ("data.class_names=['${seed}',\"$x_1$\"]", "data.class_names", """["${seed}", "$x_1$"]"""),
         ("tags.share=1e-3", "tags.share", "1e-3"),
         ("recipe=null", "seed", "0"),
         ("seed=${training.batch_size}", "seed", "64"),
@@ -334,7 +341,7 @@ def test_defaults_are_the_tutorials() -> None:
 
 EVERYTHING = ["data=npz", "data.path=/x/ü.npz", "optimizer=sgd", "schedule=one_cycle", "optimizer.learning_rate=1e-5"]
 EVERYTHING += ["tags.day=2024-01-01", "tags.on=yes", "note=a: b # c", "name=1e3", "threads=2"]
-EVERYTHING += ["model.num_filters=[1,2]"]
+EVERYTHING += ["model.num_filters=[1,2]", """data.class_names=['a, b',"it's",'${x}',"[",3,'\\\\',' é: #c']"""]
 
 
 @pytest.mark.parametrize(
@@ -352,6 +359,14 @@ def test_flat_settings_can_be_typed_again(overrides: list[str]) -> None:
     config = compose(overrides).config
     typed = [f"{key}={value}" for key, value in flatten(config).items() if "," not in value or value[0] == "["]
     assert compose(typed).config == config
+
+
+def test_names_of_classes_that_yaml_read_as_something_else_are_asked_for_in_quotes(recipe) -> None:
+    recipe("data: {class_names: [3, cat]}")
+    assert compose(["recipe=mine"]).config.data.class_names == ("3", "cat")
+    recipe("data: {class_names: [yes, no]}")
+    (line,) = refusal("recipe=mine")
+    assert "true is no text; type it in quotes" in line
 
 
 def test_a_setting_that_older_runs_had_not_leaves_their_digest_alone() -> None:
@@ -388,7 +403,7 @@ def test_digest_changes_with_what_decides_the_result(override: str) -> None:
 
 def test_digest_does_not_change_with_names_and_places() -> None:
     plain = compose(["data=idx", "data.dir=/a"]).config
-    other = ["data=idx", "data.dir=/b", "name=x", "note=x", "tags.a=1", "experiment=x"]
+    other = ["data=idx", "data.dir=/b", "data.class_names=[a,b]", "name=x", "note=x", "tags.a=1", "experiment=x"]
     assert digest(compose([*other, "tracking.uri=http://h"]).config) == digest(plain)
     assert re.fullmatch("[0-9a-f]{64}", digest(plain))
 

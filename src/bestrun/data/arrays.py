@@ -9,13 +9,14 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import class_names
 from ..errors import DataError
 from . import known
 
@@ -31,10 +32,14 @@ HEADER_BYTES = 1 << 14  # numpy itself refuses array headers of more than 10,000
 
 
 class Found(NamedTuple):
-    """An array and, for messages, the file (and member) that held it."""
+    """An array and, for messages, the file (and member) that held it.
+
+    `problem` says what is wrong with one that training can do without; its values are then empty.
+    """
 
     where: str
     values: NDArray[Any]
+    problem: str = ""
 
 
 def name_of(where: str) -> str:
@@ -119,7 +124,7 @@ def _archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.Zi
 def read_npz(path: Path) -> dict[str, Found]:
     """x_train, y_train, x_test, y_test of an .npz file; x_val, y_val (as "..._validation") if it has either.
 
-    And class_names, if it has some that are text.
+    And class_names, if it has some.
     """
     if not os.path.lexists(path):  # a broken link is this file, damaged, and not a missing one
         raise refusal(path, "no such file", NPZ, "set data.path to the file that has it")
@@ -136,10 +141,22 @@ def read_npz(path: Path) -> dict[str, Found]:
             for name in wanted
         }
         if "class_names" in members:
-            with suppress(DataError):  # of no use to training, so nobody's are refused
-                where = f"{path}[class_names]"
-                found["class_names"] = _read_npy(where, "names", archive, members["class_names"])
+            found["class_names"] = _read_names(f"{path}[class_names]", archive, members["class_names"])
         return found
+
+
+def _read_names(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Found:
+    """Texts (n,). Training does without them, so nobody's are refused."""
+    try:
+        names = _read_npy(where, "names", archive, info).values
+        texts = names if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
+        texts.tolist()  # bytes need not be characters in UTF-32 either
+        return Found(where, texts)
+    except DataError as error:
+        problem = str(error)
+    except (ValueError, SystemError):  # the latter is what Python says of a character beyond the last one
+        problem = f"{where}: found bytes that are no text"
+    return Found(where, np.empty(0, "U"), problem)
 
 
 def read_npz_images(path: Path) -> Found:
@@ -180,14 +197,17 @@ def _read_npy(where: str, kind: str, archive: zipfile.ZipFile, info: zipfile.Zip
 def _check_header(where: object, kind: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Before memory is taken. `kind` is x for images, y for labels, names for those of classes."""
     name = name_of(str(where))
-    types, dimensions = {"x": ("uif", (3, 4)), "y": ("uifbUS", (1, 2)), "names": ("U", (1,))}[kind]
+    types, dimensions = {"x": ("uif", (3, 4)), "y": ("uifbUS", (1, 2)), "names": ("US", (1,))}[kind]
     if dtype.kind not in types:  # of labels, labels.py says what is wrong with some of these
         raise refusal(where, f"type {dtype}", *_typed_otherwise(kind, name, dtype))
     if len(shape) not in dimensions:
         expected = "(n, height, width) or (n, height, width, channels)" if kind == "x" else "(n,)"
-        raise refusal(where, f"shape {shape}", expected, _reshaped(name, shape) if kind == "x" else "a number an image")
+        remedy = {"y": "a number an image", "names": "a name a class"}
+        raise refusal(where, f"shape {shape}", expected, remedy[kind] if kind in remedy else _reshaped(name, shape))
     if min(shape) < 1:
         raise refusal(where, f"shape {shape}", "at least one item, no empty dimension", "write the file again")
+    if kind == "names" and math.prod(shape) * dtype.itemsize > class_names.MAX_BYTES:
+        raise refusal(where, f"{shape[0]:,} names of type {dtype}", "short names", "shorten them")
     if (size := math.prod(shape) * dtype.itemsize) > MAX_ARRAY_BYTES:
         expected = f"at most {MAX_ARRAY_BYTES:,} (MAX_ARRAY_BYTES)"
         raise refusal(where, f"shape {shape}, {size:,} bytes", expected, "use fewer or smaller images")
@@ -195,6 +215,8 @@ def _check_header(where: object, kind: str, shape: tuple[int, ...], dtype: np.dt
 
 def _typed_otherwise(kind: str, name: str, dtype: np.dtype[Any]) -> tuple[str, str]:
     """What is expected instead of an array of this type, and how to get there."""
+    if kind == "names":
+        return "text", f"write it as {name}.astype(str); objects are never unpickled"
     if kind == "y":
         return "class numbers", f"write it as {name}.astype(str); objects are never unpickled"
     expected = "integers or floats"

@@ -5,7 +5,7 @@ What was read is what is used: the arrays stay in memory, so a file replaced whi
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..class_names import cleaned, labels, usable
 from ..errors import SettingsError
 from . import known
 from .arrays import IDX_FILES, Found, find_idx, name_of, read_idx, read_npz, refusal
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .pictures import Look, Progress
 
 KNOWN = {"mnist": known.load_mnist, "fashion_mnist": known.load_fashion_mnist}
+CLASS_NAMES = {"fashion_mnist": known.FASHION_MNIST_CLASSES}
 FROM_FILES = ("idx", "npz", "folder")  # data.dir= and data.path= say where
 
 OVERLAP_WORTH_A_WARNING = 0.01  # of a split; MNIST itself repeats a few images
@@ -44,7 +46,7 @@ class Dataset:
     """`digest` changes with any pixel, label, shape, order or split; the same content from another file keeps it.
 
     `mended` says in which ways earlier versions read these files otherwise: their runs have another digest.
-    `class_names` are those of class 0, 1, ..., None where there are none. `remarks` are what is told and needs no
+    `class_names` are those of class 0, 1, ..., fit for use, None where numbers are all there is. `remarks` are what is told and needs no
     mending.
     """
 
@@ -68,11 +70,15 @@ class Dataset:
 
 @dataclass
 class _Read:
-    """What files hold: train, test, and validation where they have it; `where` has what messages call x_train, ..."""
+    """What files hold: train, test, and validation where they have it; `where` has what messages call x_train, ...
+
+    `class_names` are not looked at yet; `names_problem` says why those that a file has cannot be read.
+    """
 
     splits: dict[str, Split]
     where: dict[str, str]
-    class_names: tuple[str, ...] | None = None
+    class_names: Sequence[str] | None = None
+    names_problem: str = ""
 
 
 def load_dataset(
@@ -89,6 +95,7 @@ def load_dataset(
     validation_seed: int | None = None,
     test_size: float = 0.2,
     split_seed: int = 0,
+    class_names: Sequence[str] | None = None,
     progress: "Progress" = iter,
 ) -> Dataset:
     """Read, check and split the data set `name`: a key of KNOWN, "idx" or "folder" (with `dir`), "npz" (with `path`).
@@ -98,6 +105,7 @@ def load_dataset(
         size, fit, channels, damaged: of pictures, see `pictures.Look`.
         validation_size: of files, a count or a share; of pictures, a share of each class.
         test_size, split_seed: of pictures without splits, see `splits.divide`.
+        class_names: what the classes are called, whatever the files say.
         progress: told of each picture that is read.
 
     Raises SettingsError for arguments that cannot be, DataError for files that are not what they should be.
@@ -118,11 +126,12 @@ def load_dataset(
         where["y_validation"] = where["y_train"]
     train, validation, test = splits["train"], splits["validation"], splits["test"]
     num_classes = _count_classes(where, train.labels, all_labels, validation_seed)
+    names = _names(name, class_names, read, num_classes, notes)
     # hash() of bytes has 64 bits: a false match among millions of images is less likely than a broken memory cell.
     train_hashes = {hash(image.tobytes()) for image in train.images}
     for part in ("validation", "test"):
         place, split = where[f"y_{part}"], splits[part]
-        notes.warnings += _compare_labels(place, part, split.labels, num_classes)
+        notes.warnings += _compare_labels(place, part, split.labels, labels(names, num_classes))
         repeated = sum(hash(image.tobytes()) in train_hashes for image in split.images)
         if repeated > OVERLAP_WORTH_A_WARNING * len(split):
             notes.warnings.append(f"{place}: {repeated:,} of {len(split):,} {part} images are also training images")
@@ -135,7 +144,7 @@ def load_dataset(
         _digest(train, validation, test),
         tuple(notes.warnings),
         tuple(notes.mended),
-        read.class_names,
+        names,
         tuple(notes.remarks),
     )
 
@@ -186,15 +195,41 @@ def _count_classes(
     raise refusal(where["y_train"], found, "training images of every class, two classes or more", remedy)
 
 
-def _compare_labels(where: str, part: str, labels: NDArray[np.int64], num_classes: int) -> list[str]:
-    """Refuse labels that training never sees; warn of classes that `part` never sees."""
+def _compare_labels(where: str, part: str, labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    """Refuse labels that training never sees; warn of those of the `classes`, by their names, that `part` lacks."""
+    num_classes = len(classes)
     if labels.max() >= num_classes:
         item = int(np.argmax(labels >= num_classes))
         found, expected = f"label {labels[item]} at {part} image {item}", f"0 to {num_classes - 1}, as in training"
         raise refusal(where, found, expected, "correct it, or add training images of that class")
     missing = sorted(set(range(num_classes)) - set(labels.tolist()))
-    named = ", ".join(map(str, missing[:10])) + ", ..." * (len(missing) > 10)
+    named = ", ".join(classes[label] for label in missing[:10]) + ", ..." * (len(missing) > 10)
     return [f"{where}: no {part} image of class {named}"] if missing else []
+
+
+def _names(
+    name: str, given: Sequence[str] | None, read: _Read, count: int, notes: Notes
+) -> tuple[str, ...] | None:
+    """What the classes are called: as given, else as the files say, else as the known data set's authors do.
+
+    Raises SettingsError where the given ones do not fit; names of files that do not are told and left out.
+    """
+    if given is not None:
+        try:
+            return usable(given, count)
+        except ValueError as error:
+            hint = f"type {count:,} names in the order of the labels, or data.class_names=null"
+            raise SettingsError(f"data.class_names: {error} of {name}; {hint}") from None
+    if read.class_names is None:
+        return CLASS_NAMES.get(name)
+    reason = read.names_problem
+    if not reason:
+        try:
+            return usable(list(read.class_names), count)
+        except ValueError as error:
+            reason = f"{read.where['class_names']}: {error}"
+    notes.warnings.append(f"{reason}; the classes are told by their numbers, or data.class_names=[...] names them")
+    return None
 
 
 def _digest(*splits: Split) -> str:
@@ -217,7 +252,8 @@ def _note_order(found: dict[str, Found], notes: Notes) -> None:
     """Earlier versions of `bestrun pack` gave 1, 10, 2 the labels 0, 1, 2."""
     names = found["class_names"].values.tolist() if "class_names" in found else []
     if names != sorted(names):
-        notes.mended.append(f"its classes are in the order {', '.join(names[:12])}, before in that of letters")
+        order = ", ".join(map(cleaned, names[:12]))
+        notes.mended.append(f"its classes are in the order {order}, before in that of letters")
 
 
 def _checked_splits(found: dict[str, Found], layout: str | None, notes: Notes) -> dict[str, Split]:
@@ -287,7 +323,8 @@ def _read_folder(
     notes.remarks += [f"{dir}: left out {line}" for line in found.lines()]
     return _Read(
         {part: Split(images, labels) for part, (images, labels) in arrays.items()},
-        {f"{kind}_{part}": split.where for part, split in pictures.splits.items() for kind in "xy"},
+        {f"{kind}_{part}": split.where for part, split in pictures.splits.items() for kind in "xy"}
+        | {"class_names": str(dir)},
         pictures.class_names,
     )
 
@@ -295,7 +332,10 @@ def _read_folder(
 def _read_arrays(found: dict[str, Found], layout: str | None, notes: Notes) -> _Read:
     splits = _checked_splits(found, layout, notes)
     _note_order(found, notes)
-    return _Read(splits, {key: array.where for key, array in found.items()})
+    where = {key: array.where for key, array in found.items()}
+    if named := found.get("class_names"):
+        return _Read(splits, where, named.values.tolist(), named.problem)
+    return _Read(splits, where)
 
 
 def _read(name: str, dir: str | None, path: str | None) -> dict[str, Found]:

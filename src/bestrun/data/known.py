@@ -37,6 +37,10 @@ Stream = IO[bytes] | gzip.GzipFile
 SHAPES = {"x_train": (60000, 28, 28), "y_train": (60000,), "x_test": (10000, 28, 28), "y_test": (10000,)}
 MNIST_SHA256 = "796354bf1a5bdb3f752e23f487245288f2c35b1e0bc343e07448cffbb5f56624"
 FASHION_MNIST_SHA256 = "81fce86bd021bc940d43ffa9151ab8b045905f0cf6cd83b50a76958a33d93df1"
+FASHION_MNIST_CLASSES = (  # as its authors call them
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 
 URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 MNIST_NPZ_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"

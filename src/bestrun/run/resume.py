@@ -5,9 +5,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import class_names
 from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
 from ..results.fetch import fetch, fetch_anywhere
@@ -128,6 +130,8 @@ def resume(
                 f"{data.name}: not the data run {folder.name} was trained with: {what} (digest {data.digest[:12]}, "
                 f"recorded {started['data_digest'][:12]}); {advice}"
             )
+        # A run keeps the names it began with, or without: they stand in what MLflow has of it
+        data = replace(data, class_names=class_names.recorded(started["data"]))
         if folder.result.exists():  # else it was killed in its end, and goes through that again
             refuse_if_over(history, config, folder.name)
         others.refuse()

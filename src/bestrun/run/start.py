@@ -132,6 +132,7 @@ def describe(
             "test": len(data.test),
             "image_shape": list(data.image_shape),
             "num_classes": data.num_classes,
+            **({"class_names": list(data.class_names)} if data.class_names else {}),
         },
         **computed_by(config.threads),
         "git": code().says(),

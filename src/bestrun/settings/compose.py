@@ -15,7 +15,7 @@ from ..environment import PACKAGE
 from ..errors import SettingsError, VerificationError
 from ..formatting import mask_uri, shown
 from ..storage.history import CHANGEABLE, History
-from .config import FIELDS, OPTIONS, SECTIONS, TEXTS, Config, Own, flatten
+from .config import FIELDS, OPTIONS, SECTIONS, TEXT_LISTS, TEXTS, Config, Own, flatten
 from .mistakes import not_among, unknown, validate
 from .networks import derive, refuse_without_function
 
@@ -143,6 +143,9 @@ def _read(override: str) -> tuple[str, str, str]:
 
     name, _, text = override.partition("=")
     given, name = shown(override), name.lstrip("+")
+    if name in TEXT_LISTS and (texts := _texts(text)):
+        quoted = (QuotedString(one.replace("${", r"\${"), Quote.single).with_quotes() for one in texts)
+        return name, text, f"++{name}=[{','.join(quoted)}]"
     parsed = parse(override)
     if parsed is None:
         if text and (name in TEXTS or re.fullmatch(r"tags\.[\w.-]+", name)):  # ü or = unquoted, which Hydra refuses
@@ -170,6 +173,15 @@ def _read(override: str) -> tuple[str, str, str]:
         return key, text, f"++{key}='{text.strip()}'"  # else a run called 1e3 would be 1000.0
     # `++`: what exists is decided by Config, which finds all mistakes, where Hydra would stop at the first
     return key, text, f"++{key}={text}"
+
+
+def _texts(text: str) -> list[str] | None:
+    """A list of texts as it is written, whatever 007, yes or Ä would mean to Hydra; None where it is none."""
+    try:
+        found = yaml.load(text, yaml.BaseLoader)  # to which everything is text
+    except (yaml.YAMLError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
 
 
 def _check_files(recipe: str | None) -> None:

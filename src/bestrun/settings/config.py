@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from .. import class_names
 from ..formatting import mask_uri, nearest, typed_form
 from ..metrics import is_better, metric_of, objectives
 
@@ -86,10 +87,36 @@ BelowOne = Annotated[float, _takes("a number from 0 to just below 1", "0.5", ge=
 UpToOne = Annotated[float, _takes("a number from 0 to 1", "0.001", ge=0, le=1)]
 
 
+def _names_of_classes(names: object) -> object:
+    """A list of names as it is kept. YAML reads 3 as a number, which is as good a text; what it makes of 1.50, yes or
+    null is not what was written.
+    """
+    if not isinstance(names, list | tuple):
+        return names
+    texts = [str(name) if type(name) is int else name for name in names]
+    if others := [name for name in texts if not isinstance(name, str)]:
+        raise ValueError(f"{typed_form(others[0])[:40]} is no text; type it in quotes: '[\"...\"]'")
+    cleaned = tuple(map(class_names.cleaned, texts))
+    if reason := class_names.refusal(cleaned):
+        raise ValueError(f"{reason}; type a name for each class, in the order of their numbers")
+    return cleaned
+
+
+ClassNames = (
+    Annotated[
+        tuple[Annotated[str, Field(strict=True)], ...],
+        _takes("a list of texts, one for each class in the order of their numbers", "[cat,dog]", min_length=2),
+        BeforeValidator(_names_of_classes),
+    ]
+    | None
+)
+
+
 class Images(Settings):
     name: str
     validation_size: ValidationSize
     validation_seed: Seed | None
+    class_names: ClassNames = None  # runs older than the setting have none
 
 
 Layout = Annotated[
@@ -135,6 +162,7 @@ class Folder(Settings):
     test_size: Share
     validation_size: Share
     split_seed: Seed
+    class_names: ClassNames = None
 
 
 class Blocks(Settings):
@@ -370,6 +398,7 @@ FIELDS = {key: field for key, field in Config.model_fields.items() if key not in
     if key != "name"
 }
 TEXTS = ("experiment", "name", "note", "from_run", "data.dir", "data.path", "tracking.uri")  # 1e3 is text to these
+TEXT_LISTS = ("data.class_names",)  # and to what stands in these
 
 
 def to_yaml(config: Config) -> str:
@@ -393,8 +422,8 @@ def flatten(config: Config) -> dict[str, str]:
 
 
 def digest(config: Config) -> str:
-    """SHA-256 (hex) of the settings that decide what training gives. Where data is and how its files are read do not:
-    data has a digest of its own.
+    """SHA-256 (hex) of the settings that decide what training gives. Where data is, how its files are
+    read and what its classes are called do not: data has a digest of its own.
 
     A setting with a default in its class is younger than some runs: at that default it does not count, so that their
     digests stay what they are.
@@ -402,6 +431,6 @@ def digest(config: Config) -> str:
     deciding = {"seed", "data", "model", "optimizer", "schedule", "augmentation", "training", "objective"}
     deciding |= {"threads", "from_run"}
     settings = config.model_dump(
-        mode="json", include=deciding, exclude={"data": {"dir", "path", "layout"}}, exclude_defaults=True
+        mode="json", include=deciding, exclude={"data": {"dir", "path", "layout", "class_names"}}, exclude_defaults=True
     )
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -14,7 +14,9 @@ class Event(TypedDict):
 
 
 class Data(TypedDict):
-    """The data a run was trained with: where it came from, images of each split, height, width, channels, classes."""
+    """The data a run was trained with: where it came from, images of each split, height, width, channels, classes and
+    what they are called.
+    """
 
     name: str
     source: str
@@ -23,6 +25,7 @@ class Data(TypedDict):
     test: int
     image_shape: list[int]
     num_classes: int
+    class_names: NotRequired[list[str]]
 
 
 class Git(TypedDict, total=False):

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..formatting import shortened
 from ..metrics import goodness, metric_of
 from .curves import finite_points, measured, new_figure
+from .lettering import class_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +84,7 @@ def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
             _log_where_positive(axes)
     axes.set_xlabel("step (optimizer updates)")
     lines = [
-        Line2D([], [], color=line_look(index)[0], linestyle=line_look(index)[1], label=_short(curve.label, 26))
+        Line2D([], [], color=line_look(index)[0], linestyle=line_look(index)[1], label=shortened(curve.label, 26))
         for index, curve in enumerate(curves)
     ]
     lines.append(Line2D([], [], color="grey", marker="*", linestyle="", markersize=11, label="best"))
@@ -100,18 +102,24 @@ def disagreements_figure(
     predictions: Mapping[str, NDArray[np.integer[Any]]],
     title: str,
     most: int = 12,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Images (n, height, width, channels) that runs take for different classes, those on which most of them differ
     first; under each its true class and what each run said.
+
+    Args:
+        names: of the classes.
     """
     said = np.stack(list(predictions.values()))
+    called = class_labels(names, 1 + int(max(labels.max(initial=0), said.max(initial=0))), 16)
+    abreast = 1 if names else 2  # so many runs' words fit on a line
     opinions = np.array([len(set(column)) for column in said.T])
     differing = np.flatnonzero(opinions > 1)
     shown = differing[np.argsort(-opinions[differing], kind="stable")][:most]
     columns = min(4, max(2, len(shown)))
     rows = math.ceil(len(shown) / columns) or 1
     tall = min(images.shape[1] / images.shape[2], 2.0)
-    lines = math.ceil(len(predictions) / 2)
+    lines = math.ceil(len(predictions) / abreast)
     figure = new_figure(2.1 * columns, 1.0 + max(1.2, rows * (0.5 + 0.17 * lines + 1.8 * tall)))
     count = f"{len(differing):,} of {len(labels):,} images" + f", {len(shown)} shown" * (len(differing) > len(shown))
     figure.suptitle(f"{title}\n{count}", parse_math=False, fontsize=11)
@@ -122,9 +130,9 @@ def disagreements_figure(
         image = images[index] if images.shape[-1] == 3 else images[index, ..., 0]
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=[], yticks=[])
-        words = [f"{name}: {classes[index]}" for name, classes in predictions.items()]
-        pairs = ["   ".join(words[start : start + 2]) for start in range(0, len(words), 2)]
-        axes.set_xlabel("\n".join([f"true {labels[index]}", *pairs]), fontsize=9)
+        words = [f"{name}: {called[classes[index]]}" for name, classes in predictions.items()]
+        said_below = ["   ".join(words[start : start + abreast]) for start in range(0, len(words), abreast)]
+        axes.set_xlabel("\n".join([f"true {called[labels[index]]}", *said_below]), fontsize=9, parse_math=False)
     return figure
 
 
@@ -171,7 +179,7 @@ def parallel_coordinates_figure(
         for height, label in ticks:
             axes.plot([place - 0.015, place + 0.015], [height, height], color="black", linewidth=1.0, zorder=3)
             box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}
-            text = axes.text(place + 0.03, height, _short(label, 16), fontsize=8, va="center", bbox=box, zorder=4)
+            text = axes.text(place + 0.03, height, shortened(label, 16), fontsize=8, va="center", bbox=box, zorder=4)
             text.set_parse_math(False)
     for place, key in enumerate([*keys, f"{objective['metric']} ({_unit(objective['metric'])})"]):
         axes.text(place, 1.03, _wrapped(key), ha="center", va="bottom", fontsize=8.5, parse_math=False)
@@ -298,10 +306,6 @@ def _number(value: float) -> str:
 
 def _unit(metric: str) -> str:
     return metric_of(metric).unit
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _wrapped(key: str) -> str:
