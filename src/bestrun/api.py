@@ -67,6 +67,11 @@ class Run:
         return self.record.best
 
     @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What its classes are called, in the order of their numbers; None where they have no names."""
+        return self.record.class_names
+
+    @property
     def confusion_matrix(self) -> NDArray[np.int64] | None:
         """Of the best evaluation: images (num_classes, num_classes), row = true class, column = predicted class."""
         return self.record.confusion_matrix

@@ -79,7 +79,8 @@ def restore(
             return
         import numpy as np
 
-        say_lines(report_lines(report, curves.confusion_matrix_text(np.array(report["confusion_matrix"]))))
+        matrix = curves.confusion_matrix_text(np.array(report["confusion_matrix"]), report["class_names"])
+        say_lines(report_lines(report, matrix))
         if out:
             say(f"\nkept in {out}")
         elif report["recorded"]:

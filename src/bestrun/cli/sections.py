@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..class_names import labels
 from ..data.dataset import Dataset, load_dataset
 from ..errors import BestrunError, DataError, SettingsError
-from ..formatting import duration, shown_point, shown_value
+from ..formatting import duration, shortened, shown_point, shown_value
 from ..metrics import goodness, metric_of, objective_first
-from ..results.compare import comparison
+from ..results.compare import class_names_of, comparison
 from ..results.fetch import fetch_best
 from ..results.record import Record, from_folder
 from ..results.restore import rebuild, what_differs
@@ -180,7 +181,8 @@ def _one(record: Record, look: Look) -> list[str]:
     parts += [*_seen(record, look, "Its best on the validation split", MAX_LAYERS), heading("Settings", new_page=True)]
     settings, changed = flatten(record.config), record.changed
     rows = [
-        (key, value, f"{changed[key][1]} after a resume" if key in changed else "") for key, value in settings.items()
+        (key, _cell(value), f"{changed[key][1]} after a resume" if key in changed else "")
+        for key, value in settings.items()
     ]
     return [
         *parts,
@@ -199,14 +201,15 @@ def _seen(record: Record, look: Look, title: str, layers: int = 1) -> list[str]:
         parts.append(paragraph(look.missing[0].upper() + look.missing[1:] + ".", "missing"))
     matrix, split = record.confusion_matrix, look.data and look.data.validation
     if matrix is not None and record.best:
-        parts += _confusions(matrix, f"{record.name}, step {record.best['step']:,}: validation split")
+        title = f"{record.name}, step {record.best['step']:,}: validation split"
+        parts += _confusions(matrix, title, record.class_names)
     name = f"{record.name}, step {look.step:,}" if look.step is not None else record.name
     if split:
         wrong_by = look.logits.max(axis=1) - look.logits[np.arange(len(split)), split.labels]
         order = np.argsort(-wrong_by, kind="stable")
         predictions = look.logits.argmax(axis=1)[order]
         title = _title(f"{name}: validation split")
-        errors = tiles.example_errors(split.images[order], split.labels[order], predictions, title)
+        errors = tiles.example_errors(split.images[order], split.labels[order], predictions, title, record.class_names)
         parts.append(picture(errors, f"Errors of {name} on the validation split, those it was surest of first."))
     kernels = {key.split("/")[1]: tensor for key, tensor in (look.tensors or {}).items() if _is_kernel(key, tensor)}
     for layer in sorted(kernels, key=lambda layer: (len(layer), layer))[:layers]:
@@ -220,15 +223,17 @@ def _is_kernel(key: str, tensor: Any) -> bool:
     return key.startswith("model/") and key.endswith("/kernel") and tensor.ndim == 4
 
 
-def _confusions(matrix: Any, title: str) -> list[str]:
+def _confusions(matrix: Any, title: str, names: Sequence[str] | None) -> list[str]:
     total, right = int(matrix.sum()), int(matrix.trace())
     caption = f"Who is taken for whom, {title}: {total - right:,} of {total:,} images are wrong. Right is the diagonal."
-    parts = [picture(tiles.confusion_matrix(matrix, _title(title)), caption)]
+    parts = [picture(tiles.confusion_matrix(matrix, _title(title), names), caption)]
     if len(matrix) > plots.MAX_CLASSES_WITH_COUNTS:
         errors = matrix - np.diag(np.diag(matrix))
-        rows = [(*cell, errors[cell]) for cell in plots.largest_cells(errors, 10)]
+        called = labels(names, len(matrix), 60)
+        rows = [(called[true], called[said], errors[true, said]) for true, said in plots.largest_cells(errors, 10)]
         head = ["true class", "predicted class", "images"]
-        parts += [heading("Its most frequent confusions", 3), table(head, rows, head[1:])]
+        numbers = head[2:] if names else head[1:]
+        parts += [heading("Its most frequent confusions", 3), table(head, rows, numbers)]
     return parts
 
 
@@ -300,9 +305,8 @@ def _details(records: Sequence[Record], looks: Sequence[Look]) -> list[str]:
         split = alike[0][1].data.validation  # type: ignore[union-attr]
         predictions = {letter: look.logits.argmax(axis=1) for letter, look in alike}
         letters = ", ".join(letter for letter, _ in alike)
-        figure = charts.disagreements_figure(
-            split.images, split.labels, predictions, _title(f"Where {letters} differ: validation split"), MAX_ERRORS
-        )
+        title, names = _title(f"Where {letters} differ: validation split"), class_names_of(records)
+        figure = charts.disagreements_figure(split.images, split.labels, predictions, title, MAX_ERRORS, names)
         parts += [heading("Images they disagree on", new_page=True)]
         parts.append(picture(figure, "Validation images that the runs take for different classes, each by its letter."))
     for label, record, look in zip(labels, records, looks, strict=False):
@@ -406,4 +410,5 @@ def _title(text: str) -> str:
 
 
 def _cell(value: object) -> str:
-    return "-" if value is None else str(value)
+    """Not for ever: a thousand names of classes are a setting, too."""
+    return "-" if value is None else shortened(str(value), 1000)

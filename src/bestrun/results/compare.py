@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import SettingsError
-from ..formatting import shown_value, text_table
+from ..formatting import shortened, shown_value, text_table
 from ..metrics import objective_first
 from ..settings.config import flatten
 from ..storage.events import metric_value
@@ -50,6 +50,7 @@ def comparison(records: Sequence[Record]) -> dict[str, Any]:
         "data": _differing(data),
         "versions": _differing(environments),
         "confusion_difference": [_difference(first, record) for record in records[1:]],
+        "class_names": class_names_of(records),
     }
 
 
@@ -78,6 +79,12 @@ def _difference(first: Record, other: Record) -> list[list[int]] | None:
     if one is None or two is None or first.started["data_digest"] != other.started["data_digest"]:
         return None
     return (two - one).tolist()  # type: ignore[no-any-return]
+
+
+def class_names_of(records: Sequence[Record]) -> tuple[str, ...] | None:
+    """What the classes of the first run's data are called by it, or by a later run of the same data."""
+    alike = (each for each in records if each.started["data_digest"] == records[0].started["data_digest"])
+    return next((record.class_names for record in alike if record.class_names), None)
 
 
 def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
@@ -113,7 +120,7 @@ def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
             )
         else:
             text.append(f"validation images in each cell, {record.name} minus {records[0].name}")
-            text += curves.confusion_difference_text(matrix).splitlines()
+            text += curves.confusion_difference_text(matrix, found["class_names"]).splitlines()
     return text
 
 
@@ -122,4 +129,4 @@ def _stop(record: Record) -> str:
 
 
 def _text(value: Any) -> str:
-    return "-" if value is None else one_line(str(value)[:40])
+    return "-" if value is None else shortened(one_line(str(value)), 40)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import class_names
 from ..errors import VerificationError
 from ..storage.files import sync_folder, sync_tree
 from ..storage.folder import RunFolder
@@ -78,7 +79,8 @@ def _trains_by_itself(layer: Any) -> bool:
     return training is not None and training.default is True
 
 
-FETCHED = re.compile(r"best-[0-9]{1,12}\.safetensors|config\.yaml|model\.keras")  # the files of `bestrun fetch`
+# The files of `bestrun fetch`
+FETCHED = re.compile(rf"best-[0-9]{{1,12}}\.safetensors|config\.yaml|model\.keras|{re.escape(class_names.FILE)}")
 
 
 def is_same_file(one: Path, other: Path) -> bool:
@@ -104,11 +106,18 @@ def _keras_content(path: Path, like: Path) -> list[bytes]:
 def keras_lines(fetched: Fetched, path: Path) -> list[str]:
     """The Python that uses the file."""
     height, width, channels = fetched.image_shape
+    names = []
+    if fetched.class_names:
+        names = [
+            f'names = json.load(open("{path.with_name(class_names.FILE)}", encoding="utf-8"))',
+            "print(names[probabilities[0].argmax()])",
+        ]
     return [
-        "import keras, numpy",
+        "import json, keras, numpy" if names else "import keras, numpy",
         f'model = keras.saving.load_model("{path}")',
         f"images = numpy.zeros((1, {height}, {width}, {channels}), numpy.uint8)  # yours: pixels from 0 to 255",
         f"probabilities = model.predict(images)  # (1, {fetched.num_classes})",
+        *names,
     ]
 
 
@@ -120,15 +129,19 @@ def write_mlflow_model(fetched: Fetched, folder: Path, *, allow_other_code: bool
     from mlflow.types.schema import Array
 
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, *fetched.image_shape))])
-    answer = Schema([ColSpec(DataType.long, "class"), ColSpec(Array(DataType.double), "probabilities")])
+    columns = [ColSpec(DataType.long, "class"), ColSpec(Array(DataType.double), "probabilities")]
     with Workplace() as place:
-        network = place / "model.keras"
-        function = write_keras(fetched, network, allow_other_code=allow_other_code)
+        files = {"network": place / "model.keras"}
+        function = write_keras(fetched, files["network"], allow_other_code=allow_other_code)
+        if fetched.class_names:
+            files["class_names"] = place / class_names.FILE
+            files["class_names"].write_bytes(class_names.to_json(fetched.class_names))
+            columns.insert(1, ColSpec(DataType.string, "class_name"))
         mlflow.pyfunc.save_model(
             str(folder),
             python_model=str(Path(__file__).with_name("serving.py")),
-            artifacts={"network": str(network)},
-            signature=ModelSignature(images, answer),
+            artifacts={name: str(path) for name, path in files.items()},
+            signature=ModelSignature(images, Schema(columns)),
             input_example=np.zeros((1, *fetched.image_shape), np.uint8),
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             metadata={

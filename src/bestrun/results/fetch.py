@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import class_names
 from ..data.dataset import Dataset
 from ..errors import SettingsError, VerificationError
 from ..metrics import best_key, keys
@@ -20,7 +21,7 @@ from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
-from ..tracking.artifacts import download
+from ..tracking.artifacts import download, download_class_names
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_BEST_CHECKPOINT, TAG_BEST_SHA256, TAG_RUN
 from ..tracking.store import Place, Store, TrackingError, connect, reaching, resolve_uri
@@ -41,6 +42,7 @@ class Fetched:
         folder: the run folder on this machine, if there is one.
         image_shape, num_classes: what the network takes and gives: height, width, channels; classes.
         counts: images of the train, validation and test split.
+        class_names: what the classes are called, in the order of their numbers; None where no names are known.
         best: whether it is the best checkpoint; only its test, on the run's own data, belongs into the run's record.
         commit: of the code it was trained with; empty where none was recorded.
     """
@@ -57,6 +59,7 @@ class Fetched:
     counts: dict[str, int]
     best: bool = True
     commit: str = ""
+    class_names: tuple[str, ...] | None = None
 
 
 def fetch(lookup: Lookup, place: Place, *, to: Path, local: bool = False, last: bool = False) -> Fetched:
@@ -142,6 +145,7 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
         *_sizes(history.started.get("data"), folder.name),
         best=not last,
         commit=(history.started.get("git") or {}).get("commit", ""),
+        class_names=class_names.recorded(history.started.get("data")),
     )
 
 
@@ -165,7 +169,8 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
     is_here = folder.exists() and read_json(folder.mirror).get("run_id") == run_id  # names repeat, IDs do not
     commit = run.data.tags.get("mlflow.source.git.commit", "")
     here = folder if is_here else None
-    return Fetched(run_id, name, config, checkpoint, origin, logged, here, *sizes, commit=commit)
+    names = class_names.from_json(download_class_names(store, run), sizes[1])
+    return Fetched(run_id, name, config, checkpoint, origin, logged, here, *sizes, commit=commit, class_names=names)
 
 
 def _sizes(recorded: Any, run: str) -> tuple[tuple[int, int, int], int, dict[str, int]]:
@@ -192,7 +197,7 @@ def identity(fetched: Fetched) -> dict[str, Any]:
 
 
 def keep(fetched: Fetched, place: Path) -> list[str]:
-    """See that checkpoint and settings are in `place`; returns the names of the files.
+    """See that checkpoint, settings and names of classes are in `place`; returns the names of the files.
 
     Raises:
         VerificationError: the run, which may be training, has replaced its checkpoint meanwhile.
@@ -206,4 +211,7 @@ def keep(fetched: Fetched, place: Path) -> list[str]:
             raise VerificationError(f"{source}: the run has replaced it meanwhile; type the same again")
         write_atomically(path, data)
         write_atomically(place / "config.yaml", to_yaml(fetched.config).encode())
-    return [path.name, "config.yaml"]
+    names = [class_names.FILE] if fetched.class_names else []
+    for name in names:
+        write_atomically(place / name, class_names.to_json(fetched.class_names or ()))
+    return [path.name, "config.yaml", *names]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..class_names import labels
 from ..data.images import read_images
 from ..formatting import text_table
 from ..terminal import one_line
@@ -43,8 +44,10 @@ def predict(
     for file in files:
         names, images = read_images(Path(file), fetched.image_shape, invert=invert, way=way)
         for name, row in zip(names, probabilities(logits_of(images)).tolist(), strict=True):
-            predictions.append({"image": name, "class": int(np.argmax(row)), "probabilities": row})
-    return identity(fetched) | {"predictions": predictions}
+            label = int(np.argmax(row))
+            called = {"class_name": fetched.class_names[label] if fetched.class_names else None}
+            predictions.append({"image": name, "class": label} | called | {"probabilities": row})
+    return identity(fetched) | {"class_names": fetched.class_names, "predictions": predictions}
 
 
 def probabilities(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -56,9 +59,10 @@ def probabilities(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def report_lines(report: dict[str, Any]) -> list[str]:
     """A line an image: its class and the second best, with their probabilities."""
     names = [one_line(row["image"]) for row in report["predictions"]]
+    called = labels(report["class_names"], max((len(row["probabilities"]) for row in report["predictions"]), default=0))
     table = [["image", "class", "probability", "second", "probability"]]
     for name, row in zip(names, report["predictions"], strict=True):
         best, second = np.argsort(row["probabilities"], kind="stable")[::-1][:2].tolist()
         shown = [f"{100 * row['probabilities'][label]:.2f} %" for label in (best, second)]
-        table.append([name, str(best), shown[0], str(second), shown[1]])
-    return text_table(table, right={1, 2, 3, 4})
+        table.append([name, called[best], shown[0], called[second], shown[1]])
+    return text_table(table, right={2, 4} if report["class_names"] else {1, 2, 3, 4})

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from .. import class_names
 from ..errors import SettingsError, VerificationError
 from ..settings.compose import config_now, override, read_config
 from ..settings.config import Config
@@ -18,7 +19,7 @@ from ..storage.history import History
 from ..storage.journal import read_journal
 from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
-from ..tracking.artifacts import download
+from ..tracking.artifacts import download, download_class_names
 from ..tracking.listing import state
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_RUN
@@ -101,6 +102,11 @@ class Record:
         return self.history.seconds
 
     @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What its classes are called, in the order of their numbers; None where it knows no names."""
+        return class_names.recorded(self.started["data"])
+
+    @property
     def confusion_matrix(self) -> np.ndarray[Any, Any] | None:
         """Of the best evaluation: images (num_classes, num_classes), row = true class, column = predicted class."""
         if not self.best or not self.best.get("confusions"):
@@ -164,7 +170,8 @@ def from_mlflow(store: Store, run: Any) -> Record:
         found = _optional(store, run, "validation.json", place)
         validation = read_json(found) if found else {}
     experiment = client.get_experiment(run.info.experiment_id).name
-    history = History(events_of(client, run, config, experiment, validation))
+    names = download_class_names(store, run)
+    history = History(events_of(client, run, config, experiment, validation, names))
     interrupted = history.stopped is not None and history.stopped["reason"] == "interrupted"
     now = state(run.info.status, store.run_folder(run))
     return Record(

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..class_names import labels
 from ..data.dataset import Dataset, load_dataset
 from ..errors import BestrunError, DataError, VerificationError
+from ..formatting import text_table
 from ..settings.compose import override
 from ..settings.config import Config
 from ..storage.files import StorageError, make_folder, write_atomically
@@ -65,6 +67,8 @@ def restore(
             f"{data.name}: {data.num_classes} classes of images {data.image_shape}; the network of run "
             f"{fetched.run_name} tells {fetched.num_classes} classes of {fetched.image_shape} apart"
         )
+    is_named = bool(config.data.class_names) and data.num_classes == fetched.num_classes  # now, or when it began
+    names = data.class_names if is_named else fetched.class_names
     from ..training import device, evaluation
     from ..views import tiles  # device first: it makes TensorFlow's start quiet
 
@@ -89,8 +93,8 @@ def restore(
 
     pictures = out / "pictures"
     title = f"{fetched.run_name}, step {step:,}: test split"
-    tiles.write(tiles.confusion_matrix(matrix, title), pictures / "confusion_matrix.png")
-    errors = tiles.example_errors(data.test.images, data.test.labels, logits.argmax(axis=1), title)
+    tiles.write(tiles.confusion_matrix(matrix, title, names), pictures / "confusion_matrix.png")
+    errors = tiles.example_errors(data.test.images, data.test.labels, logits.argmax(axis=1), title, names)
     tiles.write(errors, pictures / "example_errors.png")
     recorded = False
     if fetched.best and is_own_data and agrees is not False and rebuilt.function.is_same is not False:
@@ -117,6 +121,7 @@ def restore(
         },
         "test": {"accuracy": test.accuracy, "correct": test.correct, "total": test.total, "loss": test.loss} | more,
         "confusion_matrix": matrix.tolist(),
+        "class_names": names,
         "recorded": recorded,
     }
 
@@ -280,9 +285,10 @@ def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
         f"validation  {100 * validation['accuracy']:.2f}%, loss {validation['loss']:.4f}: {agreement}",
         f"test        {100 * test['accuracy']:.1f}% ({test['correct']} / {test['total']}), loss {test['loss']:.4f}",
         "",
-        "class  accuracy",
     ]
-    for label, row in enumerate(report["confusion_matrix"]):
+    table = [["class", "accuracy"]]
+    matrix, names = report["confusion_matrix"], report["class_names"]
+    for label, (called, row) in enumerate(zip(labels(names, len(matrix)), matrix, strict=True)):
         share = f"{100 * row[label] / sum(row):.1f}% ({row[label]} / {sum(row)})" if sum(row) else "-"
-        lines.append(f"{label:>5}  {share}")
-    return [*lines, "", *matrix_text.splitlines()]
+        table.append([called, share])
+    return [*lines, *text_table(table, right=() if names else {0}), "", *matrix_text.splitlines()]

@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from ..class_names import listed
 from ..formatting import duration, shown_value
 from ..metrics import keys, metric_of, objective_first
 from ..settings.config import flatten
@@ -77,6 +78,8 @@ def facts(record: Record) -> list[tuple[str, str]]:
         shape=" x ".join(map(str, data.get("image_shape", []))), **data
     )
     rows.append(("data", f"{data['name']}: {sizes}, digest {started['data_digest'][:12]}"))
+    if record.class_names:
+        rows.append(("classes", listed(record.class_names, 86)))
     files = changed_files(record.diff)
     dirty = f", uncommitted: {', '.join(files[:5])}" + " and more" * (len(files) > 5) if files else ""
     rows.append(("code", f"commit {git['commit'][:10]}{dirty}" if git.get("commit") else "not in a git repository"))

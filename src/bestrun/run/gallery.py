@@ -88,10 +88,10 @@ class Gallery:
     def _draw_set(self, step: int, tensors: Tensors, logits: Array) -> None:
         name, split = f"{self._folder.name}, step {step:,}", self._data.validation
         matrix = confusion_matrix(logits, split.labels, self._data.num_classes)
-        title = f"{name}: validation split"
+        title, names = f"{name}: validation split", self._data.class_names
         drawn = {
-            "confusion matrix": tiles.confusion_matrix(matrix, title),
-            "example errors": tiles.example_errors(split.images, split.labels, logits.argmax(axis=1), title),
+            "confusion matrix": tiles.confusion_matrix(matrix, title, names),
+            "example errors": tiles.example_errors(split.images, split.labels, logits.argmax(axis=1), title, names),
         }
         for key, tensor in tensors.items():
             if tensor.ndim == 4 and (found := re.fullmatch(r"model/([^/]+)/kernel", key)):

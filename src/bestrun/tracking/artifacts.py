@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..class_names import FILE, MAX_BYTES
 from ..errors import VerificationError
 from ..storage.files import sync_folder
+from ..storage.workplace import Workplace
 from .store import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
@@ -94,6 +96,13 @@ def clear_torn_uploads(store: Store, run: Any) -> None:
         for torn in folder.glob(".artifact.uploading.*"):
             with contextlib.suppress(OSError):
                 torn.unlink()
+
+
+def download_class_names(store: Store, run: Any) -> bytes:
+    """What the classes of a run's data are called, as the file says it; b"" where they have no names."""
+    with Workplace() as place, contextlib.suppress(VerificationError):
+        return download(store, run, f"config/{FILE}", place, MAX_BYTES).read_bytes()
+    return b""
 
 
 def download(store: Store, run: Any, artifact: str, to: Path, most: int) -> Path:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..class_names import listed, recorded
 from ..formatting import shown_value
 from ..metrics import metric_of
 from .names import TAG_RUN, TAG_STOP_REASON, TAG_SWEEP, TAG_TRIAL, column
@@ -117,7 +118,8 @@ def description(started: Mapping[str, Any], best: Mapping[str, Any] | None, stop
     shape = " x ".join(map(str, data["image_shape"]))
     sizes = f"{data['train']:,} / {data['validation']:,} / {data['test']:,} images of {shape}"
     network = ", ".join(value for key, value in settings.items() if key == "model" or key.startswith("model."))
-    what = f"{data['name']}: {sizes}, {data['num_classes']} classes. Network: {network}. Optimizer: "
+    called = f": {_markdown(listed(names, 200))}" if (names := recorded(data)) else ""
+    what = f"{data['name']}: {sizes}, {data['num_classes']} classes{called}. Network: {network}. Optimizer: "
     what += f"{settings['optimizer']} at {settings['optimizer.learning_rate']}, seed {settings['seed']}."
     result = f"**{metric} {shown_value(best[metric], metric)} at step {best['step']:,}**" if best else "no best yet"
     end = f"; stopped at step {stopped['step']:,}: {stopped['reason']}" if stopped else ""
@@ -126,6 +128,12 @@ def description(started: Mapping[str, Any], best: Mapping[str, Any] | None, stop
     return (
         (started.get("note") or "") + RULE + "\n".join([result + end, "", what, "", "| type | |", "|---|---|", *rows])
     )
+
+
+def _markdown(text: str) -> str:
+    """Text from outside as Markdown that says just that, and no HTML."""
+    text = re.sub(r"([\\`*_{}\[\]()>#+.!~=|:-])", r"\\\1", text)  # what every dialect takes an escape of
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def with_result(current: str, new: str) -> str:

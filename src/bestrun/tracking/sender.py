@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from .. import class_names
 from ..errors import BestrunError, VerificationError
 from ..formatting import mask_uri
 from ..metrics import keys
@@ -494,7 +495,7 @@ class Sender:
             self._offer([event["path"] for event in events], lambda: self._send_pictures(events))
         for event in events:
             if kind == "started":
-                self._offer(["config"], lambda: self._send_files([self.folder.config, self.folder.overrides], "config"))
+                self._offer(["config"], partial(self._send_config, cast(Started, event)))
                 self._offer(["code"], lambda: self._send_files([self.folder.diff], "code"))
             elif kind == "model" and (self.folder.path / event["path"]).is_dir():
                 path, sha256 = event["path"], event["sha256"]
@@ -544,6 +545,14 @@ class Sender:
         for path in paths:
             if path.is_file():
                 upload(self.store, self._run, path, to, began=self._began_upload)
+
+    def _send_config(self, started: Started) -> None:
+        """The settings; and what the classes are called, which a data set of MLflow, one for many runs, cannot keep."""
+        self._send_files([self.folder.config, self.folder.overrides], "config")
+        if names := class_names.recorded(started["data"]):
+            with Workplace() as place:
+                (place / class_names.FILE).write_bytes(class_names.to_json(names))
+                self._send_files([place / class_names.FILE], "config")
 
     def _send_pictures(self, events: Sequence[Event]) -> None:
         """All pictures in one call: those of a series for the slider of MLflow's page, the others as files."""

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from ..class_names import from_json
 from ..metrics import best_key, keys
 from ..settings.config import Config, flatten
 from ..storage.events import Evaluation, Started, metric_value
@@ -103,12 +104,15 @@ def dataset_of(started: Started) -> Any:
 # ---- and back ----
 
 
-def events_of(client: Any, run: Any, config: Config, experiment: str, validation: Event) -> list[Event]:
+def events_of(
+    client: Any, run: Any, config: Config, experiment: str, validation: Event, names: bytes = b""
+) -> list[Event]:
     """The journal put together again from what MLflow has of a run; of the time between two resumes it knows nothing.
 
     Args:
         config: the settings it began with.
         validation: what its artifact validation.json says; {} without one.
+        names: its artifact config/class_names.json; b"" without one.
     """
     run_id, tags = run.info.run_id, run.data.tags
     evaluations = _evaluations_of(client, run_id)
@@ -118,7 +122,7 @@ def events_of(client: Any, run: Any, config: Config, experiment: str, validation
         if validation.get("step") == best["step"]:
             best["confusions"] = validation["confusions"]
     last = evaluations[-1] if evaluations else {"step": 0, "time_ms": run.info.start_time}
-    events = [_started_of(run, config, experiment), *evaluations]
+    events = [_started_of(run, config, experiment, names), *evaluations]
     if changed := json.loads(tags.get(TAG_CHANGED, "{}")):  # by resumes, since it began
         events.append({"event": "resumed", "time_ms": last["time_ms"], "from_step": last["step"], "changed": changed})
     reason = tags.get(TAG_STOP_REASON)
@@ -149,9 +153,11 @@ def _tested_of(client: Any, run_id: str) -> Event | None:
     return found or None
 
 
-def _started_of(run: Any, config: Config, experiment: str) -> Event:
+def _started_of(run: Any, config: Config, experiment: str, names: bytes) -> Event:
     tags = run.data.tags
     data = [item.dataset for item in run.inputs.dataset_inputs]
+    profile = json.loads(data[0].profile) if data else {}
+    called = from_json(names, profile.get("num_classes", 0))
     return {
         "event": "started",
         "time_ms": run.info.start_time,
@@ -167,7 +173,8 @@ def _started_of(run: Any, config: Config, experiment: str) -> Event:
         "data": {
             "name": data[0].name if data else "",
             "source": json.loads(data[0].source)["uri"] if data else "",
-            **(json.loads(data[0].profile) if data else {}),
+            **profile,
+            **({"class_names": list(called)} if called else {}),
         },
         "git": {
             "commit": tags.get("mlflow.source.git.commit", ""),

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formatting import shown_value, text_table
+from ..class_names import labels
+from ..formatting import shown_value, text_table, text_width
 from ..metrics import Metric, metric_of, panels
 from ..storage.files import replacing
 
@@ -34,31 +35,43 @@ def curves_picture(
     write_figure(curves_figure(history, best_step, title, resumed), path)
 
 
-def confusion_matrix_text(matrix: NDArray[np.integer[Any]]) -> str:
-    """An aligned table for the terminal; with many classes, the most frequent confusions instead."""
+def confusion_matrix_text(matrix: NDArray[np.integer[Any]], names: Sequence[str] | None = None) -> str:
+    """An aligned table for the terminal; with many classes, the most frequent confusions instead.
+
+    Args:
+        names: of the classes; they stand beside the rows, the columns have no room for them.
+    """
     classes = len(matrix)
     if classes > MAX_CLASSES_WITH_COUNTS:
-        return _confusions_text(matrix)
-    label = max(4, len(str(classes - 1)))
+        return _confusions_text(matrix, names)
     cell = max(len(str(value)) for value in (matrix.max(initial=0), classes - 1))
-    # A dot for zero: the errors are what the eye should find.
-    rows = [[str(row), *(str(count) if count else "." for count in matrix[row])] for row in range(classes)]
-    head = ["true", *(str(column) for column in range(classes))]
-    lines = [" ".join([first.rjust(label), "", *(text.rjust(cell) for text in rest)]) for first, *rest in [head, *rows]]
-    return "\n".join([" " * (label + 2) + "predicted", *lines])
+    numbers = [str(label) for label in range(classes)]
+    room = max(8, min(24, 90 - classes * (cell + 1)))
+    beside = [f"{n:>2} {text}" for n, text in enumerate(labels(names, classes, room))] if names else numbers
+    wide = max(4, *map(text_width, beside))
+    lines = []
+    for first, row in [("true", numbers), *zip(beside, matrix, strict=True)]:
+        space = " " * (wide - text_width(first))
+        # A dot for zero: the errors are what the eye should find.
+        cells = [text.rjust(cell) for text in (row if row is numbers else (str(count or ".") for count in row))]
+        lines.append(" ".join([first + space if names else space + first, "", *cells]))
+    return "\n".join([" " * (wide + 2) + "predicted", *lines])
 
 
-def confusion_difference_text(difference: Sequence[Sequence[int]], most: int = 20) -> str:
-    """Where one confusion matrix has more images than another (+), or fewer (-): the largest differences first."""
+def confusion_difference_text(
+    difference: Sequence[Sequence[int]], names: Sequence[str] | None = None, most: int = 20
+) -> str:
+    """Where one confusion matrix has more images than another (+), or fewer (-): the largest differences first.
+
+    Args:
+        names: of the classes.
+    """
     matrix = np.asarray(difference)
     cells = largest_cells(matrix, most)
     if not cells:
         return "  no difference"
-    rows = [
-        [str(true), str(predicted), f"{matrix[true, predicted]:+}", "right" if true == predicted else ""]
-        for true, predicted in cells
-    ]
-    return _cells_text(rows)
+    counts = [f"{matrix[true, predicted]:+}" for true, predicted in cells]
+    return _cells_text(cells, counts, names, len(matrix))
 
 
 def curve_text(
@@ -153,12 +166,12 @@ def coinciding_figure(
     return figure
 
 
-def _confusions_text(matrix: NDArray[np.integer[Any]], most: int = 20) -> str:
+def _confusions_text(matrix: NDArray[np.integer[Any]], names: Sequence[str] | None, most: int = 20) -> str:
     errors = np.array(matrix)
     np.fill_diagonal(errors, 0)
     cells = largest_cells(errors, most)
-    rows = [[str(true), str(predicted), str(errors[true, predicted]), ""] for true, predicted in cells]
-    return f"the {len(cells)} most frequent confusions of {np.count_nonzero(errors)}\n{_cells_text(rows)}"
+    text = _cells_text(cells, [str(errors[cell]) for cell in cells], names, len(matrix))
+    return f"the {len(cells)} most frequent confusions of {np.count_nonzero(errors)}\n{text}"
 
 
 def largest_cells(matrix: NDArray[Any], most: int) -> list[tuple[int, int]]:
@@ -167,8 +180,16 @@ def largest_cells(matrix: NDArray[Any], most: int) -> list[tuple[int, int]]:
     return [(int(index) // matrix.shape[1], int(index) % matrix.shape[1]) for index in order]
 
 
-def _cells_text(rows: Sequence[Sequence[str]]) -> str:
-    lines = text_table([["true", "predicted", "images", ""], *rows], right={0, 1, 2})
+def _cells_text(
+    cells: Sequence[tuple[int, int]], counts: Sequence[str], names: Sequence[str] | None, classes: int
+) -> str:
+    """A line a cell: what its classes are called, how many images it has, whether they were right."""
+    called = labels(names, classes)
+    rows = [
+        [called[true], called[predicted], count, "right" if true == predicted else ""]
+        for (true, predicted), count in zip(cells, counts, strict=True)
+    ]
+    lines = text_table([["true", "predicted", "images", ""], *rows], right={2} if names else {0, 1, 2})
     return "\n".join(f"  {line}" for line in lines)
 
 

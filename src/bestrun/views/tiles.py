@@ -5,14 +5,16 @@ hundred times as long.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..storage.files import replacing
+from . import lettering
 from .curves import MAX_CLASSES_WITH_COUNTS
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
@@ -26,41 +28,66 @@ MAX_ERRORS = 16
 MAX_FILTERS = 48
 
 
-def confusion_matrix(matrix: NDArray[np.integer[Any]], title: str) -> Image.Image:
-    """`matrix` (rows: true class, columns: predicted class, values: images) as coloured cells."""
+def confusion_matrix(matrix: NDArray[np.integer[Any]], title: str, names: Sequence[str] | None = None) -> Image.Image:
+    """`matrix` (rows: true class, columns: predicted class, values: images) as coloured cells.
+
+    Args:
+        names: of the classes.
+    """
     classes, largest = len(matrix), max(1, int(matrix.max(initial=0)))
     counted = classes <= MAX_CLASSES_WITH_COUNTS
     side = max(12 + 9 * len(str(largest)), 26) if counted else max(2, 640 // classes)
+    every = math.ceil(classes / MAX_CLASSES_WITH_COUNTS)
+    called = dict(list(enumerate(lettering.class_labels(names, classes)))[::every])
+    font = lettering.font_for(called.values())
+    widest = math.ceil(max(map(font.getlength, called.values())))
+    upright = widest > side * every - 4  # what is too long to stand side by side above the columns
+    band = widest + 12 if upright else LINE
     # Not linear: a handful of errors beside a thousand hits would have the colour of zero
     shares = (matrix / largest) ** 0.4
     cells = np.repeat(np.repeat(_coloured(shares, BLUES), side, axis=0), side, axis=1)
-    left, top = MARGIN + 2 * LINE + 12, title_end(title) + LINE
+    left, top = MARGIN + LINE + 12 + max(LINE, widest), title_end(title) + band
     picture, draw = _canvas(left + classes * side + MARGIN, top + classes * side + MARGIN, title)
     picture.paste(Image.fromarray(cells), (left, top))
-    for label in range(0, classes, math.ceil(classes / MAX_CLASSES_WITH_COUNTS)):
+    for label, text in called.items():
         middle = (label + 0.5) * side
-        draw.text((left + middle, top - 4), str(label), "black", _font(), "ms")
-        draw.text((left - 6, top + middle), str(label), "black", _font(), "rm")
-    draw.text((left + classes * side / 2, top - LINE - 2), "predicted class (images per cell)", "black", _font(), "ms")
-    sideways = Image.new("RGB", (classes * side, LINE), "white")
-    ImageDraw.Draw(sideways).text((classes * side / 2, LINE / 2), "true class", "black", _font(), "mm")
-    picture.paste(sideways.rotate(90, expand=True), (MARGIN - 4, top))
+        draw.text((left - 6, top + middle), text, "black", font, "rm")
+        if upright:
+            picture.paste(_upright(text, widest, font, "lm"), (round(left + middle - LINE / 2), top - 4 - widest))
+        else:
+            draw.text((left + middle, top - 4), text, "black", font, "ms")
+    above = (left + classes * side / 2, top - band - 2)
+    draw.text(above, "predicted class (images per cell)", "black", lettering.font(), "ms")
+    picture.paste(_upright("true class", classes * side, lettering.font()), (MARGIN - 4, top))
     for (row, column), count in np.ndenumerate(matrix) if counted else ():
         colour = "white" if shares[row, column] > 0.6 else "black"
         place = left + (column + 0.5) * side, top + (row + 0.5) * side
-        draw.text(place, str(count or "."), colour, _font(), "mm")  # the errors are what the eye should find
+        draw.text(place, str(count or "."), colour, lettering.font(), "mm")  # errors are what the eye should find
     return picture
 
 
 def example_errors(
-    images: Pixels, labels: NDArray[np.integer[Any]], predictions: NDArray[np.integer[Any]], title: str
+    images: Pixels,
+    labels: NDArray[np.integer[Any]],
+    predictions: NDArray[np.integer[Any]],
+    title: str,
+    names: Sequence[str] | None = None,
 ) -> Image.Image:
-    """The first wrongly classified images (n, height, width, channels), true and predicted class under each."""
+    """The first wrongly classified images (n, height, width, channels), true and predicted class under each.
+
+    Args:
+        names: of the classes.
+    """
     wrong = np.flatnonzero(labels != predictions)
     shown = wrong[:MAX_ERRORS]
+    called = lettering.class_labels(names, 1 + int(max(labels.max(initial=0), predictions.max(initial=0))))
+    below = [f"true {called[labels[index]]}\npredicted {called[predictions[index]]}" for index in shown]
+    lines = [line for text in below for line in text.splitlines()]
+    font = lettering.font_for(lines)
     height, width = images.shape[1:3]
     times = max(1, 96 // max(height, width))
-    across, down = max(104, width * times) + MARGIN, height * times + 2 * LINE + MARGIN
+    wide = max([104, width * times, *(math.ceil(font.getlength(line)) for line in lines)])
+    across, down = wide + MARGIN, height * times + 2 * LINE + MARGIN
     columns, rows = 4, max(1, math.ceil(len(shown) / 4))
     count = f"{len(wrong):,} errors in {len(labels):,} images" + f", the first {len(shown)}" * (len(wrong) > len(shown))
     title = f"{title}\n{count}"
@@ -73,8 +100,7 @@ def example_errors(
         if tile.shape[-1] != 3:
             tile = np.repeat(tile[..., :1], 3, axis=-1)
         picture.paste(Image.fromarray(tile), (left, top))
-        below = f"true {labels[index]}\npredicted {predictions[index]}"
-        draw.multiline_text((left, top + height * times + 2), below, "black", _font(), spacing=2)
+        draw.multiline_text((left, top + height * times + 2), below[position], "black", font, spacing=2)
     return picture
 
 
@@ -131,12 +157,16 @@ def _coloured(shares: NDArray[Any], anchors: NDArray[Any]) -> Pixels:
 
 def _canvas(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """A white picture wide enough for the lines of its title."""
-    needed = max(_font().getlength(line) for line in title.splitlines()) + 2 * MARGIN
+    needed = max(lettering.font().getlength(line) for line in title.splitlines()) + 2 * MARGIN
     picture = Image.new("RGB", (max(width, math.ceil(needed)), height), "white")
     draw = ImageDraw.Draw(picture)
-    draw.multiline_text((MARGIN, MARGIN - 4), title, "black", _font(), spacing=4)
+    draw.multiline_text((MARGIN, MARGIN - 4), title, "black", lettering.font(), spacing=4)
     return picture, draw
 
 
-def _font() -> Any:
-    return ImageFont.load_default(14)
+def _upright(text: str, length: int, font: Any, anchor: str = "mm") -> Image.Image:
+    """A line of text that is read from below, so many pixels high; `anchor`: lm begins below, mm is in the middle."""
+    strip = Image.new("RGB", (length, LINE), "white")
+    place = (0 if anchor == "lm" else length / 2, LINE / 2)
+    ImageDraw.Draw(strip).text(place, text, "black", font, anchor)
+    return strip.rotate(90, expand=True)
