@@ -123,6 +123,8 @@ class Run:
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Probabilities (n, num_classes) of uint8 images (n, height, width, channels), by the proved best checkpoint.
 
+        The class with number i, which may be called `class_names[i]`, has column i.
+
         Raises:
             VerificationError: the checkpoint is not the one that was recorded.
             DataError: the images have another shape or type.

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bestrun.class_names import cleaned
 from bestrun.cli import sections
 from bestrun.results.record import from_folder
 from bestrun.storage.folder import RunFolder
 from bestrun.tracking.store import Place
 from bestrun.views import html
 from support.browser import CHROMIUM, QUIET, SHOTS
+from support.hostile_names import HOSTILE, assert_tame
 from support.lines import SHORT, SMALL_NETWORK
 from support.processes import Command, Starter
 from support.stores import make_home, sqlite_uri
@@ -220,6 +222,17 @@ def test_every_piece_of_a_page_escapes_what_it_is_given():
         html.page(NASTY, []).decode(),
     ]
     assert not any("<script" in piece.replace("<wbr>", "") or "<img" in piece for piece in pieces)
+
+
+def test_names_of_many_classes_stand_in_the_report_and_are_never_run(tmp_path):
+    matrix = np.diag(np.full(30, 50))
+    matrix[0, 2] = 7
+    names = tuple(f"{number} {cleaned(name)[:50]}" for number in range(3) for name in HOSTILE)
+    (tmp_path / "page.html").write_bytes(html.page("k", sections._confusions(matrix, "k", names)))
+    page = Page(tmp_path / "page.html")
+    assert_self_contained(page)
+    assert_tame(page.text)
+    assert names[0] in page.text and names[2] in page.text and b"<script" not in page.bytes
 
 
 def test_a_report_is_named_after_its_run_and_replaces_the_last_one(bestrun, home, runs):

@@ -8,8 +8,10 @@ import zlib
 
 import pytest
 
+from bestrun.class_names import cleaned
 from bestrun.tracking import page
 from bestrun.tracking.store import connect
+from support.hostile_names import HOSTILE, assert_tame
 from support.stores import mlflow_record, sqlite_uri
 
 
@@ -77,3 +79,17 @@ def test_the_description_tells_the_result_below_the_user_s_own_words(bestrun, ho
 def test_a_server_s_address_has_no_credentials():
     assert page.server("https://ada:secret@host:8080/base?token=x") == "https://host:8080/base"
     assert page.server("sqlite:////x/mlflow.db", 5001) == "http://127.0.0.1:5001"
+
+
+def test_a_description_tells_names_of_classes_as_text_and_a_thousand_of_them_short():
+    settings = {"objective.metric": "val/accuracy", "model": "cnn", "optimizer": "adam", "seed": "0"}
+    data = {"name": "d", "train": 1, "validation": 1, "test": 1, "image_shape": [2, 2, 1]}
+    started = {"name": "k", "settings": settings | {"optimizer.learning_rate": "1"}}
+    for names in ([cleaned(name) for name in HOSTILE], [f"{'word ' * 15}{number}" for number in range(1000)]):
+        told = {"data": data | {"num_classes": len(names), "class_names": names}}
+        text = page.description(started | told, None, None)
+        assert f"{len(names)} classes: " in text and " more" in text and len(text) < 1500
+        assert "<script" not in text and "<img" not in text and "](java" not in text and "`b`" not in text
+        assert_tame(text)
+    wrong = {"data": data | {"num_classes": 2, "class_names": ["a"]}}
+    assert "2 classes. Network" in page.description(started | wrong, None, None)

@@ -46,8 +46,8 @@ class Dataset:
     """`digest` changes with any pixel, label, shape, order or split; the same content from another file keeps it.
 
     `mended` says in which ways earlier versions read these files otherwise: their runs have another digest.
-    `class_names` are those of class 0, 1, ..., fit for use, None where numbers are all there is. `remarks` are what is told and needs no
-    mending.
+    `class_names` are those of class 0, 1, ..., fit for use, None where numbers are all there is. `remarks` are what is
+    told and needs no mending.
     """
 
     name: str
@@ -207,9 +207,7 @@ def _compare_labels(where: str, part: str, labels: NDArray[np.int64], classes: S
     return [f"{where}: no {part} image of class {named}"] if missing else []
 
 
-def _names(
-    name: str, given: Sequence[str] | None, read: _Read, count: int, notes: Notes
-) -> tuple[str, ...] | None:
+def _names(name: str, given: Sequence[str] | None, read: _Read, count: int, notes: Notes) -> tuple[str, ...] | None:
     """What the classes are called: as given, else as the files say, else as the known data set's authors do.
 
     Raises SettingsError where the given ones do not fit; names of files that do not are told and left out.
