@@ -33,7 +33,7 @@ What follows is made from the code: `python -m tests.python_page` writes this pa
 def page() -> str:
     parts = [HEAD]
     for name in sorted(bestrun.__all__, key=lambda name: (name == "Run", name)):
-        parts.append(_described(name, getattr(api, name)))
+        parts.append(_described(name, getattr(bestrun, name)))
     for name, member in vars(api.Run).items():
         if not name.startswith("_"):
             parts.append(_described(f"Run.{name}", member))

@@ -15,7 +15,7 @@ from bestrun.tracking import names
 
 ROOT = Path(package.__file__).parent
 PACKAGES = ["cli", "api", "sweep", "run", "results", "training", "tracking", "data", "views", "settings", "storage"]
-GROUND = ["class_names", "environment", "errors", "formatting", "guard", "metrics", "signals", "terminal"]
+GROUND = ["class_names", "environment", "errors", "formatting", "guard", "lab", "metrics", "signals", "terminal"]
 STRANGERS = [{"training", "tracking"}, {"data", "views", "settings"}]  # do not know each other
 
 # library -> where it may be imported; below "inside functions", everywhere else in a module's own body as well

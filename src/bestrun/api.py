@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from .metrics import keys
 from .results.record import Record, find_record
 from .settings.compose import compose
 from .settings.config import Config
+from .settings.own import use_named
 from .signals import pass_on
 from .storage.home import find_home
 from .tracking.lookup import Lookup
@@ -34,8 +36,10 @@ class Run:
         record: what its journal tells.
     """
 
-    def __init__(self, record: Record, tracking_uri: str | None = None) -> None:
-        self.record, self._tracking_uri = record, tracking_uri
+    def __init__(
+        self, record: Record, tracking_uri: str | None = None, config_dir: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.record, self._tracking_uri, self._config_dir = record, tracking_uri, config_dir
 
     def __repr__(self) -> str:
         best = f", {self.record.metric} {self.best[self.record.metric]:.4f}" if self.best else ""
@@ -109,6 +113,7 @@ class Run:
         from .results.restore import restore
         from .storage.workplace import Workplace
 
+        use_named(self._config_dir)
         with Workplace() as place:
             return restore(
                 self._fetched,
@@ -143,6 +148,7 @@ class Run:
         from .results.restore import rebuild
         from .training import device  # first, as it makes TensorFlow's start quiet
 
+        use_named(self._config_dir)
         device.prepare(self.config.threads)
         return rebuild(self._fetched).model
 
@@ -164,15 +170,17 @@ class Run:
         """Train with the same settings anew; see `bestrun rerun --help`."""
         from .run.rerun import rerun
 
+        use_named(self._config_dir)
         home, screen = find_home(writes=True), Screen(quiet=True)
         result = rerun(self.record, overrides, home=home, screen=screen, allow_other_data=allow_other_data)
         _hand_over_signal(result)
-        return load_run(result.run_name, tracking_uri=self._tracking_uri)
+        return load_run(result.run_name, tracking_uri=self._tracking_uri, config_dir=self._config_dir)
 
     def compare(self, *others: Run) -> dict[str, Any]:
         """What `bestrun compare --json` prints of this run and others."""
         from .results.compare import comparison
 
+        use_named(self._config_dir)
         return comparison([self.record, *(run.record for run in others)])
 
 
@@ -183,6 +191,7 @@ def load_run(
     sweep: str | None = None,
     objective: str | None = None,
     tracking_uri: str | None = None,
+    config_dir: str | os.PathLike[str] | None = None,
 ) -> Run:
     """The run that a RUN reference means: a run ID or 8 and more of its first characters, a run name, `latest`,
     `best`, or NAME@ALIAS of a registered model.
@@ -190,13 +199,15 @@ def load_run(
     Args:
         experiment, sweep: look only there.
         objective: which one `best` goes by, val/accuracy or val/loss, where there are runs of several objectives.
+        config_dir: as --config-dir: the folder whose code.py has the run's own functions.
 
     Raises:
         SettingsError: it means none, or several.
         TrackingError: MLflow did not answer.
     """
+    use_named(config_dir)
     lookup = Lookup(reference, experiment=experiment, objective=objective, sweep=sweep)
-    return Run(find_record(lookup, find_place(tracking_uri)), tracking_uri)
+    return Run(find_record(lookup, find_place(tracking_uri)), tracking_uri, config_dir)
 
 
 def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,8 +215,14 @@ def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if text == "null" else text for name, text in settings.items()}
 
 
-def train(*overrides: str | Sequence[str], quiet: bool = False) -> Run:
+def train(
+    *overrides: str | Sequence[str], quiet: bool = False, config_dir: str | os.PathLike[str] | None = None
+) -> Run:
     """Train as `bestrun train` does, with the same words: `bestrun.train("recipe=quick", "seed=1")`, or a list of them.
+
+    Args:
+        config_dir: as --config-dir: a folder with settings and a code.py of your own; None: BESTRUN_CONFIG_DIR. Its
+            code.py is read again at each call. A process has one such folder at a time.
 
     A Ctrl-C or SIGTERM saves everything and then does what it would have done here: KeyboardInterrupt, SystemExit(143),
     or the handler that was set.
@@ -215,13 +232,14 @@ def train(*overrides: str | Sequence[str], quiet: bool = False) -> Run:
     """
     from .run.start import start
 
+    use_named(config_dir)
     words = [word for given in overrides for word in ([given] if isinstance(given, str) else given)]
     composed, home = compose(words), find_home(writes=True)
     training = composed.config.training
     screen = Screen(total_steps=training.max_steps, batch_size=training.batch_size, quiet=quiet)
     result = start(composed, home=home, screen=screen)
     _hand_over_signal(result)
-    return load_run(result.run_name, tracking_uri=composed.config.tracking.uri)
+    return load_run(result.run_name, tracking_uri=composed.config.tracking.uri, config_dir=config_dir)
 
 
 def _hand_over_signal(result: Result) -> None:
@@ -238,6 +256,7 @@ def runs(
     sort: str | None = None,
     most: int = 1000,
     tracking_uri: str | None = None,
+    config_dir: str | os.PathLike[str] | None = None,
 ) -> DataFrame:
     """A row a run, best first, as `bestrun runs` orders them; beside its columns all settings and metrics.
 
@@ -245,6 +264,7 @@ def runs(
         filter: MLflow's grammar, as 'metrics."best/accuracy" > 0.99'.
         sort: a metric, or `started`; NAME:asc or NAME:desc.
         most: so many runs of each objective at most.
+        config_dir: as --config-dir: the folder whose code.py has metrics of the runs' own.
 
     Raises:
         SettingsError: a wrong filter, or a metric that no run has.
@@ -254,6 +274,7 @@ def runs(
 
     from .tracking.listing import as_json, list_runs
 
+    use_named(config_dir)
     uri = find_place(tracking_uri).uri
     with reaching(uri):
         store = connect(uri, create=False)

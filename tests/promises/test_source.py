@@ -69,6 +69,8 @@ ALLOWED = {
     "known.py": ["imports pickle"],
     # A network, by its name: of the files in training/networks/ and of no others, which test_hostile.py holds
     "model.py": ["imports importlib", "calls importlib.import_module"],
+    # A code.py of one's own, by the path that a person typed and by no other, which test_own_code.py holds
+    "lab.py": ["calls exec", "calls compile"],
 }
 
 

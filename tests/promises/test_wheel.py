@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.labs import make_lab
+
 CLONE = Path(__file__).parents[2]
 TINY = [
     "training.max_steps=20",
@@ -44,10 +46,12 @@ def test_wheel_trains_from_its_own_conf_outside_the_clone(wheel, tmp_path, colou
     (target / "bestrun/conf/config.yaml").write_text(
         (target / "bestrun/conf/config.yaml").read_text().replace("seed: 0", "seed: 12")
     )
+    folder = make_lab(tmp_path / "my lab")
     command = [sys.executable, "-m", "bestrun", "train", "data=npz", f"data.path={colour_npz}", *TINY, "name=w"]
-    result = run(command, tmp_path, PYTHONPATH=str(target))
+    result = run([*command, "--config-dir", "my lab", "augmentation=flip"], tmp_path, PYTHONPATH=str(target))
     assert result.returncode == 0, result.stderr
     assert "seed: 12" in (tmp_path / "mlruns/runs/w/config.yaml").read_text()
+    assert (tmp_path / "mlruns/runs/w/code/code.py").read_text() == (folder / "code.py").read_text()
 
 
 @pytest.mark.slow
@@ -64,3 +68,8 @@ def test_wheel_in_an_empty_environment_trains(wheel, tmp_path, colour_npz):
     result = run(command, tmp_path, PYTHONPATH="")
     assert result.returncode == 0, result.stderr
     assert "restore   bestrun restore" in result.stdout
+    make_lab(tmp_path / "my lab")
+    ours = [command[0], "train", "recipe=night", "name=mine"]
+    for words in (ours, [command[0], "restore", "mine"], [command[0], "rerun", "mine"]):
+        result = run([*words, "--config-dir", "my lab"], tmp_path, PYTHONPATH="")
+        assert result.returncode == 0, result.stderr

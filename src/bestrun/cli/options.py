@@ -1,5 +1,6 @@
 """What the verbs of the command share: options, and the way from a RUN to what it means."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
+from ..lab import VARIABLE
 from ..metrics import objectives
 from ..terminal import say_json
 
@@ -20,7 +22,6 @@ tracking_option = click.option(
     "--tracking-uri", metavar="URI", help="Where MLflow is; else MLFLOW_TRACKING_URI, else SQLite in mlruns/."
 )
 experiment_option = click.option("--experiment", metavar="NAME", help="Look only in this experiment.")
-objective_option = click.option("--objective", type=click.Choice(objectives()), help="Which objective `best` goes by.")
 sweep_option = click.option(
     "--sweep", metavar="NAME", help="Look only among the runs of this sweep: its name, or its parent run's ID."
 )
@@ -30,12 +31,45 @@ local_option = click.option(
 other_code_option = click.option(
     "--allow-other-code", is_flag=True, help="Go on although the network's function is not what it was."
 )
+
+
+class Objective(click.ParamType[str]):
+    """An objective: which there are is asked when one is typed, as a `--config-dir` may have more."""
+
+    name = "objective"
+
+    def convert(self, value: str, param: click.Parameter | None, context: click.Context | None) -> str:
+        return str(click.Choice(objectives()).convert(value, param, context))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(objectives())}]"
+
+
+def _use(context: click.Context, parameter: click.Parameter, directory: str | None) -> None:
+    if directory is not None or os.environ.get(VARIABLE):
+        from ..settings.own import use_named
+
+        use_named(directory)
+
+
+config_dir_option = click.option(
+    "--config-dir",
+    metavar="DIR",
+    is_eager=True,  # first: it decides which settings and metrics there are
+    expose_value=False,
+    callback=_use,
+    help=f"Your own model/, data/, recipe/ ... and code.py are in DIR; else {VARIABLE}.",
+)
+objective_option = click.option("--objective", type=Objective(), help="Which objective `best` goes by.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
 
 
 def lookup_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """How a RUN is looked up; the verb gets it as keyword arguments for `find_and_fetch` or `find_records`."""
-    for option in (objective_option, sweep_option, experiment_option, tracking_option):
+    """How a RUN is looked up; the verb gets it as keyword arguments for `find_and_fetch` or `find_records`.
+
+    And `--config-dir`, which a run with metrics of its own takes.
+    """
+    for option in (objective_option, sweep_option, experiment_option, tracking_option, config_dir_option):
         verb = option(verb)
     return verb
 

@@ -2,7 +2,7 @@
 
 import click
 
-from .options import RUN_HELP, finish, json_option, screen_for, tracking_option
+from .options import RUN_HELP, config_dir_option, finish, json_option, screen_for, tracking_option
 
 
 @click.command(short_help="Go on with a run: same ID, same curve, same result.", epilog=RUN_HELP)
@@ -12,6 +12,7 @@ from .options import RUN_HELP, finish, json_option, screen_for, tracking_option
     "--from-mlflow", is_flag=True, help="Go on from what MLflow has; the folder on this machine is set aside."
 )
 @tracking_option
+@config_dir_option
 @json_option
 def resume(
     run: str | None, overrides: tuple[str, ...], from_mlflow: bool, tracking_uri: str | None, as_json: bool

@@ -8,6 +8,7 @@ import click
 from ..errors import SettingsError
 from ..terminal import say, say_json, say_lines
 from .options import (
+    config_dir_option,
     experiment_option,
     json_option,
     sweep_option,
@@ -27,6 +28,7 @@ from .options import (
 @experiment_option
 @sweep_option
 @tracking_option
+@config_dir_option
 @json_option
 def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | None, **wanted: Any) -> None:
     """A table of runs, best first; runs with different objectives are mixed only where --sort says by what.

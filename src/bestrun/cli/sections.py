@@ -24,6 +24,7 @@ from ..results.restore import rebuild, what_differs
 from ..results.show import facts, steps
 from ..settings.compose import override
 from ..settings.config import flatten
+from ..settings.own import data_arguments, is_own_data
 from ..storage.checkpoint import Tensors
 from ..storage.events import metric_value
 from ..sweep.manifest import Manifest
@@ -140,7 +141,12 @@ def _look(record: Record, overrides: Sequence[str], at_hand: dict[str, Dataset |
     if key not in at_hand:
         log.info("reading the data: %s", config.data.name)
         try:
-            at_hand[key] = load_dataset(**dict(config.data))
+            fetched.refuse_missing_code(["dataset"])
+            if is_own_data(config):
+                from ..training import device
+
+                device.load_code(None)
+            at_hand[key] = load_dataset(**data_arguments(config.data))
         except (SettingsError, DataError) as error:
             at_hand[key] = error
     data, tensors = at_hand[key], checkpoint.tensors

@@ -3,13 +3,12 @@
 import click
 
 from ..terminal import say, say_json, say_lines
-from .options import (
-    json_option,
-)
+from .options import config_dir_option, json_option
 
 
 @click.command(short_help="What a sweep came to: trials, cost, importances.")
 @click.argument("name", required=False)
+@config_dir_option
 @json_option
 def sweep(name: str | None, as_json: bool) -> None:
     """What a sweep came to so far: its trials best first, cost, importances. Without NAME: all sweeps."""

@@ -5,13 +5,14 @@ import sys
 import click
 
 from ..terminal import say, say_json, say_lines
-from .options import RUN_HELP, json_option, tracking_option
+from .options import RUN_HELP, config_dir_option, json_option, tracking_option
 
 
 @click.command(short_help="Send to MLflow what it has not got.", epilog=RUN_HELP)
 @click.argument("run", required=False)
 @click.option("--all", "everything", is_flag=True, help="Every run of this mlruns folder; the default without RUN.")
 @tracking_option
+@config_dir_option
 @json_option
 def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
     """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""

@@ -6,7 +6,7 @@ from typing import NoReturn
 import click
 
 from ..terminal import say, say_json
-from .options import finish, json_option, screen_for
+from .options import config_dir_option, finish, json_option, screen_for
 
 
 @click.command(
@@ -18,6 +18,7 @@ from .options import finish, json_option, screen_for
 @click.option("-m", "--multirun", is_flag=True, help="A sweep: settings may have several values, see below.")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="Every setting, with its default and reason.")
 @click.option("--cfg", type=click.Choice(["job"]), help="Print the settings that would be used, as YAML, and stop.")
+@config_dir_option
 @json_option
 def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str | None, as_json: bool) -> None:
     """Train: evaluate every N steps, keep the best, stop when nothing improves.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from ..errors import SettingsError
 from . import known
 from .arrays import IDX_FILES, Found, find_idx, name_of, read_idx, read_npz, refusal
 from .labels import class_numbers, renumbering
+from .own import read_own
 from .pixels import Notes, as_uint8, channels_last
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def load_dataset(
     split_seed: int = 0,
     class_names: Sequence[str] | None = None,
     progress: "Progress" = iter,
+    own: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Read, check and split the data set `name`: a key of KNOWN, "idx" or "folder" (with `dir`), "npz" (with `path`).
 
@@ -107,17 +109,19 @@ def load_dataset(
         test_size, split_seed: of pictures without splits, see `splits.divide`.
         class_names: what the classes are called, whatever the files say.
         progress: told of each picture that is read.
+        own: the settings of a data set of one's own, which the lab's function takes; see own.py.
 
     Raises SettingsError for arguments that cannot be, DataError for files that are not what they should be.
     """
     notes = Notes()
-    if name == "folder":
+    given = None if own is None else read_own(name, own)
+    if name == "folder" or isinstance(given, Path):
         from .pictures import Look  # Pillow takes a tenth of a second
 
         look = Look(size, fit, channels, damaged)
-        read = _read_folder(dir, look, test_size, validation_size, split_seed, notes, progress)
+        read = _read_folder(str(given) if given else dir, look, test_size, validation_size, split_seed, notes, progress)
     else:
-        read = _read_arrays(_read(name, dir, path), layout, notes)
+        read = _read_arrays(_read(name, dir, path) if given is None else given, layout, notes)
     splits, where = read.splits, read.where
     _refuse_unequal_images(where, splits)
     all_labels = splits["train"].labels

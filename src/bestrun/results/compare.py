@@ -70,7 +70,9 @@ def _differing(columns: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _code(first: Record, other: Record) -> list[str]:
-    return code_differences({record.name: (record.started["git"], record.diff) for record in (first, other)})
+    lines = code_differences({record.name: (record.started["git"], record.diff) for record in (first, other)})
+    one, two = (record.started.get("own_code_sha256", "none") for record in (first, other))
+    return lines + ([f"code.py {first.name} SHA-256 {one[:12]}, {other.name} {two[:12]}"] if one != two else [])
 
 
 def _difference(first: Record, other: Record) -> list[list[int]] | None:

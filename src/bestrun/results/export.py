@@ -47,6 +47,11 @@ def write_keras(fetched: Fetched, path: Path, *, allow_other_code: bool = False)
     import keras
 
     rebuilt = rebuild(fetched, allow_other_code=allow_other_code)
+    if foreign := _foreign_layers(rebuilt.model):
+        raise VerificationError(
+            f"run {fetched.run_name}: layer {foreign[0]} is a class of one's own, without whose code nobody can read "
+            "model.keras; use layers of Keras alone, or take the checkpoint: bestrun restore RUN --out DIR"
+        )
     model = _for_inference(rebuilt.model)
     model.save(path)
     images = np.random.default_rng(0).integers(0, 256, (2, *fetched.image_shape), np.uint8)
@@ -72,6 +77,16 @@ def _for_inference(network: Any) -> Any:
         images = keras.Input(network.input_shape[1:], dtype="uint8", name="images")
         logits = network(images, training=False)
     return keras.Model(images, keras.layers.Softmax(name="probabilities")(logits))
+
+
+def _foreign_layers(network: Any) -> list[str]:
+    """Names of the layers, also inside others, whose class is not one of Keras."""
+    found = []
+    for layer in network.layers:
+        if type(layer).__module__.partition(".")[0] != "keras":
+            found.append(layer.name)
+        found += _foreign_layers(layer) if hasattr(layer, "layers") else []
+    return found
 
 
 def _trains_by_itself(layer: Any) -> bool:

@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import class_names
+from .. import class_names, lab
 from ..data.dataset import Dataset
 from ..errors import SettingsError, VerificationError
 from ..metrics import best_key, keys
@@ -23,8 +24,10 @@ from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import download, download_class_names
 from ..tracking.lookup import Lookup, find_run
-from ..tracking.names import TAG_BEST_CHECKPOINT, TAG_BEST_SHA256, TAG_RUN
+from ..tracking.names import TAG_BEST_CHECKPOINT, TAG_BEST_SHA256, TAG_CONFIG_DIR, TAG_RUN
 from ..tracking.store import Place, Store, TrackingError, connect, reaching, resolve_uri
+from ..tracking.translate import own_metrics
+from .own_code import kept_text, refuse_missing
 from .record import Record
 
 BEST = re.compile(r"checkpoints/best-[0-9]{1,12}\.safetensors")  # the only artifact a tag may name
@@ -45,6 +48,8 @@ class Fetched:
         class_names: what the classes are called, in the order of their numbers; None where no names are known.
         best: whether it is the best checkpoint; only its test, on the run's own data, belongs into the run's record.
         commit: of the code it was trained with; empty where none was recorded.
+        config_dir, own_code: the folder that was named for it, and where the text of its code.py is kept.
+        own_metrics: of its own.
     """
 
     run_id: str | None
@@ -60,6 +65,15 @@ class Fetched:
     best: bool = True
     commit: str = ""
     class_names: tuple[str, ...] | None = None
+    config_dir: str = ""
+    own_code: str = ""
+    own_metrics: tuple[str, ...] = ()
+
+    def refuse_missing_code(self, kinds: Sequence[str] = lab.KINDS) -> None:
+        """Raises SettingsError where a function of one's own that it takes is not here; see `refuse_missing`."""
+        refuse_missing(
+            self.config, self.run_name, self.config_dir, self.own_code, metrics=self.own_metrics, kinds=kinds
+        )
 
 
 def fetch(lookup: Lookup, place: Place, *, to: Path, local: bool = False, last: bool = False) -> Fetched:
@@ -146,6 +160,9 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
         best=not last,
         commit=(history.started.get("git") or {}).get("commit", ""),
         class_names=class_names.recorded(history.started.get("data")),
+        config_dir=history.started.get("config_dir", ""),
+        own_code=kept_text(folder, None, (checkpoint.made_on or {}).get("own_code_sha256", "")),
+        own_metrics=tuple(history.own_metrics),
     )
 
 
@@ -170,7 +187,21 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
     commit = run.data.tags.get("mlflow.source.git.commit", "")
     here = folder if is_here else None
     names = class_names.from_json(download_class_names(store, run), sizes[1])
-    return Fetched(run_id, name, config, checkpoint, origin, logged, here, *sizes, commit=commit, class_names=names)
+    return Fetched(
+        run_id,
+        name,
+        config,
+        checkpoint,
+        origin,
+        logged,
+        here,
+        *sizes,
+        commit=commit,
+        class_names=names,
+        config_dir=run.data.tags.get(TAG_CONFIG_DIR, ""),
+        own_code=kept_text(here, store.here(run.info.artifact_uri).removeprefix("file://")),
+        own_metrics=tuple(own_metrics(run.data.tags)),
+    )
 
 
 def _sizes(recorded: Any, run: str) -> tuple[tuple[int, int, int], int, dict[str, int]]:

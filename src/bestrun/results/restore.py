@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import lab
 from ..class_names import labels
 from ..data.dataset import Dataset, load_dataset
 from ..errors import BestrunError, DataError, VerificationError
 from ..formatting import text_table
 from ..settings.compose import override
 from ..settings.config import Config
+from ..settings.own import data_arguments, needed
 from ..storage.files import StorageError, make_folder, write_atomically
 from ..storage.folder import RunFolder
 from ..storage.home import foreign_owners, settle
@@ -27,6 +29,7 @@ from ..training import proof
 from ..training.proof import Function
 from ..views.screen import reading
 from .fetch import Fetched
+from .own_code import other_code
 
 log = logging.getLogger("bestrun")
 
@@ -53,7 +56,12 @@ def restore(
         DataError: the data is not the run's.
     """
     config = override(fetched.config, data_overrides)[0] if data_overrides else fetched.config
-    data = load_dataset(**dict(config.data), progress=reading)
+    fetched.refuse_missing_code()
+    if needed(config, fetched.own_metrics):
+        from ..training import device
+
+        device.load_code(config.threads)
+    data = load_dataset(**data_arguments(config.data), progress=reading)
     if data.digest != fetched.checkpoint.data_digest and not allow_other_data:
         then = {**fetched.counts, "image_shape": list(fetched.image_shape), "num_classes": fetched.num_classes}
         raise DataError(
@@ -87,7 +95,7 @@ def restore(
         )
     logits = predict(data.test.images)
     test = evaluation.figures(logits, data.test.labels)
-    more = evaluation.further_figures(logits, data.test.labels)
+    more = evaluation.further_figures(logits, data.test.labels, fetched.own_metrics)
     matrix = evaluation.confusion_matrix(logits, data.test.labels, fetched.num_classes)
     step = fetched.checkpoint.state.step
 
@@ -196,6 +204,9 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
     from ..training.evaluation import compile_predict
     from ..training.model import build_restored
 
+    fetched.refuse_missing_code(["network"])
+    if any(kind == "network" for kind, _ in needed(fetched.config)):
+        lab.load()  # what is wrong in it is told in its own words
     model = build_restored(
         image_shape=fetched.image_shape,
         num_classes=fetched.num_classes,
@@ -210,8 +221,10 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
     if function.is_same is False:
         told = f"run {fetched.run_name}: the network's function is another one now: {function.words}"
         if not allow_other_code:
+            then = (fetched.checkpoint.made_on or {}).get("own_code_sha256")
             commit = f"git checkout {fetched.commit}" if fetched.commit else "the code it was trained with"
-            raise VerificationError(f"{told}; its weights need {commit}, or add --allow-other-code")
+            needs = other_code(then, fetched.own_code) or commit
+            raise VerificationError(f"{told}; its weights need {needs}, or add --allow-other-code")
         log.warning("%s", told)
     return Rebuilt(model, function)
 

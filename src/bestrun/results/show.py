@@ -12,6 +12,7 @@ from ..storage.provenance import changed_files
 from ..storage.reasons import StopReason
 from ..terminal import one_line
 from ..views import curves
+from .own_code import kept_text
 from .record import Record
 
 
@@ -40,6 +41,8 @@ def as_json(record: Record) -> dict[str, Any]:
         "threads": record.started["threads"],
         "machine": record.started.get("machine"),
         "code_sha256": record.started.get("code_sha256"),
+        "own_code_sha256": record.started.get("own_code_sha256"),
+        "config_dir": record.started.get("config_dir"),
         **{key: record.started.get(key) for key in ("parent", "rerun_of", "sweep", "trial", "note", "tags")},
         "confusion_matrix": None if matrix is None else matrix.tolist(),
         "folder": str(record.folder.path) if record.folder else None,
@@ -83,6 +86,9 @@ def facts(record: Record) -> list[tuple[str, str]]:
     files = changed_files(record.diff)
     dirty = f", uncommitted: {', '.join(files[:5])}" + " and more" * (len(files) > 5) if files else ""
     rows.append(("code", f"commit {git['commit'][:10]}{dirty}" if git.get("commit") else "not in a git repository"))
+    if sha256 := started.get("own_code_sha256"):
+        text = kept_text(record.folder, record.artifacts)
+        rows.append(("own code", f"{started.get('config_dir', '')}/code.py, SHA-256 {sha256[:12]}, kept as {text}"))
     versions = ", ".join(f"{name} {version}" for name, version in started["versions"].items())
     rows.append(("versions", f"{versions}; {started['threads']} threads"))
     if machine := started.get("machine"):
@@ -128,7 +134,8 @@ def _next(record: Record) -> list[str]:
     reference = record.run_id or record.name
     if record.state == "running":
         return []
-    commands = [f"resume       bestrun resume {record.name}"] if record.state in ("interrupted", "stopped") else []
+    own = " --config-dir DIR" if record.started.get("own_code_sha256") else ""  # DIR is for a person to say, not a run
+    commands = [f"resume       bestrun resume {record.name}{own}"] if record.state in ("interrupted", "stopped") else []
     if record.best:
-        commands.append(f"restore      bestrun restore {reference}" + " --local" * (record.run_id is None))
-    return [*commands, f"again        bestrun rerun {reference}"]
+        commands.append(f"restore      bestrun restore {reference}" + " --local" * (record.run_id is None) + own)
+    return [*commands, f"again        bestrun rerun {reference}{own}"]

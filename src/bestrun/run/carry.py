@@ -7,10 +7,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .. import lab
 from ..data.dataset import Dataset
 from ..errors import BestrunError, DivergedError
 from ..formatting import duration, shown_value
 from ..settings.config import Config
+from ..settings.own import needed
 from ..signals import Interrupted, Signals
 from ..storage.checkpoint import Checkpoint, LoopState, Tensors
 from ..storage.files import StorageError, write_json
@@ -248,6 +250,7 @@ def exit_code(reason: str, mirrored: bool, received: int | None, error: BaseExce
 def say_end(result: Result, config: Config, mirror: Mirror, received: int | None) -> None:
     """The last lines of a run: what one would paste to a colleague."""
     best = result.best
+    lab_flag = lab.flag() if needed(config, lab.metrics()) else ""
     reason = StopReason.of(result.stop_reason)
     log.info("")
     if best:
@@ -261,9 +264,9 @@ def say_end(result: Result, config: Config, mirror: Mirror, received: int | None
         why = "MLflow does not have everything" + (f": {mirror.refused}" if mirror.refused else " yet")
         log.warning("%s; everything is in the folder. Send it with: bestrun sync %s", why, result.run_name)
     if not reason.is_finished:
-        log.info("resume    bestrun resume %s", result.run_name)
+        log.info("resume    bestrun resume %s%s", result.run_name, lab_flag)
     if best:
         local = "" if result.run_id and result.mirrored else " --local"
-        log.info("restore   bestrun restore %s%s", result.run_name if local else result.run_id, local)
+        log.info("restore   bestrun restore %s%s%s", result.run_name if local else result.run_id, local, lab_flag)
     if result.run_id and mirror.sender.experiment_id:
         log.info("%s", page.run_page(mirror.sender.uri, mirror.sender.experiment_id, result.run_id))

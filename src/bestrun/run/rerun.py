@@ -4,17 +4,20 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import lab
 from ..data.dataset import Dataset
 from ..errors import DataError
 from ..formatting import mask_uri
 from ..metrics import keys
+from ..results.own_code import kept_text, refuse_missing
 from ..results.record import Record
 from ..results.restore import what_differs
 from ..settings.compose import Composed, override
 from ..settings.config import Config, digest
+from ..settings.own import code_of
 from ..storage.folder import RunFolder
 from ..storage.history import History
-from ..storage.provenance import code, code_differences, computed_by, environment_differences
+from ..storage.provenance import code, code_differences, computed_by, environment_differences, own_code_differences
 from ..tracking.store import Place, resolve_uri
 from ..views.screen import Screen
 from .carry import Result
@@ -41,6 +44,8 @@ def rerun(
     same = override(record.config, own)[0]
     config, warnings = override(same, overrides)
     composed = Composed(config, [*record.overrides, *map(mask_uri, overrides)], record.choices, warnings)
+    text = kept_text(record.folder, record.artifacts)
+    refuse_missing(config, record.name, record.started.get("config_dir", ""), text, metrics=record.history.own_metrics)
     data = load_data(config, screen.reading)
     told = differences(record, config, data)
     if told["data"] and not allow_other_data:
@@ -70,7 +75,8 @@ def differences(record: Record, config: Config, data: Dataset) -> dict[str, list
         what = what_differs(then["data"], record.config, config, data)
         other = [f"{what} (digest {data.digest[:12]}, recorded {then['data_digest'][:12]})"]
     return {
-        "code": code_differences({"then": (then["git"], record.diff), "now": (code().says(), code().diff)}),
+        "code": code_differences({"then": (then["git"], record.diff), "now": (code().says(), code().diff)})
+        + own_code_differences(then, code_of(config, lab.metrics())),
         "data": other,
         "versions": environment_differences(then, computed_by(config.threads), code=False),
     }

@@ -1,5 +1,6 @@
 """Going on with a run, also where only MLflow has it."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -13,10 +14,12 @@ from .. import class_names
 from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
 from ..results.fetch import fetch, fetch_anywhere
-from ..results.record import from_mlflow
+from ..results.own_code import kept_text, refuse_missing
+from ..results.record import MAX_BYTES, from_mlflow
 from ..results.restore import what_differs
 from ..settings.compose import config_now, override
 from ..settings.config import Config, flatten, to_yaml
+from ..settings.own import code_of
 from ..storage.checkpoint import Checkpoint, newest_checkpoint
 from ..storage.events import Started
 from ..storage.files import make_folder, read_json, sync_folder, write_atomically
@@ -27,6 +30,7 @@ from ..storage.journal import Journal, read_lines
 from ..storage.provenance import computed_by, environment_differences
 from ..storage.reference import local_folder, run_folders
 from ..storage.workplace import Workplace
+from ..tracking.artifacts import download
 from ..tracking.direct import refuse_unusable
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_RUN
@@ -37,7 +41,7 @@ from ..tracking.sync import own_uri
 from ..tracking.writers import OvertakenError, latest_evaluation, refuse_overtaken
 from ..views.screen import Screen
 from .carry import Prepared, Result, carry_through
-from .start import load_data
+from .start import keep_own_code, load_data
 
 log = logging.getLogger("bestrun")
 
@@ -119,6 +123,9 @@ def resume(
         changed = differences(before, config, folder.name)
         given = None if "***" in (config.tracking.uri or "") else config.tracking.uri
         uri = own_uri(folder, given, home)
+        refuse_missing(
+            config, folder.name, started.get("config_dir", ""), kept_text(folder, None), metrics=history.own_metrics
+        )
         others = Others(folder, uri)
         data = load_data(config, screen.reading)
         if data.digest != started["data_digest"]:
@@ -139,7 +146,7 @@ def resume(
         with screen.shown(folder.log):
             for warning in warnings:
                 log.warning("%s", warning)
-            now = computed_by(config.threads)
+            now = computed_by(config.threads) | code_of(config, history.own_metrics)
             other = environment_differences(history.computed_by, now)
             if other:  # what keeps a resumed run from being bit-identical
                 log.warning("it was trained with %s: what comes now may differ from one go", "; ".join(other))
@@ -150,6 +157,7 @@ def resume(
             initial = None
             if started.get("parent") and newest is None:  # the parent's weights stand in no good file of this run yet
                 initial = parent_checkpoint(started, Place(home, uri))
+            keep_own_code(config, folder, history.own_metrics)
             folder.result.unlink(missing_ok=True)  # what it says is true no longer
             last = history.last_evaluation_step
             log.info(
@@ -299,6 +307,10 @@ def rebuild_folder(place: Place, run: Any) -> RunFolder:
             write_atomically(best, (workplace / best.name).read_bytes())
             write_atomically(folder.last, best.read_bytes())
             write_atomically(folder.config, to_yaml(record.now_config).encode())
+            if "own_code_sha256" in record.started:
+                with contextlib.suppress(VerificationError):  # MLflow may not have it; it is kept for people to read
+                    text = download(store, run, "code/code.py", workplace, MAX_BYTES)
+                    folder.keep_code(text.read_text("utf-8", errors="replace"))
             # Under its own name last: with a journal it is a run, and a crash must not leave one with half a history
             draft = folder.path / ".journal.jsonl.tmp"
             draft.unlink(missing_ok=True)

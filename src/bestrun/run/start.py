@@ -9,13 +9,16 @@ from typing import Any
 
 import yaml
 
+from .. import lab
 from ..data.dataset import Dataset, load_dataset
 from ..environment import refuse_other_backend, user_name
 from ..errors import SettingsError
 from ..formatting import mask_uri
+from ..metrics import METRICS
 from ..results.fetch import source_checkpoint
 from ..settings.compose import Composed
 from ..settings.config import Config, Own, digest, flatten, to_yaml
+from ..settings.own import code_of, data_arguments, needed
 from ..storage.checkpoint import Checkpoint
 from ..storage.files import write_atomically
 from ..storage.folder import RunFolder, create_run_folder
@@ -52,11 +55,11 @@ def start(
     began = time.perf_counter()
     data = data or load_data(config, screen.reading)
     source = source_checkpoint(config, data, home) if config.from_run else None
-    if isinstance(config.model, Own):  # code of one's own may be anything, so it is looked at before a folder is made
+    if isinstance(config.model, Own) or needed(config, lab.metrics()):
         from ..training import device  # noqa: F401  (first, as it makes TensorFlow's start quiet)
-        from ..training.model import refuse_unfit
+        from ..training.own import refuse_unfit
 
-        refuse_unfit(image_shape=data.image_shape, num_classes=data.num_classes, **dict(config.model))
+        refuse_unfit(config, data)  # code of one's own may be anything, so it is looked at before a folder is made
     uri = resolve_uri(config.tracking.uri, home)
     refuse_unusable(uri, config.experiment or data.name, home)
     folder = create_run_folder(home, config.name)
@@ -66,6 +69,7 @@ def start(
         write_atomically(folder.overrides, yaml.safe_dump(typed).encode())
         if code().diff:
             write_atomically(folder.diff, code().diff.encode())
+        keep_own_code(config, folder)
         started = describe(config, composed, data, folder, source) | dict(extra or {})
         journal = Journal(folder.journal)  # from here on the run exists, so all that takes time comes before
         journal.append("started", **started)
@@ -101,13 +105,39 @@ def load_data(config: Config, progress: Callable[[Sequence[int]], Iterable[int]]
         from ..training import device
 
         device.prepare(config.threads, quiet=True)
-    data = load_dataset(**dict(config.data), progress=progress)
+    if needed(config, lab.metrics()):
+        from ..training import device
+
+        device.load_code(config.threads)
+    data = load_dataset(**data_arguments(config.data), progress=progress)
     if config.training.batch_size > len(data.train):
         raise SettingsError(
             f"training.batch_size={config.training.batch_size}: more than the {len(data.train):,} training images; "
             f"at most training.batch_size={len(data.train)}"
         )
     return data
+
+
+def own_code(config: Config) -> dict[str, Any]:
+    """The fields of the `started` event that tell of the lab, where these settings take code of its code.py."""
+    now, metrics = lab.current(), lab.metrics()
+    found: dict[str, Any] = code_of(config, metrics)
+    if now and found:
+        found["config_dir"] = str(now.directory)
+        described = {name: {"unit": METRICS[name].unit, "direction": METRICS[name].direction} for name in metrics}
+        found |= {"own_metrics": described} if described else {}
+    return found
+
+
+def keep_own_code(config: Config, folder: RunFolder, metrics: Sequence[str] | None = None) -> None:
+    """Keep the text of the lab's code.py with a run that takes something of it.
+
+    Args:
+        metrics: the run's own ones; None: those there are now.
+    """
+    now = lab.current()
+    if now and now.text is not None and code_of(config, lab.metrics() if metrics is None else metrics):
+        folder.keep_code(now.text)
 
 
 def describe(
@@ -135,6 +165,7 @@ def describe(
             **({"class_names": list(data.class_names)} if data.class_names else {}),
         },
         **computed_by(config.threads),
+        **own_code(config),
         "git": code().says(),
         "user": user_name(),
         "command": [mask_uri(word) for word in sys.argv],

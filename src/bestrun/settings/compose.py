@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
+from .. import lab
 from ..environment import PACKAGE
 from ..errors import SettingsError, VerificationError
-from ..formatting import mask_uri, shown
+from ..formatting import mask_uri, nearest, shown
 from ..storage.history import CHANGEABLE, History
-from .config import FIELDS, OPTIONS, SECTIONS, TEXT_LISTS, TEXTS, Config, Own, flatten
+from .config import FIELDS, OPTIONS, OWN, SECTIONS, TEXT_LISTS, TEXTS, Config, flatten
 from .mistakes import not_among, unknown, validate
-from .networks import derive, refuse_without_function
+from .own import derive, derive_stored, is_ours, refuse_without_function
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,31 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else PACKAGE.parents[1] / "conf"
 
 
+def conf_dirs() -> list[Path]:
+    """Where settings stand: the lab, if one is named, before conf/; of two files of one name the first counts."""
+    own = lab.current()
+    return [own.directory, conf_dir()] if own else [conf_dir()]
+
+
+def groups() -> list[str]:
+    """The folders of conf/."""
+    return [*OPTIONS, "recipe", "sweep"]
+
+
 def _is_text(key: str) -> bool:
     return key in TEXTS or key.startswith("tags.")
 
 
 def options(group: str) -> list[str]:
-    """The names of the files in a folder of conf/."""
-    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+    """The names of the files in a group: a folder of conf/ and of the lab."""
+    return sorted({file.stem for folder in conf_dirs() for file in (folder / group).glob("[!.]*.yaml")})
+
+
+def file_of(name: str) -> Path:
+    """The file of settings of a name such as model/cnn."""
+    return next(
+        (file for folder in conf_dirs() if (file := folder / f"{name}.yaml").exists()), conf_dir() / f"{name}.yaml"
+    )
 
 
 def compose(overrides: Sequence[str]) -> Composed:
@@ -51,7 +70,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     Raises:
         SettingsError: one line a mistake, all of them.
     """
-    learn_networks()
+    learn_own()
     mistakes: list[str] = []
     told: list[str] = []
     typed: dict[str, str] = {}
@@ -79,8 +98,7 @@ def compose(overrides: Sequence[str]) -> Composed:
         mistakes += error.args
     if mistakes:
         raise SettingsError(*dict.fromkeys(mistakes))
-    if isinstance(config.model, Own):
-        refuse_without_function(config.model.name)
+    refuse_without_function(config)
     return Composed(config, [mask_uri(override) for override in overrides], choices, told + warnings)
 
 
@@ -97,24 +115,48 @@ def shrink_interval(settings: Mapping[str, Any], typed: Mapping[str, str]) -> li
     return [f"training.{name}={steps}: was {every}, more than training.max_steps"]
 
 
-def learn_networks() -> None:
-    """Make known the settings of the networks that have a file in conf/model/ and no class.
+def learn_own() -> None:
+    """Make known the settings of the options that have a file and no class.
 
     Raises:
-        SettingsError: such a file is not one of settings.
+        SettingsError: such a file is not one of settings, or stands where none is looked for.
     """
     from omegaconf import OmegaConf
 
-    for name in options("model"):
-        if OPTIONS["model"].get(name) in SECTIONS["model"]:
+    _refuse_astray()
+    for group, name in [(each, name) for each in OWN for name in options(each)]:
+        if is_ours(group, name):
             continue
-        text = read_file(f"model/{name}")
+        text = read_file(f"{group}/{name}")
         try:
             values: Any = OmegaConf.to_container(OmegaConf.create(text))  # as Hydra reads it: 1e-3 is a number
-            if not (isinstance(values, dict) and name != values.get("name") in options("model")):
-                derive(name, values)  # else it is another file's network with other defaults
+            if not (isinstance(values, dict) and name != values.get("name") in options(group)):
+                derive(group, name, values)  # else it is another file's option with other defaults
         except Exception as error:  # OmegaConf's are many
-            raise SettingsError(f"{conf_dir() / 'model' / name}.yaml: {_reason(error)}") from None
+            raise SettingsError(f"{file_of(f'{group}/{name}')}: {_reason(error)}") from None
+
+
+def _refuse_astray() -> None:
+    """Refuse files of settings in the lab that nothing would ever read."""
+    own = lab.current()
+    if own is None:
+        return
+    known = ", ".join(f"{group}/" for group in groups())
+    for path in [*sorted(own.directory.glob("[!.]*.yaml")), *sorted(own.directory.glob("[!.]*/[!.]*.yaml"))]:
+        if path.parent == own.directory:
+            raise SettingsError(
+                f"{path}: belongs into the folder of its group ({known}); as a change of defaults, into recipe/"
+            )
+        if path.parent.name not in groups():
+            near = nearest(path.parent.name, groups())
+            hint = f", did you mean {near}/?" if near else ""
+            raise SettingsError(f"{path}: {path.parent.name}/ is no group{hint}; there are {known}")
+    for group in groups():
+        for path in [
+            *sorted((own.directory / group).glob("[!.]*.yml")),
+            *sorted((own.directory / group).glob("[!.]*/[!.]*.yaml")),
+        ]:
+            raise SettingsError(f"{path}: is not read; settings are {own.directory / group}/NAME.yaml")
 
 
 @lru_cache(10_000)  # a grid of many points has few different words
@@ -188,7 +230,7 @@ def _check_files(recipe: str | None) -> None:
     """Refuse what YAML has and settings do not need, before Hydra acts on it or memory runs out."""
     names = ["config", *(f"{group}/{option}" for group in OPTIONS for option in options(group))]
     for name in [*names, f"recipe/{recipe}"] if recipe in options("recipe") else names:
-        file, text = conf_dir() / f"{name}.yaml", read_file(name)
+        file, text = file_of(name), read_file(name)
         if name.startswith("recipe/") and not re.search(r"^# @package _global_\s*$", text, re.MULTILINE):
             raise SettingsError(f"{file}: a recipe changes settings anywhere; begin it with # @package _global_")
 
@@ -199,12 +241,12 @@ def has_aliases(text: str) -> bool:
 
 
 def read_file(name: str) -> str:
-    """The text of a file of conf/, which is YAML without what settings do not need.
+    """The text of a file of settings, which is YAML without what these do not need.
 
     Raises:
         SettingsError: it is not; says where.
     """
-    file = conf_dir() / f"{name}.yaml"
+    file = file_of(name)
     try:
         text = file.read_text("utf-8")
         _check_text(text)
@@ -232,7 +274,7 @@ def _merge(lines: list[str], typed: Mapping[str, str]) -> tuple[dict[str, Any], 
     from omegaconf import OmegaConf, open_dict
 
     try:
-        with _hydra_of_our_own(), hydra.initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        with _hydra_of_our_own():
             composed = hydra.compose("config", lines, return_hydra_config=True)
         choices = dict(composed.hydra.runtime.choices)
         with open_dict(composed):
@@ -245,13 +287,26 @@ def _merge(lines: list[str], typed: Mapping[str, str]) -> tuple[dict[str, Any], 
 
 @contextmanager
 def _hydra_of_our_own() -> Iterator[None]:
-    """Hydra has one state a process, and a program around us, under @hydra.main, may need it afterwards."""
+    """Hydra has one state a process, and a program around us, under @hydra.main, may need it afterwards.
+
+    Ours looks through the folders of settings, the first before the others: of its own way there, `hydra.searchpath`, a
+    folder comes after conf/.
+    """
+    from hydra import version
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
 
     theirs = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:
+        version.setbase("1.3")
+        *before, last = [f"file://{folder.resolve()}" for folder in conf_dirs()]
+        path = create_config_search_path(last)
+        for folder in reversed(before):
+            path.prepend(provider="lab", path=folder)
+        Hydra.create_main_hydra2(task_name="bestrun", config_search_path=path)
         yield
     finally:
         Singleton.set_state(theirs)
@@ -281,8 +336,8 @@ def read_config(path: Path) -> Config:
         settings = yaml.safe_load(text)
         if not isinstance(settings, dict) or has_aliases(text):
             raise ValueError("not a mapping of plain values")
-        _derive_again(settings)
-        return validate(settings)[0]
+        derive_stored(settings)
+        return validate(settings, objective=_stored_objective(settings))[0]
     except Exception as error:
         raise VerificationError(f"{path}: not the settings of a run: {str(error).splitlines()[0]}") from error
 
@@ -306,20 +361,20 @@ def config_now(path: Path, history: History) -> Config:
     return config
 
 
-def _derive_again(settings: Mapping[str, Any]) -> None:
-    """A stored run's own network has the settings it was stored with, whatever its file says today."""
-    model = settings.get("model")
-    if isinstance(model, dict) and isinstance(model.get("name"), str):
-        derive(model["name"], model)
+def _stored_objective(settings: Mapping[str, Any]) -> str | None:
+    """The metric of a stored run, which may be one of its own: then it is what it was, and nothing measures it here."""
+    objective = settings.get("objective")
+    key = objective.get("metric") if isinstance(objective, dict) else None
+    return key if isinstance(key, str) and key.startswith("val/") and lab.METRIC_NAME.fullmatch(key) else None
 
 
 def settings_help() -> str:
-    """config.yaml as it stands, then every option with its file: they are written to be read."""
+    """config.yaml as it stands, then every option with its file, the lab's too: they are written to be read."""
+    _refuse_astray()
     parts = [(conf_dir() / "config.yaml").read_text("utf-8")]
-    for group in (*OPTIONS, "recipe", "sweep"):
+    for group in groups():
         for option in options(group):
-            text = (conf_dir() / group / f"{option}.yaml").read_text("utf-8")
-            parts.append(f"{group}={option}\n{textwrap.indent(text, '  ')}")
+            parts.append(f"{group}={option}\n{textwrap.indent(read_file(f'{group}/{option}'), '  ')}")
     return "\n".join(parts)
 
 
@@ -329,9 +384,9 @@ def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
     Raises:
         SettingsError: one line a mistake, all of them.
     """
-    settings = config.model_dump(mode="json")
+    settings, objective = config.model_dump(mode="json"), config.objective
     settings["objective"]["direction"] = None  # it follows the metric, which may be typed
-    _derive_again(settings)
+    derive_stored(settings)
     typed: dict[str, str] = {}
     mistakes: list[str] = []
     told: list[str] = []
@@ -351,7 +406,9 @@ def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
     if mistakes:
         raise SettingsError(*mistakes)
     told += shrink_interval(settings, typed)
-    changed, warnings = validate(settings, typed)
+    if settings["objective"] == {"metric": objective.metric, "direction": None}:
+        settings["objective"]["direction"] = objective.direction  # as the metric may be one that is not known here
+    changed, warnings = validate(settings, typed, objective=objective.metric)
     return changed, told + warnings
 
 

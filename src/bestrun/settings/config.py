@@ -1,8 +1,8 @@
 """Settings as a type: what there is, its ranges, and the words and examples that messages use.
 
-A new setting is a line in a class here and a line in conf/; a new option (an optimizer, say) is a class and a file. A
-network needs no class: networks.py makes one from its file in conf/model/. Files are data: an option is a name that is
-looked up here, and nothing is imported or called because a file says so.
+A new setting is a line in a class here and a line in conf/; a new option (an optimizer, say) is a class and a file.
+Networks, data sets and augmentations of one's own need no class: own.py makes one from their file. Files are data: an
+option is a name that is looked up here, and nothing is imported or called because a file says so.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     WrapValidator,
     model_validator,
 )
@@ -165,6 +166,25 @@ class Folder(Settings):
     class_names: ClassNames = None
 
 
+Place = Annotated[  # where data is, which is no part of what it is
+    str, _takes("the path of a file or folder", "PATH", pattern=ONE_LINE, max_length=4096), AfterValidator(_absolute)
+]
+
+
+class Arrays(Images):
+    """What every data set of one's own can be told, beside the settings of its file."""
+
+    validation_size: ValidationSize = 0.1
+    validation_seed: Seed | None = None
+    layout: Layout = None
+
+
+class OwnImages(Arrays):
+    """The checked settings of a data set without a class above; see own.py."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class Blocks(Settings):
     name: str
     filter_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=63, strict=True)], ...], _blocks(63, "[5,5]")]
@@ -193,20 +213,29 @@ class CnnBn(Blocks):
 
 
 class Own(Settings):
-    """The checked settings of a network without a class above; see networks.py."""
+    """The checked settings of a network without a class above; see own.py."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str
 
 
-def _network(given: object, _: object) -> Settings:
-    name = given.get("name") if isinstance(given, Mapping) else None
-    kind = OPTIONS["model"].get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise PydanticCustomError("unknown_network", "no such network")
-    network = kind.model_validate(given)
-    return network if kind in SECTIONS["model"] else Own(**dict(network))  # a class made while we run cannot be pickled
+class OwnAugmentation(Own):
+    """The checked settings of an augmentation without a class below; see own.py."""
+
+
+def _among(group: str, own: type[Settings]) -> Any:
+    """An option of a group in which there may be options of one's own, whose classes are made while we run."""
+
+    def choose(given: object, _: object) -> Settings:
+        name = given.get("name") if isinstance(given, Mapping) else None
+        kind = OPTIONS[group].get(name) if isinstance(name, str) else None
+        if kind is None:
+            raise PydanticCustomError("unknown_option", "no such option")
+        chosen = kind.model_validate(given)
+        return chosen if kind in SECTIONS[group] else own(**dict(chosen))  # such a class cannot be pickled
+
+    return WrapValidator(choose)
 
 
 class Optimizer(Settings):
@@ -259,9 +288,9 @@ class Training(Settings):
     label_smoothing: BelowOne = 0.0  # runs older than the setting had none
 
 
-def _objective(key: str) -> str:
+def _objective(key: str, info: ValidationInfo) -> str:
     names = objectives()
-    if key not in names:
+    if key not in [*names, (info.context or {}).get("objective")]:
         raise ValueError(f"takes {' or '.join(names)}; type objective.metric={nearest(key, names) or names[0]}")
     return key
 
@@ -273,17 +302,19 @@ class Objective(Settings):
     @model_validator(mode="after")
     def _follows_its_metric(self) -> "Objective":
         right = metric_of(self.metric).direction
+        if self.metric not in objectives():
+            right = self.direction or right  # of a run with a metric of its own, which is not here
         if self.direction not in (None, right):
             given = f"objective.direction={self.direction} objective.metric={self.metric}"
             raise ValueError(f"{given}: contradict each other; type objective.direction={right}, or leave it out")
         object.__setattr__(self, "direction", right)
         return self
 
-    def improves(self, value: float, best: float | None) -> bool:
-        """Whether `value` is strictly better; not a number never is."""
-        if best is None:
-            return value == value
-        return is_better(metric_of(self.metric).direction, value, best)
+    def improves(self, value: float | None, best: float | None) -> bool:
+        """Whether `value` is strictly better; what is not a number never is."""
+        if value is None or best is None:
+            return value is not None and value == value
+        return is_better(str(self.direction), value, best)
 
 
 class Tracking(Settings):
@@ -323,11 +354,13 @@ class Config(Settings):
     """Every setting of one run, checked; conf/config.yaml has units, defaults and reasons."""
 
     seed: Seed
-    data: Annotated[Mnist | FashionMnist | Idx | Npz | Folder, Field(discriminator="name")]
-    model: Annotated[Cnn | CnnBn | Own, WrapValidator(_network)]  # one with checks of its own comes before Own
+    data: Annotated[Mnist | FashionMnist | Idx | Npz | Folder | OwnImages, _among("data", OwnImages)]
+    model: Annotated[Cnn | CnnBn | Own, _among("model", Own)]  # one with checks of its own comes before Own
     optimizer: Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
     schedule: Annotated[Constant | OneCycle, Field(discriminator="name")]
-    augmentation: Annotated[Unchanged | Affine, Field(discriminator="name")] = Unchanged(name="none")
+    augmentation: Annotated[Unchanged | Affine | OwnAugmentation, _among("augmentation", OwnAugmentation)] = Unchanged(
+        name="none"
+    )
     training: Training
     objective: Objective
     tracking: Tracking
@@ -384,9 +417,10 @@ def _classes(field: FieldInfo) -> list[type[Settings]]:
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
 
 
+OWN: dict[str, type[Settings]] = {"model": Own, "data": OwnImages, "augmentation": OwnAugmentation}
 SECTIONS = {key: kinds for key, field in Config.model_fields.items() if (kinds := _classes(field))}
 OPTIONS = {  # group -> name of the option -> its class
-    group: {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in kinds if kind is not Own}
+    group: {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in kinds if kind not in OWN.values()}
     for group, kinds in SECTIONS.items()
     if "name" in kinds[0].model_fields
 }

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from ..errors import SettingsError
 from ..formatting import nearest, shown
-from .config import FIELDS, OPTIONS, SECTIONS, Config, doubts
+from .config import FIELDS, OPTIONS, OWN, SECTIONS, Config, doubts
 
 
 def unknown(key: str, given: str) -> str:
@@ -67,8 +67,8 @@ def _mistakes(error: ValidationError, settings: Mapping[str, Any], typed: Mappin
     lines: list[str] = []
     for item in error.errors(include_url=False):
         place = [str(part) for part in item["loc"] if part != "[key]"]
-        if len(place) > 1 and place[0] != "model" and place[1] in OPTIONS.get(place[0], {}):
-            del place[1]  # pydantic names the chosen option on the way, our own choice of a network does not
+        if len(place) > 1 and place[0] not in OWN and place[1] in OPTIONS.get(place[0], {}):
+            del place[1]  # pydantic names the chosen option on the way, our own choice of one does not
         while ".".join(place[:-1]) in FIELDS and place[0] != "tags":
             place.pop()  # an element of a list, or a member of a union
         given: Any = settings
@@ -79,8 +79,13 @@ def _mistakes(error: ValidationError, settings: Mapping[str, Any], typed: Mappin
     return list(dict.fromkeys(lines))
 
 
-def validate(settings: Mapping[str, object], typed: Mapping[str, str] | None = None) -> tuple[Config, list[str]]:
+def validate(
+    settings: Mapping[str, object], typed: Mapping[str, str] | None = None, *, objective: str | None = None
+) -> tuple[Config, list[str]]:
     """A plain nested mapping, such as an old run's config.yaml, as Config, and warnings.
+
+    Args:
+        objective: a metric that is taken though it is not known here: a stored run's.
 
     Raises:
         SettingsError: one line a mistake, all of them.
@@ -88,7 +93,7 @@ def validate(settings: Mapping[str, object], typed: Mapping[str, str] | None = N
     if not isinstance(settings, Mapping):
         raise SettingsError(f"{shown(settings)}: settings are a mapping of names to values")
     try:
-        config = Config.model_validate(dict(settings))
+        config = Config.model_validate(dict(settings), context={"objective": objective})
     except ValidationError as error:
         raise SettingsError(*_mistakes(error, settings, typed or {})) from None
     return config, doubts(config)

@@ -37,12 +37,16 @@ class Git(TypedDict, total=False):
 
 
 class Computed(TypedDict):
-    """What computes: versions of libraries and threads; processor, flags and the code's SHA-256, not in older runs."""
+    """What computes: versions of libraries and threads; processor, flags and the code's SHA-256, not in older runs.
+
+    `own_code_sha256` is that of the code.py of a `--config-dir`, where the run takes a function of it.
+    """
 
     versions: dict[str, str]
     threads: int
     machine: NotRequired[dict[str, Any]]
     code_sha256: NotRequired[str]
+    own_code_sha256: NotRequired[str]
 
 
 class Started(Event, Computed):
@@ -67,6 +71,8 @@ class Started(Event, Computed):
     trial: NotRequired[int | None]
     parent_run_id: NotRequired[str | None]
     rebuilt: NotRequired[bool]
+    config_dir: NotRequired[str]
+    own_metrics: NotRequired[dict[str, dict[str, str]]]
 
 
 class Evaluation(Event):

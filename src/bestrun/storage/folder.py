@@ -1,6 +1,7 @@
 """The run folder: where everything of a run is, and how a new one is made."""
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -11,11 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BestrunError, SettingsError, UnreadableError
-from .files import JOURNAL, MIRROR, RESULT, TEMPORARY, holds_run, names_in, remove_leftovers, replacing, sync_folder
+from .files import (
+    JOURNAL,
+    MIRROR,
+    RESULT,
+    TEMPORARY,
+    holds_run,
+    make_folder,
+    names_in,
+    remove_leftovers,
+    replacing,
+    sync_folder,
+    write_atomically,
+)
 from .locks import is_locked, locked
 
+OWN_CODE = re.compile(r"code(-[0-9a-f]{12})?\.py")
 NEW_NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]{4}")  # of `new_name`
-BEFORE_THE_TRUTH = {"lock", "config.yaml", "overrides.yaml", "uncommitted.diff", "run.log"}
+BEFORE_THE_TRUTH = {"lock", "config.yaml", "overrides.yaml", "uncommitted.diff", "run.log", "code"}
 
 
 def new_name() -> str:
@@ -78,6 +92,36 @@ class RunFolder:
         return self.path / "uncommitted.diff"
 
     @property
+    def code(self) -> Path:
+        """Texts of a code.py of one's own: `code.py` of when the run began, `code-<SHA-256>.py` of later ones."""
+        return self.path / "code"
+
+    @property
+    def codes(self) -> list[Path]:
+        return sorted(self.code / name for name in names_in(self.code) if OWN_CODE.fullmatch(name))
+
+    def keep_code(self, text: str) -> None:
+        """Keep a text of code.py, once.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        content = text.encode()
+        if any(path.read_bytes() == content for path in self.codes):
+            return
+        make_folder(self.code)
+        name = f"code-{hashlib.sha256(content).hexdigest()[:12]}.py" if self.codes else "code.py"
+        write_atomically(self.code / name, content)
+
+    def remove_code(self) -> None:
+        """Remove the kept texts of a run that never was. Raises OSError where there is anything else."""
+        for name in names_in(self.code):
+            if OWN_CODE.fullmatch(name) or TEMPORARY.fullmatch(name):
+                (self.code / name).unlink()
+        if os.path.lexists(self.code):
+            self.code.rmdir()
+
+    @property
     def pictures(self) -> Path:
         return self.path / "pictures"
 
@@ -120,6 +164,7 @@ class RunFolder:
     def _remove_leftovers(self) -> None:
         """What a process that was killed left half made, beside what `locked` removes; only its owner makes any."""
         remove_leftovers(self.pictures, TEMPORARY)
+        remove_leftovers(self.code, TEMPORARY)
         for draft in (self.path / "upload", self.path / "model" / "draft"):
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -127,6 +172,7 @@ class RunFolder:
         """A full disk may end a run before its first journal line: then nothing is left of it, its name is free."""
         with contextlib.suppress(OSError, UnreadableError):  # what cannot be read may hold work, any other file, too
             if not self.exists():
+                self.remove_code()
                 for path in (self.config, self.overrides, self.diff, self.journal, self.log, self.lock):
                     path.unlink(missing_ok=True)
                 self.path.rmdir()
@@ -145,6 +191,7 @@ def remove_never_begun(folders: Path, truth: str) -> None:
                 if NEW_NAME.fullmatch(entry.name) and age > 3600 and _has_not_begun(Path(entry.path), truth):
                     with locked(Path(entry.path, "lock"), entry.name):
                         if _has_not_begun(Path(entry.path), truth):
+                            RunFolder(Path(entry.path)).remove_code()
                             for name in os.listdir(entry.path):
                                 os.unlink(os.path.join(entry.path, name))
                             os.rmdir(entry.path)
@@ -153,6 +200,8 @@ def remove_never_begun(folders: Path, truth: str) -> None:
 def _has_not_begun(folder: Path, truth: str) -> bool:
     path = folder / truth
     names = {name for name in os.listdir(folder) if not TEMPORARY.fullmatch(name)}
+    if not all(OWN_CODE.fullmatch(name) or TEMPORARY.fullmatch(name) for name in names_in(folder / "code")):
+        return False
     return not (path.exists() and path.stat().st_size) and names <= BEFORE_THE_TRUTH | {truth}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from ..errors import VerificationError
+from ..metrics import metric_of
 from .events import Evaluation, Resumed, Started, Stopped, Tested, metric_value
 from .journal import Event, read_journal
 from .reasons import StopReason
@@ -27,6 +28,7 @@ PLACES = (  # where things are, not what the run is: no change of the run
     "data.layout",
 )
 
+COMPUTED = ("versions", "threads", "machine", "code_sha256", "own_code_sha256")
 DIED = "the process died"  # message of a `stopped` event that `sync` wrote for a process that could not
 WORK = ("evaluation", "diverges", "model", "stopped")  # events that only a training process writes
 
@@ -102,8 +104,18 @@ class History:
         """What computed in the process that worked on it last: versions, threads, and where recorded more."""
         found: dict[str, Any] = {}
         for event in (self.started, *self.resumed):
-            found |= {key: event[key] for key in ("versions", "threads", "machine", "code_sha256") if key in event}
+            found |= {key: value for key, value in event.items() if key in COMPUTED}
         return found
+
+    @property
+    def own_metrics(self) -> list[str]:
+        """The metrics of one's own that are measured at each evaluation: those with which the run began."""
+        return list(self.started.get("own_metrics") or {})
+
+    @property
+    def direction(self) -> str:
+        """Which way the objective is better: maximize or minimize."""
+        return str(self.started["settings"].get("objective.direction") or metric_of(self.metric).direction)
 
     @property
     def metric(self) -> str:

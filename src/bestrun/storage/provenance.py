@@ -171,9 +171,17 @@ def environment_differences(then: Mapping[str, Any], now: Mapping[str, Any], *, 
         lines.append(f"{then['threads']} threads, now {now['threads']}: threads={then['threads']} computes alike")
     if code and then.get("code_sha256") and then["code_sha256"] != now["code_sha256"]:
         lines.append(f"other code (SHA-256 of this package {then['code_sha256'][:12]}, now {now['code_sha256'][:12]})")
+    if code:
+        lines += own_code_differences(then, now)
     if then.get("machine"):
         lines += _machine_differences(then["machine"], now["machine"])
     return lines
+
+
+def own_code_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line where the code.py of a `--config-dir` is another one; nothing where either takes none."""
+    old, new = then.get("own_code_sha256"), now.get("own_code_sha256")
+    return [f"another code.py (SHA-256 {old[:12]}, now {new[:12]})"] if old and new and old != new else []
 
 
 def _machine_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from .. import lab
 from ..formatting import duration, short_form, shown_point, shown_value, text_table
 from ..metrics import metric_of
 from ..terminal import printable
@@ -124,5 +125,5 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"best      {shown_value(best['value'], metric)}, trial {best['trial']}: {shown_point(best['settings'])}"
         )
-        lines.append(f"restore   bestrun restore best --sweep {report['name']}")
+        lines.append(f"restore   bestrun restore best --sweep {report['name']}{lab.flag()}")
     return lines

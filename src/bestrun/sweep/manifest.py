@@ -82,6 +82,7 @@ class Manifest:
         objective: metric and direction.
         uri: the tracking URI, credentials masked.
         data_digests: of the images, by the values of the data that are tried; "data" where none is.
+        config_dir: the folder of one's own that was named, absolute.
     """
 
     path: Path
@@ -95,6 +96,7 @@ class Manifest:
     parent_run_id: str | None = None
     trials: list[Trial] = field(default_factory=list)
     data_digests: dict[str, str] = field(default_factory=dict)
+    config_dir: str | None = None
 
     @property
     def home(self) -> Path:
@@ -227,6 +229,7 @@ def owned_manifest(
     objective: Mapping[str, str],
     experiment: str,
     uri: str,
+    config_dir: str | None = None,
 ) -> Iterator[Manifest]:
     """The manifest of this name, new or gone on with, and nobody else's while this lasts.
 
@@ -247,12 +250,16 @@ def owned_manifest(
                     f"sweep.n_trials={n_trials}: sweep {name} has {len(manifest.trials)} trials already; "
                     f"it is their total, type sweep.n_trials={len(manifest.trials)} or more"
                 )
-            manifest.n_trials, manifest.uri = n_trials, uri
+            if manifest.config_dir and not config_dir:
+                begun = f"sweep {name} was begun with --config-dir {manifest.config_dir}"
+                raise SettingsError(f"{begun}; type that too, or another sweep.name=NAME")
+            manifest.n_trials, manifest.uri, manifest.config_dir = n_trials, uri, config_dir
         else:
             if taken := sorted((home / "runs").glob(f"{name}-[0-9][0-9][0-9]*")):
                 raise SettingsError(f"sweep.name={name}: a run {taken[0].name} exists; type another sweep.name=NAME")
             now = time.time_ns() // 1_000_000
             manifest = Manifest(path, name, now, dict(line), n_trials, dict(objective), experiment, uri)
+            manifest.config_dir = config_dir
             manifest.save()
         yield manifest
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import lab
 from ..data.dataset import load_dataset
 from ..environment import processors as usable_processors
 from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
 from ..metrics import metric_of
+from ..settings.own import data_arguments, is_own_data
 from ..signals import Signals
 from ..storage.folder import new_name
 from ..storage.history import History
@@ -132,7 +134,7 @@ class Scheduler:
         self.manifest.save()  # the trial is written down before it begins: killed here, it is begun by the next call
         self.board.show(self.manifest)
         extra = {"sweep": self.manifest.name, "trial": trial.number, "parent_run_id": self.manifest.parent_run_id}
-        return Task(run.name, composed, self.manifest.home, extra)
+        return Task(run.name, composed, self.manifest.home, extra, self.manifest.config_dir)
 
     def watch(self, signals: Signals) -> None:
         """Read the journals of what runs; ask the pruner; take in what has ended; hear a signal."""
@@ -199,11 +201,18 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
     signals.graceful, signals.answer = True, "stopping all runs, with everything saved"
     with (
         owned_manifest(
-            home, name, line, n_trials, objective, config.experiment or config.data.name, mask_uri(uri)
+            home,
+            name,
+            line,
+            n_trials,
+            objective,
+            config.experiment or config.data.name,
+            mask_uri(uri),
+            str(now.directory) if (now := lab.current()) else None,
         ) as manifest,
         signals.handled(),
     ):
-        refuse_other_data(manifest, planned)
+        refuse_other_data(manifest, planned, threads)
         with reaching(uri):
             store = connect(uri)
             manifest.parent_run_id = find_or_create(store, manifest)
@@ -251,10 +260,13 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
     return Outcome(report, code)
 
 
-def refuse_other_data(manifest: Manifest, planned: Plan) -> None:
+def refuse_other_data(manifest: Manifest, planned: Plan, threads: int | None) -> None:
     """See that the trials to come learn the same images as those there are, and write down which.
 
     Where the data itself is tried, each of its values has its own.
+
+    Args:
+        threads: of each run, where its settings name none.
 
     Raises:
         SettingsError: a path leads to other images now, or from here.
@@ -265,7 +277,11 @@ def refuse_other_data(manifest: Manifest, planned: Plan) -> None:
     for values in {tuple((key, point[key]) for key in keys): None for point in planned.points or [{}]}:
         config = planned.settle(dict(values)).config
         try:
-            digest = load_dataset(**dict(config.data)).digest
+            if is_own_data(config):
+                from ..training import device
+
+                device.load_code(config.threads or threads)
+            digest = load_dataset(**data_arguments(config.data)).digest
         except DataError:  # not on this machine, which only hands out work; else the trial says so
             continue
         name = " ".join(f"{key}={value}" for key, value in values) or "data"

@@ -14,8 +14,8 @@ from ..formatting import nearest, shown
 from ..settings.compose import (
     Composed,
     compose,
-    conf_dir,
-    learn_networks,
+    file_of,
+    learn_own,
     options,
     override,
     parse,
@@ -145,7 +145,7 @@ def plan(words: Sequence[str]) -> Plan:
     Raises:
         SettingsError: one line a mistake.
     """
-    learn_networks()
+    learn_own()
     typed: dict[str, str] = {}
     base: list[str] = []
     space: dict[str, str] = {}
@@ -208,7 +208,7 @@ def _settings(typed: Mapping[str, str]) -> SweepSettings:
 def _file(name: str) -> dict[str, Any]:
     settings = yaml.safe_load(read_file(f"sweep/{name}"))
     if not isinstance(settings, dict):
-        raise SettingsError(f"{conf_dir() / 'sweep' / name}.yaml: not a mapping of settings")
+        raise SettingsError(f"{file_of(f'sweep/{name}')}: not a mapping of settings")
     return {str(key): value for key, value in settings.items()}
 
 

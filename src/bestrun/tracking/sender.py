@@ -265,7 +265,7 @@ class Sender:
         there = latest_evaluation(client, run_id)
         refuse_overtaken(self.folder, self.uri, known, run, there)
         if compare or self.run_id is None or there[0] > known.last_evaluation_step:
-            self._rows_there = _rows_of(client, run_id)
+            self._rows_there = _rows_of(client, run)
         if self.run_id is None:
             self.run_id, self._dirty = run_id, True
             self.save()
@@ -309,6 +309,7 @@ class Sender:
             self._send_artifacts(history, events)
             _tell_parent(self.store, cast(Started, event))
         elif kind == "resumed":
+            self._send_artifacts(history, events)
             client.update_run(run_id, status="RUNNING")
             if history.changed:
                 client.set_tag(run_id, TAG_CHANGED, json.dumps(history.changed)[:5000], synchronous=True)
@@ -395,7 +396,7 @@ class Sender:
             if attempt:
                 raise LostRowsError(f"MLflow took {len(lost)} evaluations and does not have them")
             log.warning("MLflow had lost %d evaluations, which are sent again", len(lost))
-            self._rows_there = _rows_of(client, str(self.run_id))
+            self._rows_there = _rows_of(client, client.get_run(self.run_id))
             for first in range(0, len(lost), IN_ONE_REQUEST):
                 self._send_rows(lost[first : first + IN_ONE_REQUEST])
 
@@ -496,7 +497,9 @@ class Sender:
         for event in events:
             if kind == "started":
                 self._offer(["config"], partial(self._send_config, cast(Started, event)))
-                self._offer(["code"], lambda: self._send_files([self.folder.diff], "code"))
+                self._offer(["code"], lambda: self._send_files([self.folder.diff, *self.folder.codes], "code"))
+            elif kind == "resumed" and len(self.folder.codes) > 1:  # it went on with another code.py
+                self._offer(["code"], lambda: self._send_files(self.folder.codes, "code"))
             elif kind == "model" and (self.folder.path / event["path"]).is_dir():
                 path, sha256 = event["path"], event["sha256"]
                 source = self.folder.path / path
@@ -624,13 +627,14 @@ def _artifacts_of(event: Event) -> list[str]:
     kind = event["event"]
     if kind in ("picture", "model"):
         return [event["path"]]
-    return {"started": ["config", "code"], "stopped": ["validation.json", "run.log"]}.get(kind, [])
+    return {"started": ["config", "code"], "resumed": ["code"], "stopped": ["validation.json", "run.log"]}.get(kind, [])
 
 
-def _rows_of(client: Any, run_id: str) -> dict[tuple[str, int], list[float]]:
+def _rows_of(client: Any, run: Any) -> dict[tuple[str, int], list[float]]:
     rows: dict[tuple[str, int], list[float]] = {}
-    for key in (*rows_of_an_evaluation(), *keys("best"), "best/step"):
-        for row in client.get_metric_history(run_id, key):
+    best = [*keys("best"), "best/step", *(key for key in run.data.metrics if key.startswith("best/"))]
+    for key in dict.fromkeys([*rows_of_an_evaluation(run.data.metrics), *best]):
+        for row in client.get_metric_history(run.info.run_id, key):
             rows.setdefault((key, row.step), []).append(row.value)
     return rows
 
@@ -700,7 +704,7 @@ def send_tested(client: Any, run_id: str, event: Event) -> None:
     known = {m.step for m in client.get_metric_history(run_id, "test/accuracy")}
     if event["step"] not in known:
         looked_for = "test/accuracy"
-        others = [key for key in keys("test") if event.get(key) is not None and key != looked_for]
+        others = [key for key in event if key.startswith("test/") and event[key] is not None and key != looked_for]
         for key in (*others, looked_for):  # which goes last: with it, all are there
             client.log_metric(run_id, key, event[key], timestamp=event["time_ms"], step=event["step"], synchronous=True)
 

@@ -1,9 +1,11 @@
 """A journal's events as MLflow has them, and back."""
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..class_names import from_json
+from ..lab import METRIC_NAME
 from ..metrics import best_key, keys
 from ..settings.config import Config, flatten
 from ..storage.events import Evaluation, Started, metric_value
@@ -15,11 +17,14 @@ from .names import (
     TAG_CHANGED,
     TAG_CODE_SHA256,
     TAG_CONFIG_DIGEST,
+    TAG_CONFIG_DIR,
     TAG_DATA_DIGEST,
     TAG_DIFF_SHA256,
     TAG_FOLDER,
     TAG_GIT_DIRTY,
     TAG_MACHINE,
+    TAG_OWN_CODE_SHA256,
+    TAG_OWN_METRICS,
     TAG_PARENT_RUN,
     TAG_RERUN_OF,
     TAG_RUN,
@@ -37,16 +42,22 @@ from .writers import writer
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a run's description
 
 
-def rows_of_an_evaluation() -> list[str]:
-    """What MLflow gets of every evaluation; of a best there are `best/...` beside."""
-    return [*keys("train"), *keys("val"), "images_per_second"]
+def rows_of_an_evaluation(there: Iterable[str]) -> list[str]:
+    """What MLflow gets of every evaluation; of a best there are `best/...` beside. Metrics of one's own are among them.
+
+    Args:
+        there: the fields of an evaluation, or the metrics of a run.
+    """
+    rows = [*keys("train"), *keys("val"), *sorted(key for key in there if key.startswith(("train/", "val/")))]
+    return list(dict.fromkeys([*rows, "images_per_second"]))
 
 
 def figures(event: Evaluation) -> dict[str, float]:
     """The rows of an evaluation. What is not a number never becomes one: a search for the best would find it."""
-    values = {key: metric_value(event, key) for key in rows_of_an_evaluation()}
+    values = {key: metric_value(event, key) for key in rows_of_an_evaluation(event)}
     if event["improved"]:
-        values |= {best_key(key): metric_value(event, key) for key in keys("val")} | {"best/step": event["step"]}
+        best = {best_key(key): value for key, value in values.items() if key.startswith("val/")}
+        values |= best | {"best/step": event["step"]}
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -62,6 +73,9 @@ def tags_of(folder: RunFolder, started: Started) -> dict[str, str]:
         TAG_THREADS: str(started["threads"]),
         TAG_MACHINE: json.dumps(started["machine"]) if "machine" in started else "",
         TAG_CODE_SHA256: started.get("code_sha256", ""),
+        TAG_OWN_CODE_SHA256: started.get("own_code_sha256", ""),
+        TAG_CONFIG_DIR: started.get("config_dir", ""),
+        TAG_OWN_METRICS: json.dumps(started["own_metrics"]) if "own_metrics" in started else "",
         "mlflow.source.name": "bestrun",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": started.get("user", ""),
@@ -114,8 +128,8 @@ def events_of(
         validation: what its artifact validation.json says; {} without one.
         names: its artifact config/class_names.json; b"" without one.
     """
-    run_id, tags = run.info.run_id, run.data.tags
-    evaluations = _evaluations_of(client, run_id)
+    tags = run.data.tags
+    evaluations = _evaluations_of(client, run)
     best = next((line for line in reversed(evaluations) if line["improved"]), None)
     if best:
         best["sha256"] = tags.get(TAG_BEST_SHA256, "")
@@ -128,13 +142,13 @@ def events_of(
     reason = tags.get(TAG_STOP_REASON)
     if run.info.end_time and reason:
         events.append({"event": "stopped", "time_ms": run.info.end_time, "reason": reason, "step": last["step"]})
-    tested = _tested_of(client, run_id)
+    tested = _tested_of(client, run)
     return [*events, tested] if tested else events
 
 
-def _evaluations_of(client: Any, run_id: str) -> list[Event]:
+def _evaluations_of(client: Any, run: Any) -> list[Event]:
     lines: dict[int, Event] = {}
-    there = rows_of_an_evaluation()
+    run_id, there = run.info.run_id, rows_of_an_evaluation(run.data.metrics)
     for key in there:
         for metric in client.get_metric_history(run_id, key):
             line = lines.setdefault(metric.step, {"event": "evaluation", "time_ms": metric.timestamp})
@@ -144,10 +158,10 @@ def _evaluations_of(client: Any, run_id: str) -> list[Event]:
     return [dict.fromkeys(there) | lines[step] for step in sorted(lines)]
 
 
-def _tested_of(client: Any, run_id: str) -> Event | None:
+def _tested_of(client: Any, run: Any) -> Event | None:
     found: Event = {}
-    for key in keys("test"):
-        for metric in client.get_metric_history(run_id, key):
+    for key in dict.fromkeys([*keys("test"), *(key for key in run.data.metrics if key.startswith("test/"))]):
+        for metric in client.get_metric_history(run.info.run_id, key):
             found |= {"event": "tested", "time_ms": metric.timestamp, "split": "test", "step": metric.step}
             found[key] = metric.value
     return found or None
@@ -170,6 +184,9 @@ def _started_of(run: Any, config: Config, experiment: str, names: bytes) -> Even
         "threads": int(tags.get(TAG_THREADS, 0)),
         **({"machine": json.loads(tags[TAG_MACHINE])} if TAG_MACHINE in tags else {}),
         **({"code_sha256": tags[TAG_CODE_SHA256]} if TAG_CODE_SHA256 in tags else {}),
+        **({"own_code_sha256": tags[TAG_OWN_CODE_SHA256]} if TAG_OWN_CODE_SHA256 in tags else {}),
+        **({"config_dir": tags[TAG_CONFIG_DIR]} if TAG_CONFIG_DIR in tags else {}),
+        **({"own_metrics": own_metrics(tags)} if TAG_OWN_METRICS in tags else {}),
         "data": {
             "name": data[0].name if data else "",
             "source": json.loads(data[0].source)["uri"] if data else "",
@@ -188,3 +205,13 @@ def _started_of(run: Any, config: Config, experiment: str, names: bytes) -> Even
         "sweep": tags.get(TAG_SWEEP),
         "trial": int(tags[TAG_TRIAL]) if TAG_TRIAL in tags else None,
     }
+
+
+def own_metrics(tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """A run's metrics of its own: name -> unit and direction. Tags may be anybody's: what cannot be is left out."""
+    try:
+        found = json.loads(tags.get(TAG_OWN_METRICS, "{}"))
+        names = {name: each for name, each in found.items() if METRIC_NAME.fullmatch(f"val/{name}")}
+        return {name: {key: str(each[key]) for key in ("unit", "direction")} for name, each in names.items()}
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return {}

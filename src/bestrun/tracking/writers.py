@@ -8,7 +8,7 @@ from typing import Any
 
 from ..environment import user_name
 from ..errors import BestrunError, SettingsError
-from ..metrics import best_key, is_better, metric_of
+from ..metrics import best_key, is_better
 from ..storage.events import Evaluation, metric_value
 from ..storage.folder import RunFolder
 from ..storage.history import History
@@ -99,7 +99,7 @@ def refuse_worse(history: History, best: Evaluation, run: Any) -> None:
     value = run.data.metrics.get(best_key(history.metric))
     value = float(tags[TAG_BEST_VALUE]) if TAG_BEST_VALUE in tags else value
     ours = metric_value(best, history.metric)
-    if value is not None and ours is not None and is_better(metric_of(history.metric).direction, value, ours):
+    if value is not None and ours is not None and is_better(history.direction, value, ours):
         raise WorseError(
             f"MLflow has a better best of this run ({history.metric} {value:.4f}, here {ours:.4f} at step "
             f"{best['step']:,}), which is not replaced"

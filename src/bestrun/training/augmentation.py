@@ -5,9 +5,12 @@ No generator keeps a state, so a resumed run draws what the uninterrupted one wo
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
+
+from .. import lab
 
 
 def affine(
@@ -51,6 +54,11 @@ def affine(
         fill_mode="CONSTANT",
     )
     return tf.cast(tf.round(moved), tf.uint8)
+
+
+def augmentation(name: str, **settings: Any) -> Callable[[Any, Any, Any], Any]:
+    """A function of (images, seed, step) -> images: one of ours, else the lab's of that name."""
+    return partial(AUGMENTATIONS.get(name) or lab.function("augmentation", name), **settings)
 
 
 AUGMENTATIONS: dict[str, Callable[..., Any]] = {"none": lambda images, seed, step: images, "affine": affine}

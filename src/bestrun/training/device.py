@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from .. import lab
 from ..environment import processors, refuse_other_backend
 from ..errors import SettingsError
 from ..storage import provenance
@@ -82,6 +83,16 @@ def prepare(threads: int | None, *, quiet: bool = False) -> int:
             log.warning("TensorFlow was used before in this process: it computes with %s, not as a run alone", given)
             return computes
     return count
+
+
+def load_code(threads: int | None) -> None:
+    """Run the lab's code.py. It may use TensorFlow, whose threads and determinism are set before.
+
+    Raises:
+        SettingsError: it fails; says where.
+    """
+    prepare(threads, quiet=True)
+    lab.load()
 
 
 def _fix_keras() -> None:

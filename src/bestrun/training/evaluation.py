@@ -1,6 +1,6 @@
 """Evaluation: exact figures over any split, with no remainder dropped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from . import device
+from .own import measure as measure_own
 
 Array = np.ndarray[Any, Any]
 Predict = Callable[[Array], Array]
@@ -31,9 +32,10 @@ class Figures:
 FURTHER: dict[str, Callable[[Array, Array], float]] = {}
 
 
-def further_figures(logits: Array, labels: Array) -> dict[str, float]:
-    """Metric -> its value, of those that `figures` does not give."""
-    return {name: float(measure(logits, labels)) for name, measure in FURTHER.items()}
+def further_figures(logits: Array, labels: Array, own: Sequence[str] = ()) -> dict[str, float | None]:
+    """Metric -> its value, of those that `figures` does not give; `own`: of the lab's, those of the run."""
+    further = {name: float(measure(logits, labels)) for name, measure in FURTHER.items()}
+    return further | measure_own(own, logits, labels)
 
 
 def compile_predict(model: keras.Model, batch_size: int) -> Predict:

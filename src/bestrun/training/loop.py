@@ -3,16 +3,16 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .. import metrics
 from ..data.dataset import Dataset, Split
 from ..data.order import batch_indices
 from ..settings.config import Config
+from ..settings.own import code_of
 from ..storage.checkpoint import (
     Checkpoint,
     LoopState,
@@ -25,6 +25,7 @@ from ..storage.checkpoint import (
 )
 from ..storage.files import fault, write_atomically
 from ..storage.folder import RunFolder
+from ..storage.history import History
 from ..storage.journal import Event, Journal
 from ..storage.provenance import computed_by
 from ..storage.reasons import stop_reason as stop_rule
@@ -95,7 +96,8 @@ def train(
         config_digest=journal.events[0]["config_digest"],
         data_digest=data.digest,
     )
-    made_on = computed_by(config.threads)
+    own_metrics = History(journal.events).own_metrics
+    made_on = computed_by(config.threads) | code_of(config, own_metrics)
     if source := own or initial:
         tell_of_another_function(source, proof.answers(model, predict, data.image_shape), config)
     chunk = 1  # the first says how long a step takes; one step is the shortest that a signal can wait
@@ -136,7 +138,7 @@ def train(
         # Evaluate: one exact pass over the validation split, and the training figures since the last one.
         rate = (state.images - interval_images) / (time.perf_counter() - interval_began) if state.images else None
         began = time.perf_counter()
-        logits, entry = evaluate(predict, data.validation, state, settings.batch_size)
+        logits, entry = evaluate(predict, data.validation, state, settings.batch_size, own_metrics)
         entry["images_per_second"] = rate
         tensors = read_variables(variables)
         if not (math.isfinite(entry["val/loss"]) and is_finite(tensors)):
@@ -166,7 +168,9 @@ def train(
     return Outcome(reason, state.step, state)
 
 
-def evaluate(predict: Predict, validation: Split, state: LoopState, batch_size: int) -> tuple[Array, Event]:
+def evaluate(
+    predict: Predict, validation: Split, state: LoopState, batch_size: int, own_metrics: Sequence[str] = ()
+) -> tuple[Array, Event]:
     """The logits on the validation split, and the figures of the journal line: of it, and of training since the last.
 
     A loss in nats an image, an accuracy as a share; those of training are None where nothing was trained since.
@@ -174,7 +178,7 @@ def evaluate(predict: Predict, validation: Split, state: LoopState, batch_size: 
     with np.errstate(all="ignore"):  # what is not finite is told by the loop, not by NumPy
         logits = predict(validation.images)
         found = figures(logits, validation.labels)
-        more = further_figures(logits, validation.labels)
+        more = further_figures(logits, validation.labels, own_metrics)
     if state.step == 0 and are_probabilities(logits):
         log.warning("the network's outputs look like probabilities; training takes logits: remove its last softmax")
     entry: Event = {
@@ -282,8 +286,8 @@ def tell_of_another_function(source: Checkpoint, replies: proof.Answers, config:
 
 def check_repeated(known: Event, entry: Event, journal: Journal) -> None:
     """A repeated evaluation must say what the journal says; if not (another machine), that is recorded and told."""
-    keys = [*metrics.keys("train"), *metrics.keys("val")]
-    differing = {key: [known.get(key), entry.get(key)] for key in keys if known.get(key) != entry.get(key)}
+    keys = [key for key in entry if key.startswith(("train/", "val/")) and key in known]
+    differing = {key: [known[key], entry[key]] for key in keys if known[key] != entry[key]}
     if differing and not journal.find("diverges", step=entry["step"]):
         journal.append("diverges", step=entry["step"], figures=differing)
         log.warning("step %d: differs from what was recorded: other versions, processor or threads?", entry["step"])

@@ -1,15 +1,14 @@
 """Networks built: fresh, or with saved weights. What a network is made of stands in networks/, a file each."""
 
 import importlib
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
 
+from .. import lab
 from ..errors import SettingsError, VerificationError
-from ..settings.networks import NETWORKS, refuse_without_function
+from ..settings.networks import NETWORKS, is_here, refuse_without_function
 from ..storage.checkpoint import FORMAT, Tensors
 from .layers import values_per_image
 from .variables import assign_variables, named_variables, refuse_misfit
@@ -46,7 +45,7 @@ def build_restored(
         VerificationError: `source` does not fit this network.
     """
     try:
-        refuse_without_function(name)
+        _builder(name)
     except SettingsError as error:
         raise VerificationError(f"{source}: of a network that is not here: {error}") from error
     sketch = _sketch(name, image_shape, num_classes, **settings)
@@ -61,7 +60,10 @@ def build_restored(
 
 
 def _builder(name: str) -> Callable[..., keras.Model]:
-    """The function `build` of a network's file."""
+    """The function `build` of a network's file; else the one that the lab registers."""
+    own = lab.current()
+    if own and ("network", name) in own.registered and not is_here(name):
+        return lab.function("network", name)
     refuse_without_function(name)
     return importlib.import_module(f".networks.{name}", __package__).build  # type: ignore[no-any-return]
 
@@ -88,11 +90,8 @@ def refuse_unfit(name: str, image_shape: tuple[int, int, int], num_classes: int,
     except SettingsError:
         raise
     except Exception as error:  # whatever one's own code does
-        place = traceback.extract_tb(error.__traceback__)
-        file = NETWORKS / f"{name}.py"
-        lines = [f", line {frame.lineno}" for frame in place if Path(frame.filename) == file]
-        reason = (str(error).splitlines() or [""])[0]
-        raise SettingsError(f"model={name}: {file}{''.join(lines[-1:])}: {type(error).__name__}: {reason}") from error
+        file = NETWORKS / f"{name}.py" if is_here(name) else None
+        raise SettingsError(f"model={name}: {lab.where(error, file)}") from error
     if len(output) != 2 or output[1] != num_classes:
         raise SettingsError(
             f"model={name}: gives {output[1:]} for an image; takes ({num_classes},), a logit a class: "

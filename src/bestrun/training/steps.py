@@ -1,7 +1,6 @@
 """Many steps of training in one call into TensorFlow: what an update is."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import keras
@@ -11,7 +10,7 @@ import tensorflow as tf
 from ..data.dataset import Split
 from ..settings.config import Config
 from . import device
-from .augmentation import AUGMENTATIONS
+from .augmentation import augmentation
 from .layers import sees_whole_batches
 
 
@@ -29,7 +28,7 @@ def compile_steps(
     weights, smoothing = model.trainable_variables, config.training.label_smoothing
     parts = 1 if sees_whole_batches(model) else device.parts()
     sizes = [len(part) for part in np.array_split(range(config.training.batch_size), parts) if len(part)]
-    augment = partial(AUGMENTATIONS[config.augmentation.name], **config.augmentation.model_dump(exclude={"name"}))
+    augment = augmentation(**config.augmentation.model_dump())
 
     # Without AutoGraph, which takes a second to rewrite this file's source, and turns the loop into the same while_loop
     @tf.function(  # type: ignore[untyped-decorator]

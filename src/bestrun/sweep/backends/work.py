@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ...errors import BestrunError
 from ...settings.compose import Composed, as_typed
 from ...settings.config import Config
+from ...settings.own import use
 from ...signals import NUMBERS
 from ...storage.folder import RunFolder
 from ..manifest import sweep_path
@@ -16,12 +17,18 @@ from ..manifest import sweep_path
 
 @dataclass(frozen=True)
 class Task:
-    """One run to start, or to go on with if its folder exists. `extra` goes into its `started` event."""
+    """One run to start, or to go on with if its folder exists.
+
+    Attributes:
+        extra: goes into its `started` event.
+        config_dir: the folder of one's own that the sweep's line named.
+    """
 
     run_name: str
     composed: Composed
     home: Path
     extra: dict[str, Any]
+    config_dir: str | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -58,6 +65,7 @@ def work(task: Task, on_chunk: Callable[[], None] = lambda: None) -> Ended:
     try:
         if not sweep_path(task.home, task.extra["sweep"]).exists():  # else the run would be made where nobody looks
             return Ended(task.run_name, f"{task.home} is gone: it was moved or deleted")
+        use(task.config_dir)  # in a process that was started for it, perhaps on another machine
         if folder.exists():
             result = resume(
                 folder, places(task.composed.config), home=task.home, screen=screen, stop_requested=stop_requested
