@@ -29,10 +29,17 @@ WHERE = {
     "omegaconf": ("settings/", "sweep/space.py"),
     "ray": ("sweep/backends/ray.py",),
     "click": ("cli/",),
+    "pyarrow": ("data/parquet.py",),
     "rich": ("views/screen.py", "sweep/board.py", "cli/"),
 }
 HEAVY = {"tensorflow": "training/", "keras": "training/", "mlflow": "", "matplotlib": "", "optuna": "", "hydra": ""}
-HEAVY |= {"omegaconf": "", "ray": "", "pandas": "", "sqlalchemy": ""}  # at the top of a module only there
+HEAVY |= {
+    "omegaconf": "",
+    "ray": "",
+    "pandas": "",
+    "sqlalchemy": "",
+    "pyarrow": "",
+}  # at the top of a module only there
 STANDALONE = "results/serving.py"  # MLflow copies it into models: it imports nothing of ours, and all it needs
 TAGS = [value.removeprefix("bestrun.") for name, value in vars(names).items() if name.startswith("TAG_")]
 SPELL_TAGS = (

@@ -52,9 +52,10 @@ def pack(
 
     from ..data.pack import LOOK, report_lines
     from ..data.pack import pack as make
+    from ..data.pictures import Look
     from ..views.screen import reading
 
-    look = LOOK._replace(size=size, fit=fit, channels=int(channels) if channels else None, damaged=damaged)
+    look = Look(size, fit, int(channels) if channels else None, damaged, LOOK.typed)
     places = Path(os.path.expanduser(folder)), Path(os.path.expanduser(file))
     packed = make(*places, look, test_size=test_size, validation_size=validation_size, seed=seed, progress=reading)
     say_lines(report_lines(packed))

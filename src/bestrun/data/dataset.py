@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 KNOWN = {"mnist": known.load_mnist, "fashion_mnist": known.load_fashion_mnist}
 CLASS_NAMES = {"fashion_mnist": known.FASHION_MNIST_CLASSES}
-FROM_FILES = ("idx", "npz", "folder")  # data.dir= and data.path= say where
+FROM_PICTURES = ("folder", "parquet")
+FROM_FILES = ("idx", "npz", *FROM_PICTURES)  # data.dir= and data.path= say where
 
 OVERLAP_WORTH_A_WARNING = 0.01  # of a split; MNIST itself repeats a few images
 
@@ -92,6 +93,8 @@ def load_dataset(
     fit: str = "stretch",
     channels: int | None = None,
     damaged: str = "refuse",
+    image: str | None = None,
+    label: str | None = None,
     validation_size: int | float | None = 5000,
     validation_seed: int | None = None,
     test_size: float = 0.2,
@@ -100,11 +103,12 @@ def load_dataset(
     progress: "Progress" = iter,
     own: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Read, check and split the data set `name`: a key of KNOWN, "idx" or "folder" (with `dir`), "npz" (with `path`).
+    """Read, check and split the data set `name`: a key of KNOWN, "npz" (with `path`), another of FROM_FILES (`dir`).
 
     Args:
         layout: of colour images in a file, see `channels_last`.
         size, fit, channels, damaged: of pictures, see `pictures.Look`.
+        image, label: columns of parquet files; None: where they are unmistakable.
         validation_size: of files, a count or a share; of pictures, a share of each class.
         test_size, split_seed: of pictures without splits, see `splits.divide`.
         class_names: what the classes are called, whatever the files say.
@@ -115,11 +119,14 @@ def load_dataset(
     """
     notes = Notes()
     given = None if own is None else read_own(name, own)
-    if name == "folder" or isinstance(given, Path):
+    if name in FROM_PICTURES or isinstance(given, Path):
         from .pictures import Look  # Pillow takes a tenth of a second
 
+        columns = {"image": image, "label": label} if name == "parquet" else {}
+        shares = {"test_size": test_size, "validation_size": validation_size}
         look = Look(size, fit, channels, damaged)
-        read = _read_folder(str(given) if given else dir, look, test_size, validation_size, split_seed, notes, progress)
+        kind, place = ("folder", str(given)) if isinstance(given, Path) else (name, dir)
+        read = _read_pictures(kind, place, look, columns, shares, split_seed, notes, progress)
     else:
         read = _read_arrays(_read(name, dir, path) if given is None else given, layout, notes)
     splits, where = read.splits, read.where
@@ -295,34 +302,34 @@ def _refuse_unequal_images(where: Mapping[str, str], splits: dict[str, Split]) -
 # ---- where from
 
 
-def _read_folder(
+def _read_pictures(
+    name: str,
     dir: str | None,
     look: "Look",
-    test_size: float,
-    validation_size: int | float | None,
+    columns: Mapping[str, Any],
+    shares: Mapping[str, Any],
     split_seed: int,
     notes: Notes,
     progress: "Progress",
 ) -> _Read:
-    """Pictures in folders, all in memory."""
-    from .folders import folder_pictures, read_folder
+    """Pictures in folders or in parquet files, all in memory."""
+    from .folders import find, folder_pictures
+    from .parquet import parquet_pictures
     from .pictures import in_memory
 
-    found = read_folder(dir)
-    for name, share in (("test_size", test_size), ("validation_size", validation_size)):
+    if not dir:
+        raise SettingsError(f"data.dir: not given; data={name} needs the folder of the pictures: data.dir=FOLDER")
+    for setting, share in shares.items():
         if not isinstance(share, float) or not 0 < share < 1:
-            raise SettingsError(f"data.{name}: {share}; allowed: a share of each class, strictly between 0 and 1")
-    pictures = folder_pictures(
-        found,
-        look,
-        test_size=test_size,
-        validation_size=validation_size,
-        split_seed=split_seed,
-        notes=notes,
-        progress=progress,
-    )
+            raise SettingsError(f"data.{setting}: {share}; allowed: a share of each class, strictly between 0 and 1")
+    how: dict[str, Any] = {**shares, "split_seed": split_seed, "notes": notes, "progress": progress}
+    if name == "folder":
+        found = find(Path(os.path.expanduser(dir)))
+        pictures = folder_pictures(found, look, **how)
+        notes.remarks += [f"{dir}: left out {line}" for line in found.lines()]
+    else:
+        pictures = parquet_pictures(dir, look, **columns, **how)
     arrays = in_memory(pictures, progress)
-    notes.remarks += [f"{dir}: left out {line}" for line in found.lines()]
     return _Read(
         {part: Split(images, labels) for part, (images, labels) in arrays.items()},
         {f"{kind}_{part}": split.where for part, split in pictures.splits.items() for kind in "xy"}

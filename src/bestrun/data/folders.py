@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, SettingsError
+from ..errors import DataError
 from ..formatting import shown
 from .arrays import refusal
 from .images import SUFFIXES, read_bytes
@@ -157,7 +157,7 @@ def find(folder: Path) -> Found:
         raise refusal(folder, names, "train, and beside it val and test if you like", "name the training images so")
     else:
         beside = [path for path in folders if path not in found.places.values()]
-        inside = [path for other in beside for paths in _pictures(other, found) for path in paths]
+        inside = [path for other in beside for paths in below(other, found) for path in paths]
         found.leave_out([*files, *inside], "beside the splits")
         for part, path in found.places.items():
             found.splits[part] = _classes(path, *_entries(path, found), found)
@@ -199,14 +199,14 @@ def _classes(folder: Path, folders: list[Path], files: list[Path], found: Found)
             raise refusal(folder, f"two folders called {shown(name)}", "one for each class", "merge them")
         if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
             raise refusal(folder, f"a folder called {shown(name)}, which is not UTF-8", "a name in UTF-8", "rename it")
-        classes[name], others = _pictures(path, found)
+        classes[name], others = below(path, found)
         found.leave_out(others)
     found.leave_out(files, "beside the folders of classes")
     return classes
 
 
-def _pictures(folder: Path, found: Found) -> tuple[list[Path], list[Path]]:
-    """The pictures, and other files, in a folder and in those inside it, each in the order of their names."""
+def below(folder: Path, found: Found, endings: tuple[str, ...] = SUFFIXES) -> tuple[list[Path], list[Path]]:
+    """The files with these endings, and the others, in a folder and in those inside it, by name."""
     pictures: list[Path] = []
     others: list[Path] = []
     ways = [(folder, frozenset[tuple[int, int]]())]
@@ -219,7 +219,7 @@ def _pictures(folder: Path, found: Found) -> tuple[list[Path], list[Path]]:
         folders, files = _entries(place, found)
         ways += [(inner, above | {status}) for inner in folders]
         for path in files:
-            (pictures if path.suffix.lower() in SUFFIXES else others).append(path)
+            (pictures if path.suffix.lower() in endings else others).append(path)
     return sorted(pictures, key=lambda path: path.parts), sorted(others, key=lambda path: path.parts)
 
 
@@ -264,15 +264,3 @@ def _unreadable(folder: Path, error: OSError) -> DataError:
         "unpack it, and give the folder" if isinstance(error, NotADirectoryError) else "give the folder that has them"
     )
     return refusal(folder, f"nothing readable ({error.strerror})", "a folder of pictures", remedy)
-
-
-def read_folder(dir: str | None) -> Found:
-    """As `find`, of a folder as it is typed.
-
-    Raises:
-        SettingsError: none is given.
-        DataError: as `find`.
-    """
-    if not dir:
-        raise SettingsError("data.dir: not given; data=folder needs the folder of the pictures: data.dir=FOLDER")
-    return find(Path(os.path.expanduser(dir)))

@@ -148,8 +148,14 @@ class Npz(Images):
 Share = Annotated[float, _takes("a share of each class, between 0 and 1", "0.1", gt=0, lt=1)]
 
 
-class Folder(Settings):
-    name: Literal["folder"]
+def _grey_or_colour(channels: int) -> int:  # not a Literal, to which true is 1
+    if channels not in (1, 3):
+        raise ValueError("takes 1, 3 or null; type data.channels=3")
+    return channels
+
+
+class Pictured(Settings):
+    name: str
     dir: Annotated[str, _takes("the folder of the pictures", "FOLDER", pattern=ONE_LINE), AfterValidator(_absolute)]
     size: (
         Annotated[
@@ -158,7 +164,7 @@ class Folder(Settings):
         | None
     )
     fit: Annotated[Literal["stretch", "crop", "pad"], _takes("stretch, crop or pad", "stretch")]
-    channels: Annotated[Literal[1, 3] | None, _takes("1, 3", "3")]
+    channels: Annotated[int, AfterValidator(_grey_or_colour), _takes("1 or 3", "3")] | None
     damaged: Annotated[Literal["refuse", "skip"], _takes("refuse or skip", "refuse")]
     test_size: Share
     validation_size: Share
@@ -183,6 +189,19 @@ class OwnImages(Arrays):
     """The checked settings of a data set without a class above; see own.py."""
 
     model_config = ConfigDict(extra="allow")
+
+
+class Folder(Pictured):
+    name: Literal["folder"]
+
+
+Column = Annotated[str, _takes("the name of a column", "image", pattern=ONE_LINE)]
+
+
+class Parquet(Pictured):
+    name: Literal["parquet"]
+    image: Column | None
+    label: Column | None
 
 
 class Blocks(Settings):
@@ -354,7 +373,7 @@ class Config(Settings):
     """Every setting of one run, checked; conf/config.yaml has units, defaults and reasons."""
 
     seed: Seed
-    data: Annotated[Mnist | FashionMnist | Idx | Npz | Folder | OwnImages, _among("data", OwnImages)]
+    data: Annotated[Mnist | FashionMnist | Idx | Npz | Folder | Parquet | OwnImages, _among("data", OwnImages)]
     model: Annotated[Cnn | CnnBn | Own, _among("model", Own)]  # one with checks of its own comes before Own
     optimizer: Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
     schedule: Annotated[Constant | OneCycle, Field(discriminator="name")]
@@ -431,7 +450,17 @@ FIELDS = {key: field for key, field in Config.model_fields.items() if key not in
     for key, field in kind.model_fields.items()
     if key != "name"
 }
-TEXTS = ("experiment", "name", "note", "from_run", "data.dir", "data.path", "tracking.uri")  # 1e3 is text to these
+TEXTS = (
+    "experiment",
+    "name",
+    "note",
+    "from_run",
+    "data.dir",
+    "data.path",
+    "data.image",
+    "data.label",
+    "tracking.uri",
+)  # 1e3 is text to these
 TEXT_LISTS = ("data.class_names",)  # and to what stands in these
 
 
