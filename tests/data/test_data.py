@@ -326,9 +326,6 @@ BAD_ARRAYS = {
     "27x28 test images": ({"x_test": np.zeros((20, 27, 28), np.uint8)}, "27x28x1 images; expected 6x5x1"),
     "colour test images": ({"x_test": np.zeros((20, 6, 5, 3), np.uint8)}, "6x5x3 images; expected 6x5x1"),
     "fewer labels than images": ({"y_train": ARRAYS["y_train"][1:]}, "59 labels, but .*x_train.* has 60 images"),
-    "one-hot labels": ({"y_train": np.eye(3, dtype=int)[ARRAYS["y_train"]]}, "one-hot.*argmax"),
-    "float labels": ({"y_train": ARRAYS["y_train"] * 1.0}, "type float64"),
-    "bool labels": ({"y_train": ARRAYS["y_train"] > 0}, "type bool"),
     "object labels": ({"y_train": ARRAYS["y_train"].astype(object)}, "type object"),
     "negative labels": ({"y_train": ARRAYS["y_train"].astype(int) - 1}, "labels from -1"),
     "labels beyond 63 bits": ({"y_train": ARRAYS["y_train"].astype(np.uint64) + np.uint64(1 << 63)}, "labels from"),
@@ -517,7 +514,7 @@ def test_npz_reader_raises_nothing_but_data_errors(tmp_path, raw):
     except DataError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
-        assert len(found) in (4, 6)
+        assert len(found) in (2, 4, 6)
 
 
 @FUZZ

@@ -494,3 +494,36 @@ def test_a_folder_and_what_pack_makes_of_it_are_the_same_data(photos, tmp_path, 
     pack(photos, tmp_path / "a.npz", LOOK._replace(size="6x6", fit="pad"), **settings)
     data = load(photos, size="6x6", fit="pad", **settings)
     assert load_dataset("npz", path=str(tmp_path / "a.npz")).digest == data.digest
+
+
+# ---- runs
+
+
+def test_a_run_finds_its_folder_again_says_which_is_missing_and_takes_another_place(bestrun, home, photos, tmp_path):
+    words = ("training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false")
+    words = (*words, "training.batch_size=8", "data.test_size=0.3")
+    draw(photos / "cat/damaged.png", 1).write_bytes(b"")
+    (photos / "cat/.DS_Store").write_bytes(b"")
+    refused = bestrun("train", "data=folder", f"data.dir={photos}", *words, "name=a")
+    assert (
+        refused.code == 3
+        and "cat/damaged.png: found an empty file" in refused.err
+        and "data.damaged=skip" in refused.err
+    )
+    assert not (home / "mlruns/runs").exists() or not list((home / "mlruns/runs").iterdir())
+    trained = bestrun("train", "data=folder", f"data.dir={photos}", *words, "data.damaged=skip", "name=a")
+    assert trained.code == 0 and "left out 1 hidden files" in trained.out, trained.err
+    moved = photos.rename(tmp_path / "other, place")
+    for line in (("restore", "a", "--local"), ("resume", "a", "training.max_steps=6"), ("rerun", "a")):
+        missing = bestrun(*line)
+        assert missing.code == 3 and f"{photos}: found nothing readable (No such file or directory)" in missing.err
+        assert "data.dir=" in missing.err or "give the folder" in missing.err
+    there = f'data.dir="{moved}"'
+    restored = bestrun("restore", "a", "--local", there)
+    assert restored.code == 0 and "as logged" in restored.out, restored.err
+    resumed = bestrun("resume", "a", there, "training.max_steps=6")
+    assert resumed.code == 0, resumed.err
+    assert bestrun("restore", "a", "--local").code == 0, "where it was resumed from is where it is now"
+    (moved / "dog/1.png").unlink()
+    other = bestrun("restore", "a", "--local")
+    assert other.code == 3 and "not the data that run a was trained with: train " in other.err

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .. import class_names
 from ..errors import DataError
 from . import known
+from .spellings import roles
 
 IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
@@ -122,24 +123,14 @@ def _archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.Zi
 
 
 def read_npz(path: Path) -> dict[str, Found]:
-    """x_train, y_train, x_test, y_test of an .npz file; x_val, y_val (as "..._validation") if it has either.
-
-    And class_names, if it has some.
+    """x_train, y_train, and x_test, y_test, x_validation, y_validation as far as an .npz file has them, under whatever
+    names; see spellings.py. And class_names, if it has some.
     """
     if not os.path.lexists(path):  # a broken link is this file, damaged, and not a missing one
         raise refusal(path, "no such file", NPZ, "set data.path to the file that has it")
     with _archive(path) as (archive, members):
-        wanted = [*IDX_FILES] + ["x_val", "y_val"] * bool({"x_val", "y_val"} & members.keys())
-        if missing := [name for name in wanted if name not in members]:
-            text = f"no {' and no '.join(missing)}, only {', '.join(members) or 'nothing'}"
-            remedy = "write the arrays again under these names"
-            if set(missing) < {"x_val", "y_val"}:
-                remedy = "write it again with both of x_val and y_val, or without"
-            raise refusal(path, text, ", ".join(wanted), remedy)
-        found = {
-            name.replace("val", "validation"): _read_npy(f"{path}[{name}]", name[0], archive, members[name])
-            for name in wanted
-        }
+        arrays = _roles(path, archive, members)
+        found = {role: _read_npy(f"{path}[{name}]", role[0], archive, members[name]) for role, name in arrays.items()}
         if "class_names" in members:
             found["class_names"] = _read_names(f"{path}[class_names]", archive, members["class_names"])
         return found
@@ -157,6 +148,31 @@ def _read_names(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
     except (ValueError, SystemError):  # the latter is what Python says of a character beyond the last one
         problem = f"{where}: found bytes that are no text"
     return Found(where, np.empty(0, "U"), problem)
+
+
+def _roles(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
+    """Which array is x_train and so on: those of these names, else those that other names say."""
+    if members.keys() >= IDX_FILES.keys():
+        arrays = {name: name for name in IDX_FILES}
+        arrays |= {f"{kind}_validation": f"{kind}_val" for kind in "xy" if f"{kind}_val" in members}
+    else:
+        arrays = roles(members, lambda name: len(_npy_header(path, archive, members[name])[1]))
+    usual = {role: role.replace("validation", "val") for role in ("x_train", "y_train", *arrays)}
+    halves = [f"{kind}_{role[2:]}" for role in usual for kind in "xy"]
+    if missing := [role.replace("validation", "val") for role in dict.fromkeys(halves) if role not in arrays]:
+        if not arrays:
+            missing = [*IDX_FILES]
+        text = f"no {' and no '.join(missing)}, only {', '.join(members) or 'nothing'}"
+        remedy = "write the arrays again under these names"
+        if set(missing) < {"x_val", "y_val"}:
+            remedy = "write it again with both of x_val and y_val, or without"
+        wanted = dict.fromkeys([*IDX_FILES, *missing])
+        raise refusal(path, text, ", ".join(wanted), remedy)
+    return {role: arrays[role] for part in ("train", "test", "validation") for role in _pair(part) if role in arrays}
+
+
+def _pair(part: str) -> tuple[str, str]:
+    return f"x_{part}", f"y_{part}"
 
 
 def read_npz_images(path: Path) -> Found:

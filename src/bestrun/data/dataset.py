@@ -20,6 +20,7 @@ from .arrays import IDX_FILES, Found, find_idx, name_of, read_idx, read_npz, ref
 from .labels import class_numbers, renumbering
 from .own import read_own
 from .pixels import Notes, as_uint8, channels_last
+from .splits import divide
 
 if TYPE_CHECKING:
     from .pictures import Look, Progress
@@ -72,7 +73,7 @@ class Dataset:
 
 @dataclass
 class _Read:
-    """What files hold: train, test, and validation where they have it; `where` has what messages call x_train, ...
+    """What files hold: train, and test and validation where they have them; `where`: what messages call x_train, ...
 
     `class_names` are not looked at yet; `names_problem` says why those that a file has cannot be read.
     """
@@ -110,7 +111,7 @@ def load_dataset(
         size, fit, channels, damaged: of pictures, see `pictures.Look`.
         image, label: columns of parquet files; None: where they are unmistakable.
         validation_size: of files, a count or a share; of pictures, a share of each class.
-        test_size, split_seed: of pictures without splits, see `splits.divide`.
+        test_size, split_seed: of a set without a test split, see `splits.divide`.
         class_names: what the classes are called, whatever the files say.
         progress: told of each picture that is read.
         own: the settings of a data set of one's own, which the lab's function takes; see own.py.
@@ -131,6 +132,11 @@ def load_dataset(
         read = _read_arrays(_read(name, dir, path) if given is None else given, layout, notes)
     splits, where = read.splits, read.where
     _refuse_unequal_images(where, splits)
+    if "test" not in splits:
+        if validation_seed is not None:
+            remedy = f"the file has one set, which data.split_seed divides; type data.split_seed={validation_seed}"
+            raise SettingsError(f"data.validation_seed={validation_seed}: {remedy}")
+        _divide(splits, where, test_size, validation_size, split_seed, notes)
     all_labels = splits["train"].labels
     if "validation" not in splits:
         splits["validation"], splits["train"] = _cut_validation(splits["train"], validation_size, validation_seed)
@@ -163,9 +169,35 @@ def load_dataset(
 # ---- splits
 
 
-def _cut_validation(split: Split, size: int | float | None, seed: int | None) -> tuple[Split, Split]:
-    """The first images validate, in the files' order or in one drawn from `seed`; the others train."""
-    total = len(split)
+def _divide(
+    splits: dict[str, Split],
+    where: dict[str, str],
+    test_size: float,
+    validation_size: int | float | None,
+    seed: int,
+    notes: Notes,
+) -> None:
+    """Draw a test split, and a validation split where there is none, from the training images."""
+    train, total, place = splits["train"], len(splits["train"]), where["y_train"]
+    share: float | None = None
+    if "validation" not in splits:
+        share = validation_size if isinstance(validation_size, float) and 0 < validation_size < 1 else None
+        share = share or min(
+            1.0, _count_of(validation_size, total) / (total * (1 - test_size))
+        )  # of what is not tested
+    numbers = divide(train.labels, seed, test_size=test_size, validation_size=share)
+    if not all(map(len, numbers.values())):
+        raise refusal(place, f"{total:,} images", "some for each split, and two or more of a class", "add images")
+    for part, those in numbers.items():
+        splits[part] = Split(train.images[those], train.labels[those])
+        where |= {f"x_{part}": where["x_train"], f"y_{part}": place}
+    cut = " and ".join(f"{len(numbers[part]):,} {part}" for part in ("test", "validation") if part in numbers)
+    settings = f"data.test_size={test_size} data.validation_size={validation_size} data.split_seed={seed}"
+    notes.remarks.append(f"{place}: {cut} images were drawn from it, each class by its share: {settings}")
+
+
+def _count_of(size: int | float | None, total: int) -> int:
+    """How many of so many training images a data.validation_size means."""
     count = size
     if isinstance(size, float):
         count = round(size * total) if 0 < size < 1 else None
@@ -174,6 +206,13 @@ def _cut_validation(split: Split, size: int | float | None, seed: int | None) ->
             f"data.validation_size: {size} of {total:,} training images; allowed: a count from 1 to {total - 1:,}, "
             "or a share strictly between 0 and 1, that leaves at least one image on each side"
         )
+    return int(count)
+
+
+def _cut_validation(split: Split, size: int | float | None, seed: int | None) -> tuple[Split, Split]:
+    """The first images validate, in the files' order or in one drawn from `seed`; the others train."""
+    total = len(split)
+    count = _count_of(size, total)
     if seed is not None and seed < 0:
         raise SettingsError(f"data.validation_seed: {seed}; allowed: null or a whole number from 0")
     images, labels = split.images, split.labels
@@ -265,16 +304,17 @@ def _note_order(found: dict[str, Found], notes: Notes) -> None:
         notes.mended.append(f"its classes are in the order {order}, before in that of letters")
 
 
-def _checked_splits(found: dict[str, Found], layout: str | None, notes: Notes) -> dict[str, Split]:
-    """The splits that there are, by name; one scale for all of them."""
+def _checked_splits(
+    found: dict[str, Found], layout: str | None, notes: Notes
+) -> tuple[dict[str, Split], tuple[str, ...] | None]:
+    """The splits that there are, by name, one scale for all of them; and names of classes, if the labels have some."""
     parts = [part for part in ("train", "validation", "test") if f"x_{part}" in found]
     for part in parts:
         x, y = found[f"x_{part}"], found[f"y_{part}"]
         if len(x.values) != len(y.values):
             count = f"{len(y.values):,} labels, but {x.where} has {len(x.values):,} images"
             raise refusal(y.where, count, "as many labels as images", "take both from the same source")
-    label_names = [name_of(found[f"y_{part}"].where) for part in parts]
-    labels = {part: class_numbers(found[f"y_{part}"], label_names) for part in parts}
+    labels, class_names = class_numbers({part: found[f"y_{part}"] for part in parts}, notes)
     turned = {part: channels_last(found[f"x_{part}"], layout, notes) for part in parts}
     names = {part: name_of(x.where) for part, x in turned.items()}
     if len(set(names.values())) < len(parts):  # of files in which arrays have no names
@@ -287,7 +327,7 @@ def _checked_splits(found: dict[str, Found], layout: str | None, notes: Notes) -
             black = "" if images[0].any() else ", all zero"
             notes.warnings.append(f"{where}: all {len(images):,} images are identical{black}")
         splits[part] = Split(images if images.ndim == 4 else images[..., np.newaxis], labels[part])
-    return splits
+    return splits, class_names
 
 
 def _refuse_unequal_images(where: Mapping[str, str], splits: dict[str, Split]) -> None:
@@ -339,12 +379,18 @@ def _read_pictures(
 
 
 def _read_arrays(found: dict[str, Found], layout: str | None, notes: Notes) -> _Read:
-    splits = _checked_splits(found, layout, notes)
+    splits, class_names = _checked_splits(found, layout, notes)
     _note_order(found, notes)
-    where = {key: array.where for key, array in found.items()}
+    arrays = {role: array for role, array in found.items() if role != "class_names"}
+    where = {role: array.where for role, array in found.items()}
+    file = where["x_train"].rpartition("[")[0]
+    ours = [role.replace("validation", "val") for role in arrays]
+    theirs = [name_of(array.where) for array in arrays.values()]
+    if where["x_train"].endswith("]") and ours != theirs:
+        notes.remarks.append(f"{file}: its {', '.join(theirs)} were taken as {', '.join(ours)}")
     if named := found.get("class_names"):
         return _Read(splits, where, named.values.tolist(), named.problem)
-    return _Read(splits, where)
+    return _Read(splits, where | {"class_names": where["y_train"]}, class_names)
 
 
 def _read(name: str, dir: str | None, path: str | None) -> dict[str, Found]:

@@ -5,7 +5,6 @@ system lists them.
 """
 
 import os
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,13 +19,8 @@ from .arrays import refusal
 from .images import SUFFIXES, read_bytes
 from .pictures import Encoded, Look, Pictures, Progress, look_through
 from .pixels import Notes
-from .splits import divide
+from .splits import PARTS, divide, natural
 
-PARTS = {  # what people call a split's folder (in any case) -> which one it is
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")  # what computers put beside pictures
 MAX_ENTRIES = 5_000_000  # files and folders that are looked at: data.dir=/ would go on for hours
 LAYOUT = "put the pictures of each class into a folder of its name: FOLDER/CLASS/, or FOLDER/train/CLASS/"
@@ -124,11 +118,6 @@ def folder_pictures(
         notes,
         progress,
     )
-
-
-def natural(name: str) -> tuple[str, str]:
-    """A key that sorts numbers in names by their value, 2 before 10; the rest as it stands."""
-    return re.sub(r"[0-9]+", lambda number: number[0].zfill(20), name), name
 
 
 # ---- what is where

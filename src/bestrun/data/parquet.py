@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..formatting import shown
 from .arrays import refusal, refusing
-from .folders import PARTS, Found, below, natural
+from .folders import Found, below
 from .pictures import Encoded, Look, Pictures, Progress, look_through
 from .pixels import Notes
-from .splits import divide
+from .splits import PARTS, divide, natural
 
 EXPECTED = "a parquet file"
 ROWS_AT_ONCE = 16  # of pictures; one may be 100 MB

@@ -1,7 +1,15 @@
 """Which images of a set without splits train, validate and test: drawn by a seed, each class by its share."""
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
+
+PARTS = {  # what people call a split (in any case) -> which one it is
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 Numbers = NDArray[np.int64]
 
@@ -36,3 +44,8 @@ def _cut(numbers: Numbers, labels: Numbers, share: float, seed: int) -> tuple[Nu
         count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
         taken[of_class[np.random.default_rng(seed).permutation(len(of_class))[:count]]] = True
     return numbers[~taken], numbers[taken]
+
+
+def natural(name: str) -> tuple[str, str]:
+    """A key that sorts numbers in names by their value, 2 before 10; the rest as it stands."""
+    return re.sub(r"[0-9]+", lambda number: number[0].zfill(20), name), name

@@ -139,13 +139,15 @@ class Idx(Images):
     layout: Layout = None  # runs older than the setting have none
 
 
+Share = Annotated[float, _takes("a share of each class, between 0 and 1", "0.1", gt=0, lt=1)]
+
+
 class Npz(Images):
     name: Literal["npz"]
     path: Annotated[str, _takes("the path of an .npz file", "FILE", pattern=ONE_LINE), AfterValidator(_absolute)]
     layout: Layout = None
-
-
-Share = Annotated[float, _takes("a share of each class, between 0 and 1", "0.1", gt=0, lt=1)]
+    test_size: Share = 0.2  # runs older than these two have a test split in their file
+    split_seed: Seed = 0
 
 
 def _grey_or_colour(channels: int) -> int:  # not a Literal, to which true is 1
