@@ -391,7 +391,7 @@ def flat(folder: Path) -> None:
 
 
 BAD = {
-    "no folder": (lambda folder: folder.rename(folder.with_name("x")), "nothing readable .No such file"),
+    "no folder": (lambda folder: folder.rename(folder.with_name("x")), "no such folder; .*data.dir=FOLDER"),
     "a file": (zipped, "nothing readable .Not a directory.*unpack it, and give the folder"),
     "a folder in the folder": (
         packed_once_more,
@@ -505,19 +505,16 @@ def test_a_run_finds_its_folder_again_says_which_is_missing_and_takes_another_pl
     draw(photos / "cat/damaged.png", 1).write_bytes(b"")
     (photos / "cat/.DS_Store").write_bytes(b"")
     refused = bestrun("train", "data=folder", f"data.dir={photos}", *words, "name=a")
-    assert (
-        refused.code == 3
-        and "cat/damaged.png: found an empty file" in refused.err
-        and "data.damaged=skip" in refused.err
-    )
+    assert refused.code == 3 and "cat/damaged.png: found an empty file" in refused.err
+    assert "data.damaged=skip" in refused.err
     assert not (home / "mlruns/runs").exists() or not list((home / "mlruns/runs").iterdir())
     trained = bestrun("train", "data=folder", f"data.dir={photos}", *words, "data.damaged=skip", "name=a")
     assert trained.code == 0 and "left out 1 hidden files" in trained.out, trained.err
     moved = photos.rename(tmp_path / "other, place")
     for line in (("restore", "a", "--local"), ("resume", "a", "training.max_steps=6"), ("rerun", "a")):
         missing = bestrun(*line)
-        assert missing.code == 3 and f"{photos}: found nothing readable (No such file or directory)" in missing.err
-        assert "data.dir=" in missing.err or "give the folder" in missing.err
+        assert missing.code == 3 and f"{photos}: found no such folder" in missing.err
+        assert "say where it is now: data.dir=FOLDER" in missing.err
     there = f'data.dir="{moved}"'
     restored = bestrun("restore", "a", "--local", there)
     assert restored.code == 0 and "as logged" in restored.out, restored.err

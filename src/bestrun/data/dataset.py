@@ -182,9 +182,7 @@ def _divide(
     share: float | None = None
     if "validation" not in splits:
         share = validation_size if isinstance(validation_size, float) and 0 < validation_size < 1 else None
-        share = share or min(
-            1.0, _count_of(validation_size, total) / (total * (1 - test_size))
-        )  # of what is not tested
+        share = share or min(1.0, _count_of(validation_size, total) / (total * (1 - test_size)))
     numbers = divide(train.labels, seed, test_size=test_size, validation_size=share)
     if not all(map(len, numbers.values())):
         raise refusal(place, f"{total:,} images", "some for each split, and two or more of a class", "add images")
@@ -359,16 +357,20 @@ def _read_pictures(
 
     if not dir:
         raise SettingsError(f"data.dir: not given; data={name} needs the folder of the pictures: data.dir=FOLDER")
+    place = Path(os.path.expanduser(dir))
+    if not os.path.lexists(place):
+        remedy = "say where it is now: data.dir=FOLDER"
+        raise refusal(place, "no such folder", "the pictures", remedy)
     for setting, share in shares.items():
         if not isinstance(share, float) or not 0 < share < 1:
             raise SettingsError(f"data.{setting}: {share}; allowed: a share of each class, strictly between 0 and 1")
     how: dict[str, Any] = {**shares, "split_seed": split_seed, "notes": notes, "progress": progress}
     if name == "folder":
-        found = find(Path(os.path.expanduser(dir)))
+        found = find(place)
         pictures = folder_pictures(found, look, **how)
-        notes.remarks += [f"{dir}: left out {line}" for line in found.lines()]
+        notes.remarks += [f"{place}: left out {line}" for line in found.lines()]
     else:
-        pictures = parquet_pictures(dir, look, **columns, **how)
+        pictures = parquet_pictures(place, look, **columns, **how)
     arrays = in_memory(pictures, progress)
     return _Read(
         {part: Split(images, labels) for part, (images, labels) in arrays.items()},

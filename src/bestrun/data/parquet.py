@@ -4,7 +4,6 @@ What stands in a row is data: a picture's bytes are decoded as those of a file, 
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +77,7 @@ class Rows:
 
 
 def parquet_pictures(
-    dir: str,
+    place: Path,
     look: Look,
     *,
     image: str | None,
@@ -97,7 +96,6 @@ def parquet_pictures(
     Raises:
         DataError: files are damaged or missing, no column is unmistakable, or as `look_through`.
     """
-    place = Path(os.path.expanduser(dir))
     files = find_files(place, notes)
     columns = {path: find_columns(path, image, label) for paths in files.values() for path in paths}
     usual = columns[files["train"][0]]
@@ -135,8 +133,6 @@ def find_files(place: Path, notes: Notes) -> dict[str, list[Path]]:
     Raises:
         DataError: there are none, or not all, or those of several sets.
     """
-    if not os.path.lexists(place):
-        raise refusal(place, "no such folder", "a folder of parquet files, or one", "set data.dir to it")
     if not place.is_dir():
         return {"train": [place]}
     found = Found()
