@@ -93,7 +93,7 @@ def test_files_of_one_split_come_in_the_order_of_their_numbers_whatever_lies_bes
 LABELS = {
     "text": (["b 10", "b 2", "ä"], None, ("b 2", "b 10", "ä"), [1, 0, 2]),
     "numbers with names": ([0, 1, 2], HUB, ("bee", "ant", "cow"), [0, 1, 2]),
-    "numbers": ([0, 1, 2], None, ("0", "1", "2"), [0, 1, 2]),
+    "numbers": ([0, 1, 2], None, None, [0, 1, 2]),
     "numbers from 1": ([1, 2, 3], None, ("1", "2", "3"), [0, 1, 2]),
     "numbers with gaps": ([7, 90, 10], None, ("7", "10", "90"), [0, 2, 1]),
     "unused names": (
@@ -105,7 +105,7 @@ LABELS = {
     "a schema of somebody else": (
         [0, 1, 2],
         {"label": {"_type": "ClassLabel", "names": {"0": 1}}},
-        ("0", "1", "2"),
+        None,
         [0, 1, 2],
     ),
 }

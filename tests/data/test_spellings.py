@@ -155,7 +155,7 @@ def test_names_in_the_file_are_those_of_the_classes(tmp_path):
         "c",
     )
     two = load(tmp_path, RIGHT | {"class_names": names[:2]})
-    assert two.class_names is None and "2 names for 3 classes are not used" in two.warnings[-1]
+    assert two.class_names is None and "there are 2 names for 3 classes" in two.warnings[-1]
     assert load(tmp_path, RIGHT).class_names is None
 
 
