@@ -58,6 +58,17 @@ def test_the_same_folder_gives_the_same_file(folder, tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
+TESTED = [4, 6, 14, 16, 24, 26]
+TRAINED = [22, 5, 27, 12, 13, 2, 28, 8, 29, 3, 25, 10, 0, 20, 15, 23, 17, 9, 7, 21, 18, 11, 1, 19]
+
+
+def test_it_gives_the_arrays_that_it_has_always_given(folder, tmp_path):
+    """What was cut to test, and the order of the training images, as of version 0.2.0: runs know their data by it."""
+    pack(folder, tmp_path / "a.npz")
+    arrays = np.load(tmp_path / "a.npz")
+    assert values(arrays["x_test"]) == TESTED and values(arrays["x_train"]) == TRAINED
+
+
 def test_given_splits_stay_as_they_are(folder, tmp_path):
     both = tmp_path / "both"
     (both / "test").mkdir(parents=True)
