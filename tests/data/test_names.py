@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bestrun.data import dataset, known
 from bestrun.data.dataset import load_dataset
@@ -95,3 +96,16 @@ def test_fashion_mnist_has_the_names_of_its_authors_and_mnist_none(monkeypatch):
     assert fashion.class_names[0] == "T-shirt/top" and fashion.class_names[9] == "Ankle boot"
     assert mnist.class_names is None and mnist.digest == fashion.digest and not fashion.mended
     assert load_dataset("fashion_mnist", validation_size=10, class_names=list("abcdefghij")).class_names[9] == "j"
+
+
+def test_folders_of_pictures_name_their_classes_and_a_setting_names_them_otherwise(tmp_path):
+    for label, name in enumerate(("ring-tailed cat", "A\u0308pfel", "stop\nsign\x1b[31m")):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            picture = RANDOM.integers(0, 256, (6, 6)).astype(np.uint8)
+            Image.fromarray(picture).save(tmp_path / name / f"{label}{number}.png")
+    settings = {"dir": str(tmp_path), "validation_size": 0.2}
+    data = load_dataset("folder", **settings)
+    assert data.class_names == ("\u00c4pfel", "ring-tailed cat", "stop sign\\x1b[31m")
+    renamed = load_dataset("folder", **settings, class_names=("apple", "cat", "sign"))
+    assert renamed.class_names == ("apple", "cat", "sign") and renamed.digest == data.digest
