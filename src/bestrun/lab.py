@@ -346,7 +346,7 @@ def dataset(name: str) -> Callable[[Registering], Registering]:
     The function takes the settings under their names, but for validation_size, validation_seed and layout, which are
     ours. It returns images (n, height, width[, channels]) and labels (n,): as a mapping of x_train, y_train, x_test,
     y_test, and if there are x_val, y_val and class_names; as pairs ((x_train, y_train), (x_test, y_test)), of three the
-    middle one for validation; or as the path of a folder or .npz file that has them.
+    middle one for validation; or as the path of an .npz file, or of a folder of pictures, a folder a class.
     """
     return _register("dataset", name)
 

@@ -74,7 +74,7 @@ def test_own_data_networks_and_augmentations_have_the_settings_of_their_files(na
         "data.validation_size=0": "takes a count of images from 1 up, or a share between 0 and 1",
         "augmentation.share=x": "takes a number; type augmentation.share=0.5",
         "model.width=1.5": "takes a whole number",
-        "data=scasn": "data=scasn: takes fashion_mnist or idx or mnist or npz or scans; type data=scans",
+        "data=scasn": " or scans; type data=scans",
         "augmentation=filp": "augmentation=filp: takes affine or flip or none; type augmentation=flip",
     }.items():
         line = refusal(compose, ["recipe=night", typed])
@@ -141,7 +141,8 @@ def test_a_folder_that_is_none_is_one_line_and_the_line_wins_over_the_environmen
 
     assert said in refusal(use, folder / "gone") and "there is no such folder" in refusal(use, folder / "gone")
     assert "is no folder" in refusal(use, make_lab(folder) / "code.py")
-    assert "there is no such folder" in refusal(use, "") or said != "--config-dir"
+    if said == "--config-dir":  # an empty variable is none
+        assert "there is no such folder" in refusal(use, "")
     use(folder)
     assert lab.current().directory == folder
     monkeypatch.setenv(lab.VARIABLE, "/gone")
