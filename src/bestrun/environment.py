@@ -10,6 +10,7 @@ from typing import Any
 
 from .errors import SettingsError
 
+CONFIG_DIR = "BESTRUN_CONFIG_DIR"  # names a folder of one's own, see lab.py; --config-dir wins
 PACKAGE = Path(__file__).parent  # the folder of our own code
 
 DEFAULTS = {

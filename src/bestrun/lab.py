@@ -21,11 +21,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .environment import CONFIG_DIR
 from .errors import SettingsError
 from .formatting import shown
 from .metrics import METRICS, Metric
 
-VARIABLE = "BESTRUN_CONFIG_DIR"
 KINDS = ("network", "dataset", "augmentation", "metric")  # each a decorator of that name, below
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 METRIC_NAME = re.compile(r"(?:val/)?([A-Za-z][A-Za-z0-9_]{0,99})")
@@ -112,7 +112,7 @@ def use(directory: str | os.PathLike[str] | None, said: str = "--config-dir") ->
     if directory is None:
         _put(None)
         return None
-    given = f"{said}={shown(os.fspath(directory))}" if said == VARIABLE else f"{said} {shown(os.fspath(directory))}"
+    given = f"{said}={shown(os.fspath(directory))}" if said == CONFIG_DIR else f"{said} {shown(os.fspath(directory))}"
     try:
         path = Path(os.path.abspath(os.path.expanduser(directory)))
         if not path.is_dir() or not os.fspath(directory):

@@ -9,6 +9,7 @@ import yaml
 
 from bestrun import lab
 from bestrun.data.dataset import load_dataset
+from bestrun.environment import CONFIG_DIR
 from bestrun.errors import DataError, SettingsError, VerificationError
 from bestrun.settings import own
 from bestrun.settings.compose import compose, options, override, read_config, settings_help
@@ -19,7 +20,7 @@ from support.labs import AUGMENTATION, CODE, METRIC, NETWORK, make_lab
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.delenv(lab.VARIABLE, raising=False)
+    monkeypatch.delenv(CONFIG_DIR, raising=False)
     yield tmp_path / "my lab, it's [mine] $HOME"
     own.use(None)
 
@@ -145,7 +146,7 @@ def test_a_folder_that_is_none_is_one_line_and_the_line_wins_over_the_environmen
         assert "there is no such folder" in refusal(use, "")
     use(folder)
     assert lab.current().directory == folder
-    monkeypatch.setenv(lab.VARIABLE, "/gone")
+    monkeypatch.setenv(CONFIG_DIR, "/gone")
     own.use_named(str(folder))
     own.use(None)
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..lab import VARIABLE
+from ..environment import CONFIG_DIR
 from ..metrics import objectives
 from ..terminal import say_json
 
@@ -46,7 +46,7 @@ class Objective(click.ParamType[str]):
 
 
 def _use(context: click.Context, parameter: click.Parameter, directory: str | None) -> None:
-    if directory is not None or os.environ.get(VARIABLE):
+    if directory is not None or os.environ.get(CONFIG_DIR):
         from ..settings.own import use_named
 
         use_named(directory)
@@ -58,7 +58,7 @@ config_dir_option = click.option(
     is_eager=True,  # first: it decides which settings and metrics there are
     expose_value=False,
     callback=_use,
-    help=f"Your own model/, data/, recipe/ ... and code.py are in DIR; else {VARIABLE}.",
+    help=f"Your own model/, data/, recipe/ ... and code.py are in DIR; else {CONFIG_DIR}.",
 )
 objective_option = click.option("--objective", type=Objective(), help="Which objective `best` goes by.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")

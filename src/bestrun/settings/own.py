@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from .. import lab
+from ..environment import CONFIG_DIR
 from ..errors import SettingsError
 from ..formatting import shown, typed_form
 from ..metrics import METRICS
@@ -60,8 +61,8 @@ def use(directory: str | os.PathLike[str] | None, said: str = "--config-dir") ->
 
 def use_named(directory: str | os.PathLike[str] | None) -> None:
     """As `use`; where no folder is given, the one of the environment variable BESTRUN_CONFIG_DIR, if it has one."""
-    if directory is None and os.environ.get(lab.VARIABLE):
-        use(os.environ[lab.VARIABLE], lab.VARIABLE)
+    if directory is None and os.environ.get(CONFIG_DIR):
+        use(os.environ[CONFIG_DIR], CONFIG_DIR)
     else:
         use(directory)
 
