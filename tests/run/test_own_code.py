@@ -185,6 +185,20 @@ def test_a_run_that_names_a_folder_leads_to_no_code_in_it(lab, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
+def test_a_run_whose_network_stood_in_a_clone_is_told_apart(lab):
+    folder = shutil.copytree(lab.run("r"), lab.run("clone"))
+    first, *others = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    started = {key: value for key, value in json.loads(first).items() if key not in ("config_dir", "own_code_sha256")}
+    (folder / "journal.jsonl").write_text("".join([json.dumps(started) + "\n", *others]))
+    (folder / "mirror.json").unlink()
+    try:
+        line = lab.refused("predict", "clone", "--local", "image.png")
+    finally:
+        shutil.rmtree(folder)
+    begin = "error: run clone: takes network gap, for which there is no function here; name a folder that has it"
+    assert line == f"{begin}: --config-dir DIR"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -275,7 +289,7 @@ def test_a_folder_that_never_became_a_run_goes_with_the_code_that_was_kept(tmp_p
         folder.keep_code("one")
         folder.keep_code("two")
         (folder.code / ".code.py.x.tmp").write_text("")
-        assert [path.name for path in folder.codes] == ["code-3fc4ccfe7458.py", "code.py"]
+        assert [path.name for path in folder.codes] == ["code.py", "code-3fc4ccfe7458.py"]
         assert _has_not_begun(folder.path, "journal.jsonl")
         (folder.code / "mine.py").write_text("")
         assert not _has_not_begun(folder.path, "journal.jsonl")

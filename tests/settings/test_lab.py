@@ -310,6 +310,7 @@ DATA = {
     "three pairs": "[(X, Y), (X[5:], Y[5:]), (X[:4], Y[:4])]",
     "lists": "([x.tolist() for x in X], Y.tolist()), (X[:4].tolist(), Y[:4].tolist())",
     "a file": "FILE",
+    "an open file": "np.load(FILE)",
 }
 
 
@@ -349,6 +350,11 @@ def test_own_data_may_be_arrays_pairs_or_a_file(folder, returned):
         ("([X, X[0]], Y), (X, Y)", "data=scans[x_train]: list is no array"),
         ("(X[:0], Y[:0]), (X, Y)", "at least one item"),
         ("(np.array([print]), Y), (X, Y)", "type object"),
+        (
+            "dict(x_train=X, y_train=Y, x_test=X, y_test=Y, class_names=3)",
+            "data=scans[class_names]: found int 3; expected",
+        ),
+        ("dict(x_train=X, y_train=Y, x_test=X, y_test=Y, class_names='abc')", "[class_names]: found str 'abc'"),
         ("'/nowhere/at/all.npz'", "/nowhere/at/all.npz: found no such file"),
     ],
 )

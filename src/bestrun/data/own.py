@@ -1,7 +1,7 @@
 """What a data set of one's own gives, taken as the arrays of a file are: checked as strictly, by the same readers."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,11 @@ def _arrays(where: str, given: Mapping[Any, Any]) -> dict[str, Found]:
         raise refusal(where, ", ".join(unknown), ", ".join([*wanted, "class_names"]), "leave the others out")
     arrays = {name: _array(f"{where}[{name}]", name[0], given[name]) for name in wanted}
     if given.get("class_names") is not None:
-        names = np.array([str(name) for name in given["class_names"]])
-        arrays["class_names"] = Found(f"{where}[class_names]", names)
+        names = given["class_names"]
+        if isinstance(names, str | bytes) or not isinstance(names, Iterable):
+            found = f"{type(names).__name__} {names!r}"
+            raise refusal(f"{where}[class_names]", found, "a text a class", "return a list of them, or leave it out")
+        arrays["class_names"] = Found(f"{where}[class_names]", np.array([str(name) for name in names], dtype=str))
     return {name.replace("val", "validation"): found for name, found in arrays.items()}
 
 

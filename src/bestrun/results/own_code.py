@@ -49,10 +49,11 @@ def refuse_missing(
     lacking = missing([each for each in needs if each[0] in kinds])
     if not lacking:
         return
-    now = lab.current()
-    there = f"{shown(config_dir)}/code.py" if config_dir else "a code.py of one's own"
+    now, takes = lab.current(), f"run {run}: takes {', '.join(lacking)}"
     hint = f", which {now.code} does not register" if now else "; name a folder that has it: --config-dir DIR"
-    raise SettingsError(f"run {run}: takes {', '.join(lacking)} of {there}{hint}; its text is kept as {shown(text)}")
+    if not config_dir:  # a network that stood in training/networks/ then
+        raise SettingsError(f"{takes}, for which there is no function here{hint}")
+    raise SettingsError(f"{takes} of {shown(config_dir)}/code.py{hint}; its text is kept as {shown(text)}")
 
 
 def other_code(then: str | None, text: str) -> str | None:

@@ -98,7 +98,8 @@ class RunFolder:
 
     @property
     def codes(self) -> list[Path]:
-        return sorted(self.code / name for name in names_in(self.code) if OWN_CODE.fullmatch(name))
+        names = [name for name in names_in(self.code) if OWN_CODE.fullmatch(name)]
+        return [self.code / name for name in sorted(names, key=lambda name: (len(name), name))]  # code.py first
 
     def keep_code(self, text: str) -> None:
         """Keep a text of code.py, once.
