@@ -107,7 +107,7 @@ def test_a_bad_value_is_refused_in_one_line_that_says_what_to_type(conf, typed, 
 def test_the_settings_of_other_networks_keep_their_words(conf):
     assert "from 1 to 65536; type model.fc_size=128" in refusal("model.fc_size=0.5")
     assert "model.width=3: there is such a setting only with model=mine" in refusal("model.width=3")
-    assert refusal("model=mien") == "model=mien: takes cnn or cnn_bn or mine; type model=mine"
+    assert refusal("model=mien") == "model=mien: takes backbone or cnn or cnn_bn or mine; type model=mine"
 
 
 @pytest.mark.parametrize(

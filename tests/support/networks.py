@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import bestrun
+from support.processes import bestrun_command
 
 
 def vit(image_shape: Any, num_classes: Any, *, width: Any, heads: Any, dropout: Any) -> Any:
@@ -70,5 +74,29 @@ SETTINGS = {"vit": "width: 8\nheads: 2\ndropout: 0.1\n"}  # of those that have s
 def write(build: Callable[..., Any], functions: Path, settings: Path) -> None:
     """One of these as its two files, in a copy of training/networks/ and of conf/model/."""
     name = build.__name__
-    (functions / f"{name}.py").write_text(inspect.getsource(build).replace(f"def {name}(", "def build(", 1))
+    text = inspect.getsource(build).replace(f"def {name}(", "def build(", 1)
+    (functions / f"{name}.py").write_text(f"from typing import Any\n\n\n{text}")
     (settings / f"{name}.yaml").write_text(f"name: {name}\n{SETTINGS.get(name, '')}")
+
+
+def command_in_lab(folder: Path, argv: tuple[str, ...]) -> None:
+    """The command `bestrun` whose conf/ and training/networks/ are those of a folder."""
+    import bestrun.training.networks as functions
+    from bestrun.settings import compose
+    from bestrun.settings import networks as settings
+    from bestrun.training import model
+
+    compose.PACKAGE = folder
+    settings.NETWORKS = model.NETWORKS = folder / "networks"
+    functions.__path__.append(str(folder / "networks"))
+    bestrun_command(argv)
+
+
+def make_lab(folder: Path, *builds: Callable[..., Any]) -> Path:
+    """A folder for `command_in_lab`, with these networks beside ours."""
+    here = Path(inspect.getfile(bestrun)).parent
+    shutil.copytree(here.parents[1] / "conf", folder / "conf")
+    shutil.copytree(here / "training" / "networks", folder / "networks")
+    for build in builds:
+        write(build, folder / "networks", folder / "conf" / "model")
+    return folder

@@ -7,7 +7,15 @@ import pytest
 from bestrun.errors import SettingsError
 from bestrun.settings.compose import compose
 from bestrun.training import model as builds
-from bestrun.training.layers import layers_inside, own_variables, sees_whole_batches, values_per_image
+from bestrun.training.layers import (
+    freeze,
+    head_of,
+    layers_inside,
+    own_variables,
+    sees_whole_batches,
+    unsteady_layer,
+    values_per_image,
+)
 from bestrun.training.optimizers import SLOTS, build_optimizer, slots
 from bestrun.training.variables import assign_variables, named_variables, read_variables
 from support import networks
@@ -175,3 +183,83 @@ def test_what_keras_does_not_promise_is_as_it_was():
         assert {id(variable) for _, _, variable in found} == rest
         for slot, weight, variable in found:  # Keras' own word for whose it is, where names are unlike
             assert variable.name == f"{weight.path.replace('/', '_')}_{slot}"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "frozen"),
+    [
+        ([], set()),
+        (["backbone"], {"backbone/conv", "backbone/norm", "backbone/block/conv"}),
+        (["backbone/bl*"], {"backbone/block/conv"}),
+        (["*conv"], {"backbone/conv", "backbone/block/conv"}),
+        (["backbone/conv", "*/norm"], {"backbone/conv", "backbone/norm"}),
+    ],
+)
+def test_a_pattern_freezes_the_layers_whose_path_it_matches_and_what_is_inside(patterns, frozen):
+    network = _built(networks.nested)
+    freeze(network, patterns)
+    training = {id(variable) for variable in network.trainable_variables}
+    having = {path: layer for path, layer in layers_inside(network) if own_variables(layer) and layer.weights}
+    for path, layer in having.items():
+        assert all(id(variable) not in training for variable in layer.weights) == (path in frozen), path
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        (["bone"], "no layer with weights is called bone; there are backbone, logits; inside them as in backbone/conv"),
+        (["logits", "re_lu*"], "no layer with weights is called re_lu"),
+        (["backbone/dropout"], "no layer with weights is called backbone/dropout"),
+        (["logit"], "did you mean logits"),
+        (["*"], "nothing is left to train; leave the layer logits out"),
+    ],
+)
+def test_a_pattern_that_freezes_nothing_or_everything_is_refused(patterns, words):
+    with pytest.raises(SettingsError, match=words):
+        freeze(_built(networks.nested), patterns)
+
+
+def test_the_head_is_the_last_layer_with_weights_also_inside_a_model():
+    assert head_of(_vit())[0] == "logits" and head_of(_built(networks.nested))[0] == "logits"
+    keras.utils.clear_session()
+    images = keras.Input((4,))
+    head = keras.Sequential([layers.Dense(8), layers.Dropout(0.5), layers.Dense(3, name="out")], name="head")
+    network = keras.Model(images, layers.Activation("linear")(head(layers.Dense(4)(images))))
+    assert head_of(network)[0] == "head/out"
+
+
+def _first_unsteady(network):
+    variables = named_variables(network)
+    tensors = read_variables(variables)
+    images = np.random.default_rng(0).integers(0, 256, (2, *network.input_shape[1:]), np.uint8)
+    found = unsteady_layer(network, images, lambda: assign_variables(variables, tensors, "it"))
+    for name, tensor in read_variables(variables).items():
+        np.testing.assert_array_equal(tensor, tensors[name], name)  # dropout's seeds, batch norm's averages
+    return found
+
+
+def test_a_layer_that_draws_numbers_of_its_own_is_found_and_dropout_is_none():
+    assert _first_unsteady(_built(networks.unsteady)) == "noise"
+    assert _first_unsteady(_vit()) is None and _first_unsteady(_built(networks.nested)) is None
+
+
+def test_a_weight_that_does_not_lead_to_the_logits_stays(small_mnist_npz):
+    from bestrun.data.dataset import load_dataset
+    from bestrun.data.order import batch_indices
+    from bestrun.training.steps import compile_steps
+
+    @keras.saving.register_keras_serializable("tests")
+    class Spare(layers.Dense):
+        def build(self, shape):
+            super().build(shape)
+            self.spare = self.add_weight(shape=(3,), initializer="ones", name="spare")
+
+    data = load_dataset("npz", path=str(small_mnist_npz))
+    images = keras.Input(data.image_shape, dtype="uint8")
+    network = keras.Model(images, Spare(10, name="logits")(layers.Flatten()(layers.Rescaling(1 / 255)(images))))
+    config = compose(["data=npz", "data.path=x"]).config
+    run = compile_steps(network, build_optimizer("adam", network, learning_rate=0.1), data.train, config)
+    batches = batch_indices(0, 0, 2, 64, len(data.train))
+    loss, _, diverged_at = run(batches, np.full(2, 0.1, "float32"), 0, 0.0, 0)
+    assert np.isfinite(loss) and diverged_at == -1
+    assert network.get_layer("logits").spare.numpy().tolist() == [1, 1, 1]

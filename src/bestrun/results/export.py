@@ -72,8 +72,10 @@ def _for_inference(network: Any) -> Any:
     """
     import keras
 
+    from ..training.layers import layers_inside
+
     images, logits = network.input, network.output
-    if any(_trains_by_itself(layer) for layer in network.layers):
+    if any(_trains_by_itself(layer) for _, layer in layers_inside(network)):
         images = keras.Input(network.input_shape[1:], dtype="uint8", name="images")
         logits = network(images, training=False)
     return keras.Model(images, keras.layers.Softmax(name="probabilities")(logits))

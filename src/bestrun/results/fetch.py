@@ -112,12 +112,17 @@ def fetch_best(record: Record, place: Place) -> Fetched:
 def source_checkpoint(config: Config, data: Dataset, home: Path) -> Checkpoint:
     """What `from_run` means: the best checkpoint of a run of the same network, for images and classes like these.
 
+    With `from_run_head=fresh` only weights have to fit: training/pretrained.py compares them.
+
     Raises:
         SettingsError: no such run, or its network, its images or its classes are others.
         VerificationError, TrackingError: see `fetch`.
     """
     fetched = fetch_anywhere(str(config.from_run), Place(home, resolve_uri(config.tracking.uri, home)))
-    if fetched.config.model != config.model:
+    if config.from_run_head == "fresh":
+        return fetched.checkpoint
+    place = {"weights": None}  # what the other run's came from
+    if {**dict(fetched.config.model), **place} != {**dict(config.model), **place}:
         raise SettingsError(
             f"from_run={config.from_run}: its network is another one: {dict(fetched.config.model)}, "
             f"here {dict(config.model)}; weights fit only the same"
@@ -128,7 +133,8 @@ def source_checkpoint(config: Config, data: Dataset, home: Path) -> Checkpoint:
     )
     if theirs != ours:
         raise SettingsError(
-            f"from_run={config.from_run}: it learned images of {theirs}, here {ours}; weights fit only the same"
+            f"from_run={config.from_run}: it learned images of {theirs}, here {ours}; weights fit only the same; "
+            "from_run_head=fresh makes the layer that gives the logits anew"
         )
     return fetched.checkpoint
 

@@ -21,7 +21,7 @@ from ..storage.provenance import code, code_differences, computed_by, environmen
 from ..tracking.store import Place, resolve_uri
 from ..views.screen import Screen
 from .carry import Result
-from .resume import parent_checkpoint
+from .resume import parent_checkpoint, refuse_other_weights
 from .start import load_data, start
 
 log = logging.getLogger("bestrun")
@@ -43,6 +43,8 @@ def rerun(
         parent_checkpoint(record.started, Place(home, resolve_uri(record.config.tracking.uri, home)))
     same = override(record.config, own)[0]
     config, warnings = override(same, overrides)
+    if recorded := record.started.get("weights_sha256"):
+        refuse_other_weights(recorded, config, f"run {record.name}")
     composed = Composed(config, [*record.overrides, *map(mask_uri, overrides)], record.choices, warnings)
     text = kept_text(record.folder, record.artifacts)
     refuse_missing(config, record.name, record.started.get("config_dir", ""), text, metrics=record.history.own_metrics)

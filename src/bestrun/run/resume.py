@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import class_names
+from ..data.dataset import Dataset
 from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
 from ..results.fetch import fetch, fetch_anywhere
@@ -155,8 +156,8 @@ def resume(
             if newest and newest.path != folder.last:
                 write_atomically(folder.last, newest.path.read_bytes())
             initial = None
-            if started.get("parent") and newest is None:  # the parent's weights stand in no good file of this run yet
-                initial = parent_checkpoint(started, Place(home, uri))
+            if newest is None:  # what it started from stands in no good file of this run yet
+                initial = initial_checkpoint(started, config, data, Place(home, uri))
             keep_own_code(config, folder, history.own_metrics)
             folder.result.unlink(missing_ok=True)  # what it says is true no longer
             last = history.last_evaluation_step
@@ -208,6 +209,34 @@ class Others:
             log.info("MLflow was not asked whose run this is: %s", reason(error), extra={"file_only": True})
         finally:
             self._ready.set()
+
+
+def initial_checkpoint(started: Started, config: Config, data: Dataset, place: Place) -> Checkpoint | None:
+    """What a run that has saved nothing yet started from, once more: another run, a file of weights, or nothing.
+
+    Raises:
+        VerificationError: that is another one now.
+    """
+    if started.get("parent"):
+        return parent_checkpoint(started, place)
+    if not (recorded := started.get("weights_sha256")):
+        return None
+    from ..training.pretrained import from_file
+
+    refuse_other_weights(recorded, config, f"run {started['name']}")
+    return from_file(config, data.image_shape, data.num_classes)
+
+
+def refuse_other_weights(recorded: str, config: Config, run: str) -> None:
+    """Raises VerificationError where the file of `model.weights` is not the one a run started from."""
+    from ..training.pretrained import weights_sha256
+
+    path = Path(dict(config.model)["weights"])
+    if (now := weights_sha256(path)) != recorded:
+        raise VerificationError(
+            f"model.weights={path}: its SHA-256 is {now[:16]}..., {run} started from {recorded[:16]}...; say where "
+            "that file is: model.weights=FILE"
+        )
 
 
 def parent_checkpoint(started: Started, place: Place) -> Checkpoint:

@@ -17,7 +17,7 @@ from ..formatting import mask_uri
 from ..metrics import METRICS
 from ..results.fetch import source_checkpoint
 from ..settings.compose import Composed
-from ..settings.config import Config, Own, digest, flatten, to_yaml
+from ..settings.config import Backbone, Cnn, CnnBn, Config, digest, flatten, to_yaml
 from ..settings.own import code_of, data_arguments, needed
 from ..storage.checkpoint import Checkpoint
 from ..storage.files import write_atomically
@@ -55,11 +55,7 @@ def start(
     began = time.perf_counter()
     data = data or load_data(config, screen.reading)
     source = source_checkpoint(config, data, home) if config.from_run else None
-    if isinstance(config.model, Own) or needed(config, lab.metrics()):
-        from ..training import device  # noqa: F401  (first, as it makes TensorFlow's start quiet)
-        from ..training.own import refuse_unfit
-
-        refuse_unfit(config, data)  # code of one's own may be anything, so it is looked at before a folder is made
+    source = look_at_network(config, data, source)
     uri = resolve_uri(config.tracking.uri, home)
     refuse_unusable(uri, config.experiment or data.name, home)
     folder = create_run_folder(home, config.name)
@@ -88,6 +84,38 @@ def start(
                 time.perf_counter() - began,
             )
             return carry_through(Prepared(config, data, folder, journal, uri, source), screen, stop_requested)
+
+
+def look_at_network(config: Config, data: Dataset, source: Checkpoint | None) -> Checkpoint | None:
+    """See that a run's network can be built and trained, and begin with what it is to begin with, without its folder.
+
+    A network of ours that is trained whole, from its own run's weights or none, is known to do so: TensorFlow is not
+    waited for.
+
+    Returns:
+        What the run begins with: `source`, or the file of weights.
+
+    Raises:
+        SettingsError: it cannot; says why.
+    """
+    is_ours = isinstance(config.model, Cnn | CnnBn)
+    if is_ours and not needed(config, lab.metrics()) and not config.training.freeze and config.from_run_head == "keep":
+        return source
+    from ..training import device  # first, as it makes TensorFlow's start quiet
+
+    device.prepare(config.threads)  # before the first operation, which code of one's own may ask for
+    from ..training.layers import freeze
+    from ..training.own import refuse_unfit
+    from ..training.pretrained import from_file, refuse_other_network
+
+    shape, classes = data.image_shape, data.num_classes
+    sketch = refuse_unfit(config, data)  # code of one's own may be anything
+    freeze(sketch, config.training.freeze)
+    if source:
+        refuse_other_network(sketch, source, config)
+    if isinstance(config.model, Backbone) and config.model.weights:
+        return from_file(config, shape, classes)
+    return source
 
 
 def load_data(config: Config, progress: Callable[[Sequence[int]], Iterable[int]] = iter) -> Dataset:
@@ -148,6 +176,7 @@ def describe(
     source: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """The fields of the `started` event: all that MLflow will be told of how the run began."""
+    parent = source if config.from_run else None  # else it is a file of weights
     return {
         "name": folder.name,
         "experiment": config.experiment or data.name,
@@ -171,7 +200,8 @@ def describe(
         "command": [mask_uri(word) for word in sys.argv],
         "note": config.note,
         "tags": dict(config.tags),
-        "parent": source.run_name if source else None,  # not what was typed: `best` is another run tomorrow
-        "parent_step": source.state.step if source else None,
-        "parent_sha256": source.sha256 if source else None,
+        "parent": parent.run_name if parent else None,  # not what was typed: `best` is another run tomorrow
+        "parent_step": parent.state.step if parent else None,
+        "parent_sha256": parent.sha256 if parent else None,
+        **({"weights_sha256": source.sha256} if source and not parent else {}),
     }

@@ -29,6 +29,7 @@ from pydantic_core import PydanticCustomError
 from .. import class_names
 from ..formatting import mask_uri, nearest, typed_form
 from ..metrics import is_better, metric_of, objectives
+from .applications import check_application
 
 MAX_BLOCKS = 20
 MAX_WEIGHTS = 100_000_000  # of all convolutions: 400 MB, and Adam keeps three times that
@@ -50,6 +51,12 @@ def _blocks(high: int, example: str) -> Any:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))  # a resumed run must find it from any folder
+
+
+def _weights_file(path: str) -> str:
+    if not path.endswith(".h5"):
+        raise ValueError("takes a file of weights, .weights.h5 or .h5; of a Keras model: model.save_weights(FILE)")
+    return _absolute(path)
 
 
 def store_uri(uri: str) -> str:
@@ -233,6 +240,23 @@ class CnnBn(Blocks):
     dropout: BelowOne
 
 
+class Backbone(Settings):
+    name: Literal["backbone"]
+    application: Annotated[
+        str, AfterValidator(check_application), _takes("a network of keras.applications", "MobileNetV3Small")
+    ]
+    weights: (
+        Annotated[
+            str,
+            AfterValidator(_weights_file),
+            _takes("the path of a file of weights, .weights.h5 or .h5", "FILE", pattern=ONE_LINE),
+        ]
+        | None
+    )
+    pooling: Literal["avg", "max"]
+    dropout: BelowOne
+
+
 class Own(Settings):
     """The checked settings of a network without a class above; see own.py."""
 
@@ -307,6 +331,15 @@ class Training(Settings):
     evaluate_every_steps: Annotated[int, _whole(1, 10**9, 100)]
     patience_steps: Annotated[int, _whole(1, 10**9, 1000)]
     label_smoothing: BelowOne = 0.0  # runs older than the setting had none
+    freeze: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[\w.*?/-]+\Z", max_length=200, strict=True)], ...],
+        _takes(
+            "a list of at most 100 layer names, with * and ? as in file names",
+            "[backbone]",
+            max_length=100,
+            strict=False,
+        ),
+    ] = ()
 
 
 def _objective(key: str, info: ValidationInfo) -> str:
@@ -376,7 +409,7 @@ class Config(Settings):
 
     seed: Seed
     data: Annotated[Mnist | FashionMnist | Idx | Npz | Folder | Parquet | OwnImages, _among("data", OwnImages)]
-    model: Annotated[Cnn | CnnBn | Own, _among("model", Own)]  # one with checks of its own comes before Own
+    model: Annotated[Cnn | CnnBn | Backbone | Own, _among("model", Own)]  # one with checks of its own comes before Own
     optimizer: Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
     schedule: Annotated[Constant | OneCycle, Field(discriminator="name")]
     augmentation: Annotated[Unchanged | Affine | OwnAugmentation, _among("augmentation", OwnAugmentation)] = Unchanged(
@@ -399,9 +432,18 @@ class Config(Settings):
         Annotated[str, _takes("a run's ID or name, latest or best", "best", pattern=ONE_LINE, max_length=250)] | None
     )
 
+    from_run_head: Literal["keep", "fresh"] = "keep"  # runs older than the setting kept it
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Config":
         training, lines = self.training, []
+        if self.from_run_head != "keep" and not self.from_run:
+            lines.append(f"from_run_head={self.from_run_head}: of which run? type from_run=RUN too")
+        if self.from_run and isinstance(self.model, Backbone) and self.model.weights:
+            lines.append(
+                f"from_run={self.from_run} model.weights={self.model.weights}: weights come from one of them; leave "
+                "one out"
+            )
         every, patience = training.evaluate_every_steps, training.patience_steps
         if every > training.max_steps:
             limit = f"training.max_steps={training.max_steps}, else nothing is ever evaluated"
@@ -459,6 +501,7 @@ TEXTS = (
     "from_run",
     "data.dir",
     "data.path",
+    "model.weights",
     "data.image",
     "data.label",
     "tracking.uri",
@@ -494,7 +537,7 @@ def digest(config: Config) -> str:
     digests stay what they are.
     """
     deciding = {"seed", "data", "model", "optimizer", "schedule", "augmentation", "training", "objective"}
-    deciding |= {"threads", "from_run"}
+    deciding |= {"threads", "from_run", "from_run_head"}
     settings = config.model_dump(
         mode="json", include=deciding, exclude={"data": {"dir", "path", "layout", "class_names"}}, exclude_defaults=True
     )

@@ -66,6 +66,7 @@ class Started(Event, Computed):
     parent: NotRequired[str | None]
     parent_step: NotRequired[int | None]
     parent_sha256: NotRequired[str | None]
+    weights_sha256: NotRequired[str]
     rerun_of: NotRequired[str | None]
     sweep: NotRequired[str | None]
     trial: NotRequired[int | None]

@@ -26,6 +26,7 @@ PLACES = (  # where things are, not what the run is: no change of the run
     "data.dir",  # that it is the same data is checked by its digest
     "data.path",
     "data.layout",
+    "model.weights",  # that it is the same file is checked by its hash
 )
 
 COMPUTED = ("versions", "threads", "machine", "code_sha256", "own_code_sha256")

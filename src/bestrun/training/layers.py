@@ -3,10 +3,14 @@ alone; tests/training/test_layers.py fails when a new version changes it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import keras
+
+from ..errors import SettingsError
+from ..formatting import nearest, typed_form
 
 
 def layers_inside(layer: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -39,14 +43,79 @@ def _keeps_state(layer: Any) -> bool:
     return any(id(variable) not in weights for variable in own_variables(layer))
 
 
+def freeze(network: keras.Model, patterns: Sequence[str]) -> None:
+    """Let the weights of some layers stay as they are: those whose path one of the patterns matches (`backbone`,
+    `backbone/block1*`; `*` goes across `/`), with all that is inside them.
+
+    Raises:
+        SettingsError: a pattern matches no layer with weights, or nothing is left to train.
+    """
+    if not patterns:
+        return
+    having = {path: layer for path, layer in layers_inside(network) if layer.weights}
+    given = f"training.freeze={typed_form(list(patterns))}"
+    for pattern in patterns:
+        matched = [layer for path, layer in having.items() if fnmatchcase(path, pattern)]
+        if not matched:
+            names = [path for path in having if "/" not in path]
+            more = (
+                ""
+                if len(names) == len(having)
+                else "; inside them as in " + next(path for path in having if "/" in path)
+            )
+            near = nearest(pattern, list(having))
+            hint = f"; did you mean {near}?" if near else ""
+            raise SettingsError(
+                f"{given}: no layer with weights is called {pattern}; there are {', '.join(names[:20])}{more}{hint}"
+            )
+        for layer in matched:
+            layer.trainable = False
+    if not network.trainable_variables:
+        raise SettingsError(f"{given}: nothing is left to train; leave the layer {head_of(network)[0]} out")
+
+
+def head_of(network: keras.Model) -> tuple[str, Any]:
+    """The layer that gives the logits, with its path: the last one with weights of its own."""
+    return [(path, layer) for path, layer in layers_inside(network) if _own_weights(layer)][-1]
+
+
+def _own_weights(layer: Any) -> list[Any]:
+    weights = {id(variable) for variable in layer.weights}  # without seeds
+    return [variable for variable in own_variables(layer) if id(variable) in weights]
+
+
+def _outputs(model: keras.Model) -> list[tuple[str, Any]]:
+    """What a network of Keras' functions computes on the way, in order: names of layers and operations, tensors."""
+    functional = getattr(model, "_functional", None) or model  # of a Sequential it stands a level below
+    nodes = getattr(functional, "_nodes_by_depth", {})
+    return [
+        (node.operation.name, tensor)
+        for depth in sorted(nodes, reverse=True)
+        for node in nodes[depth]
+        for tensor in node.output_tensors
+    ]
+
+
+def unsteady_layer(network: keras.Model, images: Any, restore: Callable[[], None]) -> str | None:
+    """The first layer that gives other numbers for the same images a second time, as training calls it, though all of
+    the network's variables are as they were; None where there is none.
+
+    Args:
+        images: a few; each layer's output of them is in memory, twice.
+        restore: puts the variables back to what they were.
+    """
+    outputs = _outputs(network)
+    every = keras.Model(network.inputs, [tensor for _, tensor in outputs])
+    answers = []
+    for _ in range(2):
+        restore()
+        answers.append([keras.ops.convert_to_numpy(output).tobytes() for output in every(images, training=True)])
+    restore()
+    return next((name for (name, _), one, other in zip(outputs, *answers, strict=True) if one != other), None)
+
+
 def values_per_image(network: keras.Model) -> int:
     """How many numbers the largest output in a network, or in a model inside it, holds for one image."""
     models = [network, *(layer for _, layer in layers_inside(network) if isinstance(layer, keras.Model))]
-    outputs = [
-        tensor
-        for model in models
-        for operation in getattr(getattr(model, "_functional", None) or model, "operations", [])
-        for node in operation._inbound_nodes
-        for tensor in node.output_tensors
-    ]
-    return max(math.prod(side for side in output.shape[1:] if side) for output in outputs)
+    outputs = [tensor for model in models for _, tensor in _outputs(model)]
+    return max(int(math.prod(side for side in output.shape[1:] if side)) for output in outputs)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.dataset import Dataset, Split
 from ..data.order import batch_indices
-from ..settings.config import Config
+from ..settings.config import Config, Own
 from ..settings.own import code_of
 from ..storage.checkpoint import (
     Checkpoint,
@@ -31,8 +31,10 @@ from ..storage.provenance import computed_by
 from ..storage.reasons import stop_reason as stop_rule
 from . import proof
 from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures, further_figures
+from .layers import freeze, unsteady_layer
 from .model import build_model
 from .optimizers import build_optimizer
+from .pretrained import start_from
 from .schedules import learning_rates
 from .steps import compile_steps
 from .variables import assign_variables, named_variables, read_variables
@@ -67,7 +69,7 @@ def train(
     Args:
         watcher: told of steps and evaluations.
         interrupted: asked between chunks of steps; a stop reason ends the run with everything saved.
-        initial: weights to start from where the folder holds none (`from_run`).
+        initial: weights to start from where the folder holds none (`from_run`, `model.weights`).
 
     Raises:
         VerificationError: every checkpoint of the folder is damaged, or made with other settings or data.
@@ -75,19 +77,22 @@ def train(
     """
     settings, objective = config.training, config.objective
 
-    # How a run starts, in order: a fresh network from the seed; over it the weights of another run, if it starts from
-    # one; over both the newest good checkpoint of its own, if there is one. So starting and resuming are one path.
+    # How a run starts, in order: a fresh network from the seed; over it the weights of another run or of a file, if it
+    # starts from one; over both the newest good checkpoint of its own, if there is one. So starting and resuming are
+    # one path.
     model = build_model(
         image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model)
     )
+    freeze(model, settings.freeze)
     optimizer = build_optimizer(model=model, **dict(config.optimizer))
     variables = named_variables(model, optimizer)
     state, fresh = LoopState(), True
     if initial:
-        start_from(initial, named_variables(model, optimizer, initial.form))
+        start_from(initial, model, optimizer, config)
     if own := newest_checkpoint(folder, journal):
         assign_variables(named_variables(model, optimizer, own.form), own.tensors, folder.path)
         state, fresh = own.state, False
+        tell_of_unsteady_layer(model, variables, own, data, config, journal)
 
     run_steps = compile_steps(model, optimizer, data.train, config)
     predict = compile_predict(model, settings.evaluation_batch_size)
@@ -98,7 +103,8 @@ def train(
     )
     own_metrics = History(journal.events).own_metrics
     made_on = computed_by(config.threads) | code_of(config, own_metrics)
-    if source := own or initial:
+    whole = initial if config.from_run and config.from_run_head == "keep" else None
+    if source := own or whole:
         tell_of_another_function(source, proof.answers(model, predict, data.image_shape), config)
     chunk = 1  # the first says how long a step takes; one step is the shortest that a signal can wait
 
@@ -268,15 +274,6 @@ def is_finite(tensors: Tensors) -> bool:
     return all(np.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def start_from(source: Checkpoint, variables: dict[str, Any]) -> None:
-    """Take over another run's weights, and its optimizer variables where the optimizer has the same ones."""
-    weights = {name: variable for name, variable in variables.items() if name.startswith("model/")}
-    assign_variables(weights, source.tensors, f"run {source.run_name}")
-    slots = {name: variable for name, variable in variables.items() if not name.startswith("model/")}
-    if slots.keys() == {name for name in source.tensors if not name.startswith("model/")}:
-        assign_variables(slots, source.tensors, f"run {source.run_name}")
-
-
 def tell_of_another_function(source: Checkpoint, replies: proof.Answers, config: Config) -> None:
     """Weights fit any network of the same shapes: say so if this one is not the one that they come from."""
     found = proof.same_function(source, replies, config.threads)
@@ -284,10 +281,35 @@ def tell_of_another_function(source: Checkpoint, replies: proof.Answers, config:
         log.warning("%s: the network's function is another one now, its code was changed: %s", source.path, found.words)
 
 
+def tell_of_unsteady_layer(
+    model: Any, variables: Mapping[str, Any], own: Checkpoint, data: Dataset, config: Config, journal: Journal
+) -> None:
+    """A network of one's own may draw numbers that are in no checkpoint, and then a run that was broken off does not
+    end as one that was not. Its first resume says so, and which layer it is: two images go through twice.
+    """
+    if not isinstance(config.model, Own):
+        return
+    moving = {name: each for name, each in variables.items() if name.startswith("model/") and name in own.tensors}
+    layer = unsteady_layer(
+        model, proof.images(data.image_shape)[:2], lambda: assign_variables(moving, own.tensors, own.path)
+    )
+    if layer and not journal.find("diverges", layer=layer):
+        journal.append("diverges", step=own.state.step, figures={}, layer=layer)
+    if layer:
+        log.warning(
+            "layer %s: gives other numbers each time, from a state that no checkpoint has; what comes now is not what "
+            "one go would have given: let it draw with a keras.random.SeedGenerator that is its attribute",
+            layer,
+        )
+
+
 def check_repeated(known: Event, entry: Event, journal: Journal) -> None:
     """A repeated evaluation must say what the journal says; if not (another machine), that is recorded and told."""
     keys = [key for key in entry if key.startswith(("train/", "val/")) and key in known]
     differing = {key: [known[key], entry[key]] for key in keys if known[key] != entry[key]}
-    if differing and not journal.find("diverges", step=entry["step"]):
+    recorded = journal.find("diverges", step=entry["step"])
+    if differing and not (recorded and recorded.get("figures")):
         journal.append("diverges", step=entry["step"], figures=differing)
-        log.warning("step %d: differs from what was recorded: other versions, processor or threads?", entry["step"])
+        found = journal.find("diverges", figures={})
+        why = f"layer {found['layer']} does" if found and found.get("layer") else "other versions, processor or threads?"
+        log.warning("step %d: differs from what was recorded: %s", entry["step"], why)

@@ -71,12 +71,16 @@ def _builder(name: str) -> Callable[..., keras.Model]:
 def _sketch(name: str, image_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> keras.Model:
     """A network's names and shapes alone, with variables that have no values."""
     keras.utils.clear_session()  # as in build_model: the same names
+    keras.utils.set_random_seed(0)  # random operations want one where they are deterministic
     with keras.StatelessScope(initialize_variables=False):
         return _builder(name)(image_shape, num_classes, **settings)
 
 
-def refuse_unfit(name: str, image_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> None:
+def refuse_unfit(name: str, image_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> keras.Model:
     """See whether a network of one's own can be trained, without memory for its weights.
+
+    Returns:
+        The network; its variables have no values.
 
     Raises:
         SettingsError: it cannot; says why.
@@ -97,3 +101,4 @@ def refuse_unfit(name: str, image_shape: tuple[int, int, int], num_classes: int,
             f"model={name}: gives {output[1:]} for an image; takes ({num_classes},), a logit a class: "
             "end it with keras.layers.Dense(num_classes)"
         )
+    return network

@@ -3,32 +3,36 @@
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from .. import lab
 from ..data.dataset import Dataset
 from ..errors import BestrunError, SettingsError
-from ..settings.config import Config, Own, OwnAugmentation
+from ..settings.config import Config, OwnAugmentation
 from .augmentation import augmentation
 from .model import refuse_unfit as refuse_network
 
 TRIED = 4  # images
 
 
-def refuse_unfit(config: Config, data: Dataset) -> None:
-    """Try what is one's own on a few images: network, augmentation, metrics.
+def refuse_unfit(config: Config, data: Dataset) -> keras.Model:
+    """Try a network, and what is one's own on a few images: augmentation, metrics.
+
+    Returns:
+        The network; its variables have no values.
 
     Raises:
         SettingsError: something of it cannot be trained with; says why.
     """
-    if isinstance(config.model, Own):
-        refuse_network(image_shape=data.image_shape, num_classes=data.num_classes, **dict(config.model))
+    sketch = refuse_network(image_shape=data.image_shape, num_classes=data.num_classes, **dict(config.model))
     if isinstance(config.augmentation, OwnAugmentation):
         _try_augmentation(config, data)
     split = data.validation
     count = min(TRIED, len(split))
     measure(lab.metrics(), np.zeros((count, data.num_classes), np.float32), split.labels[:count])
+    return sketch
 
 
 def _try_augmentation(config: Config, data: Dataset) -> None:

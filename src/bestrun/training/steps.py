@@ -56,7 +56,8 @@ def compile_steps(
                         right = tf.gather(logits, y, axis=1, batch_dims=1)
                         losses += smoothing * (right - tf.reduce_mean(logits, axis=1))
                     part = tf.reduce_sum(losses) / sum(sizes)
-                gradients.append(tape.gradient(part, weights))
+                found = tape.gradient(part, weights)
+                gradients.append([_or_zeros(each, weight) for each, weight in zip(found, weights, strict=True)])
                 loss += part
                 hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y)
                 correct += tf.reduce_sum(tf.cast(hits, tf.int64))
@@ -74,3 +75,8 @@ def compile_steps(
         return float(loss_sum), int(correct), int(diverged_at)
 
     return run_steps
+
+
+def _or_zeros(gradient: Any, weight: Any) -> Any:
+    """A weight that does not lead to the logits has no gradient; its optimizer takes a zero."""
+    return tf.zeros(weight.shape, weight.dtype) if gradient is None else gradient

@@ -57,7 +57,9 @@ def _named_in_format_1(model: keras.Model, optimizer: keras.optimizers.Optimizer
                 raise SettingsError(f"model: {name} is the name of two variables in checkpoint format 1")
             variables[f"model/{name}"] = variable
             begins[variable.path.replace("/", "_") + "_"] = name
-    for variable in optimizer.variables if optimizer else []:
+    if optimizer is None:
+        return variables
+    for variable in optimizer.variables:
         if variable is optimizer.iterations:
             variables["optimizer/iteration"] = variable
         elif variable is not optimizer.learning_rate:
