@@ -105,7 +105,7 @@ def unsteady_layer(network: keras.Model, images: Any, restore: Callable[[], None
         restore: puts the variables back to what they were.
     """
     outputs = _outputs(network)
-    every = keras.Model(network.inputs, [tensor for _, tensor in outputs])
+    every = keras.Model(network.input, [tensor for _, tensor in outputs])
     answers = []
     for _ in range(2):
         restore()
