@@ -1,15 +1,11 @@
-"""Networks of one's own with layers inside layers, each as the function that a file of training/networks/ has."""
+"""Networks of one's own with layers inside layers, each as the function that one registers."""
 
 from __future__ import annotations
 
 import inspect
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import bestrun
-from support.processes import bestrun_command
 
 
 def vit(image_shape: Any, num_classes: Any, *, width: Any, heads: Any, dropout: Any) -> Any:
@@ -71,32 +67,13 @@ def unsteady(image_shape: Any, num_classes: Any) -> Any:
 SETTINGS = {"vit": "width: 8\nheads: 2\ndropout: 0.1\n"}  # of those that have some
 
 
-def write(build: Callable[..., Any], functions: Path, settings: Path) -> None:
-    """One of these as its two files, in a copy of training/networks/ and of conf/model/."""
-    name = build.__name__
-    text = inspect.getsource(build).replace(f"def {name}(", "def build(", 1)
-    (functions / f"{name}.py").write_text(f"from typing import Any\n\n\n{text}")
-    (settings / f"{name}.yaml").write_text(f"name: {name}\n{SETTINGS.get(name, '')}")
-
-
-def command_in_lab(folder: Path, argv: tuple[str, ...]) -> None:
-    """The command `bestrun` whose conf/ and training/networks/ are those of a folder."""
-    import bestrun.training.networks as functions
-    from bestrun.settings import compose
-    from bestrun.settings import networks as settings
-    from bestrun.training import model
-
-    compose.PACKAGE = folder
-    settings.NETWORKS = model.NETWORKS = folder / "networks"
-    functions.__path__.append(str(folder / "networks"))
-    bestrun_command(argv)
-
-
 def make_lab(folder: Path, *builds: Callable[..., Any]) -> Path:
-    """A folder for `command_in_lab`, with these networks beside ours."""
-    here = Path(inspect.getfile(bestrun)).parent
-    shutil.copytree(here.parents[1] / "conf", folder / "conf")
-    shutil.copytree(here / "training" / "networks", folder / "networks")
+    """A folder for `--config-dir` that has these networks."""
+    (folder / "model").mkdir(parents=True)
+    text = "from typing import Any\n\nimport bestrun\n"
     for build in builds:
-        write(build, folder / "networks", folder / "conf" / "model")
+        name = build.__name__
+        text += f'\n\n@bestrun.network("{name}")\n{inspect.getsource(build)}'
+        (folder / "model" / f"{name}.yaml").write_text(f"name: {name}\n{SETTINGS.get(name, '')}")
+    (folder / "code.py").write_text(text)
     return folder

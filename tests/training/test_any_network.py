@@ -10,7 +10,7 @@ from bestrun.storage.checkpoint import load
 from bestrun.storage.journal import read_journal
 from support import networks
 from support.looks import assert_same_checkpoint, figures
-from support.networks import command_in_lab, make_lab
+from support.networks import make_lab
 from support.stores import run_folder, sqlite_uri
 
 SHORT = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4"]
@@ -40,11 +40,11 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture
-def command(start_process, home, lab):
-    """`command("train", ..., env={...})`, where the networks of this file are."""
+def command(bestrun, lab):
+    """`command("train", ..., env={...})`, with the networks of this file."""
 
     def run(*words, env=None, code=0):
-        result = start_process(command_in_lab, lab, tuple(map(str, words)), cwd=home, env=env).wait(300)
+        result = bestrun(*words, env={"BESTRUN_CONFIG_DIR": str(lab), **(env or {})}, timeout=300)
         assert result.code == code and "Traceback" not in result.err, result.out + result.err
         return result
 

@@ -311,5 +311,7 @@ def check_repeated(known: Event, entry: Event, journal: Journal) -> None:
     if differing and not (recorded and recorded.get("figures")):
         journal.append("diverges", step=entry["step"], figures=differing)
         found = journal.find("diverges", figures={})
-        why = f"layer {found['layer']} does" if found and found.get("layer") else "other versions, processor or threads?"
+        why = (
+            f"layer {found['layer']} does" if found and found.get("layer") else "other versions, processor or threads?"
+        )
         log.warning("step %d: differs from what was recorded: %s", entry["step"], why)
