@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -67,29 +69,36 @@ def runs(bestrun, npz):
 
 @pytest.fixture(scope="module")
 def said(bestrun, home, runs, npz, tmp_path_factory):
-    """Place -> all that was printed or written there."""
-    out = tmp_path_factory.mktemp("out")
-    np.savez(out / "all.npz", x=np.load(npz)["x_test"])
-    bestrun("report", "one", "two", "--out", out / "report.html")
+    """`said(place)`: all that was printed or written there, by one command, which is typed once."""
+    out, folder = tmp_path_factory.mktemp("out"), run_folder(home, "one")
     run, _, _ = mlflow_record(sqlite_uri(home), "one")
+    np.savez(out / "all.npz", x=np.load(npz)["x_test"])
     elsewhere = {"cwd": out, "env": {"MLFLOW_TRACKING_URI": sqlite_uri(home), "BESTRUN_MLRUNS": str(out / "mlruns")}}
-    return {
-        "predict": bestrun("predict", "one", out / "all.npz"),
-        "predict --json": bestrun("predict", "one", out / "all.npz", "--json"),
-        "restore": bestrun("restore", "one", "--out", out / "restored"),
-        "restore --json": bestrun("restore", "two", "--json"),
-        "show": bestrun("show", "one"),
-        "show --json": bestrun("show", "one", "--json"),
-        "show of MLflow": bestrun("show", run.info.run_id, "--json", **elsewhere),
-        "compare": bestrun("compare", "one", "two"),
-        "compare --json": bestrun("compare", "one", "two", "--json"),
-        "report": (out / "report.html").read_text("utf-8"),
-        "fetch": bestrun("fetch", "one", "--out", out / "fetched"),
-        "class_names.json": (out / "fetched" / "class_names.json").read_text("utf-8"),
-        "description": run.data.tags["mlflow.note.content"],
-        "run.log": run_folder(home, "one").log.read_text("utf-8"),
-        "journal": run_folder(home, "one").journal.read_text("utf-8"),
+    places = {
+        "predict": lambda: bestrun("predict", "one", out / "all.npz"),
+        "predict --json": lambda: bestrun("predict", "one", out / "all.npz", "--json"),
+        "restore": lambda: bestrun("restore", "one", "--out", out / "restored"),
+        "restore --json": lambda: bestrun("restore", "one", "--json"),
+        "show": lambda: bestrun("show", "one"),
+        "show --json": lambda: bestrun("show", "one", "--json"),
+        "show of MLflow": lambda: bestrun("show", run.info.run_id, "--json", **elsewhere),
+        "compare": lambda: bestrun("compare", "one", "two"),
+        "compare --json": lambda: bestrun("compare", "one", "two", "--json"),
+        "report": lambda: (
+            bestrun("report", "one", "two", "--out", out / "r.html") and (out / "r.html").read_text("utf-8")
+        ),
+        "fetch": lambda: bestrun("fetch", "one", "--out", out / "fetched"),
+        "class_names.json": lambda: said("fetch") and (out / "fetched" / "class_names.json").read_text("utf-8"),
+        "description": lambda: run.data.tags["mlflow.note.content"],
+        "run.log": lambda: folder.log.read_text("utf-8"),
+        "journal": lambda: folder.journal.read_text("utf-8"),
     }
+
+    @cache
+    def said(place):
+        return places[place]()
+
+    return said
 
 
 PLACES = ["predict", "predict --json", "restore", "restore --json", "show", "show --json", "show of MLflow", "compare"]
@@ -99,16 +108,16 @@ SILENT = ("fetch", "run.log")  # prints or writes no name
 
 @pytest.mark.parametrize("place", PLACES)
 def test_no_name_does_more_than_be_read(said, place):
-    assert_tame(said[place])
+    assert_tame(said(place))
     if place in ("report", "description"):  # what a browser shows
-        assert TAGS[:8] not in said[place] and "<img src=x" not in said[place]
+        assert TAGS[:8] not in said(place) and "<img src=x" not in said(place)
     if place == "description":
-        assert "](javascript" not in said[place].replace("\\", "|") and "**c**" not in said[place]
+        assert "](javascript" not in said(place).replace("\\", "|") and "**c**" not in said(place)
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if place not in SILENT])
 def test_each_place_tells_classes_by_their_names(said, place):
-    text = said[place]
+    text = said(place)
     if place in ("predict", "compare"):  # which tell of some of them
         told = text.partition("minus one")[2] if place == "compare" else text
         assert sum(name in told for name in labels(NAMES, len(NAMES))) > 1
@@ -123,28 +132,28 @@ def test_each_place_tells_classes_by_their_names(said, place):
 
 
 def test_what_is_printed_stands_in_columns_and_in_100_characters(said):
-    lines = said["predict"].splitlines()
+    lines = said("predict").splitlines()
     assert {line.count(" %") for line in lines[1:]} == {2} and max(map(len, lines)) < 220
-    assert max(len(line) for line in said["show"].splitlines() if line.startswith("classes")) <= 100
+    assert max(len(line) for line in said("show").splitlines() if line.startswith("classes")) <= 100
 
 
 def test_predictions_say_number_name_and_probabilities(said):
-    report = json.loads(said["predict --json"])
+    report = json.loads(said("predict --json"))
     assert report["class_names"] == NAMES
     for row in report["predictions"]:
         assert row["class_name"] == NAMES[row["class"]] and len(row["probabilities"]) == len(NAMES)
 
 
 def test_records_from_the_folder_and_from_mlflow_have_the_same_names(said):
-    here, there = (json.loads(said[place])["data"] for place in ("show --json", "show of MLflow"))
+    here, there = (json.loads(said(place))["data"] for place in ("show --json", "show of MLflow"))
     assert here["class_names"] == there["class_names"] == NAMES
-    assert json.loads(said["compare --json"])["class_names"] == NAMES
-    assert json.loads(said["class_names.json"]) == NAMES == json.loads(said["restore --json"])["class_names"]
+    assert json.loads(said("compare --json"))["class_names"] == NAMES
+    assert json.loads(said("class_names.json")) == NAMES == json.loads(said("restore --json"))["class_names"]
 
 
 def test_pictures_were_drawn_and_none_complained(said, home):
     folder = run_folder(home, "one")
-    assert "not drawn" not in said["run.log"] and "Glyph" not in said["run.log"]
+    assert "not drawn" not in said("run.log") and "Glyph" not in said("run.log")
     drawn = [path for path in folder.pictures.glob("*.png") if path.name != "curves.png"]
     assert {path.name.partition("-")[0] for path in drawn} >= {"confusion_matrix", "example_errors"}
     for path in drawn:
@@ -178,13 +187,13 @@ def test_the_registered_model_answers_number_name_and_probabilities(bestrun, hom
     )
     columns, answer = json.loads(used.stdout.splitlines()[-1]) if used.returncode == 0 else pytest.fail(used.stderr)
     assert columns == list(answer) == ["class", "class_name", "probabilities"]
-    predicted = json.loads(said["predict --json"])["predictions"]
+    predicted = json.loads(said("predict --json"))["predictions"]
     assert answer["class"] == [row["class"] for row in predicted]
     assert answer["class_name"] == [row["class_name"] for row in predicted]
 
 
 def test_the_lines_of_fetch_print_a_name(said, without_bestrun):
-    lines = said["fetch"][said["fetch"].index("import json") :]
+    lines = said("fetch")[said("fetch").index("import json") :]
     used = subprocess.run([sys.executable, "-c", lines], env=without_bestrun, capture_output=True, text=True)
     assert used.returncode == 0 and used.stdout.splitlines()[-1].encode() in [name.encode() for name in NAMES]
 
@@ -197,6 +206,24 @@ def test_a_run_rebuilt_from_mlflow_keeps_its_names_whatever_its_file_says_now(be
     (started, *_), _ = read_journal(run_folder(home, "two").journal)
     assert started["rebuilt"] and started["data"]["class_names"] == NAMES
     assert json.loads(bestrun("show", "two", "--json"))["data"]["class_names"] == NAMES
+
+
+def _names_gone_on_with(home, name, *words):
+    from bestrun.run import resume
+    from bestrun.views.screen import Screen
+
+    resume.carry_through = lambda prepared, screen, stop: print(json.dumps(prepared.data.class_names))
+    resume.resume(run_folder(Path(home), name), words, home=Path(home, "mlruns"), screen=Screen(quiet=True))
+
+
+def test_a_resumed_run_goes_on_with_the_names_it_began_with(start_process, home, runs, npz, tmp_path):
+    arrays = dict(np.load(npz)) | {"class_names": np.array([f"other {number}" for number in range(10)])}
+    np.savez(tmp_path / "renamed.npz", **arrays)
+    shutil.copytree(run_folder(home, "one").path, run_folder(home, "again").path)
+    words = [f"data.path={tmp_path / 'renamed.npz'}", "training.max_steps=6", "training.patience_steps=6"]
+    result = start_process(_names_gone_on_with, str(home), "again", *words, cwd=home).wait()
+    shutil.rmtree(run_folder(home, "again").path)
+    assert result.code == 0 and json.loads(result.out.splitlines()[-1]) == NAMES, result.err
 
 
 def test_names_change_no_digest_and_no_result(bestrun, home, runs, npz):
@@ -216,7 +243,3 @@ def test_names_that_do_not_fit_are_one_line_and_leave_nothing(home, runs, npz, t
     result = Command(Starter(tmp_path_factory.mktemp("processes")), home)("train", *settings(npz, "name=never", *words))
     assert (result.code, result.out) == (2, "") and result.err.count("\n") == 1 and "data.class_names" in result.err
     assert sorted((home / "mlruns" / "runs").iterdir()) == before and "Traceback" not in result.err
-
-
-def test_places_are_all_looked_at(said):
-    assert set(said) == set(PLACES) and Path(__file__).exists()
