@@ -244,15 +244,15 @@ def owned_manifest(
     with locked(path.with_name("lock"), f"sweep {name}"):
         manifest = read_manifest(home, name) if path.exists() else None
         if manifest and (manifest.parent_run_id or manifest.line == dict(line)):  # else nothing was ever begun
+            if manifest.config_dir and not config_dir:
+                begun = f"sweep {name} was begun with --config-dir {manifest.config_dir}"
+                raise SettingsError(f"{begun}; type that too, or another sweep.name=NAME")
             refuse_another(manifest, line, objective)
             if n_trials < len(manifest.trials):
                 raise SettingsError(
                     f"sweep.n_trials={n_trials}: sweep {name} has {len(manifest.trials)} trials already; "
                     f"it is their total, type sweep.n_trials={len(manifest.trials)} or more"
                 )
-            if manifest.config_dir and not config_dir:
-                begun = f"sweep {name} was begun with --config-dir {manifest.config_dir}"
-                raise SettingsError(f"{begun}; type that too, or another sweep.name=NAME")
             manifest.n_trials, manifest.uri, manifest.config_dir = n_trials, uri, config_dir
         else:
             if taken := sorted((home / "runs").glob(f"{name}-[0-9][0-9][0-9]*")):
