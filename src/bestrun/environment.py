@@ -1,5 +1,8 @@
-"""The environment variables that TensorFlow, Keras, MLflow and GitPython read when they are imported."""
+"""The environment variables that TensorFlow, Keras, MLflow and GitPython read when they are imported, and what this
+process may use: user, processors, memory.
+"""
 
+import contextlib
 import getpass
 import importlib.util
 import logging
@@ -48,6 +51,31 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """How much memory this process may use: the machine's, or less, where a control group of it or above says so.
+
+    Args:
+        root: below which `proc` and `sys` are looked for.
+    """
+    allowed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # macOS
+        return allowed
+    for line in groups:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        place = top / group.lstrip("/")
+        # In a container its own group may be the top, and what the line names not to be seen
+        for folder in (place, *(above for above in place.parents if above.is_relative_to(top)), top):
+            with contextlib.suppress(OSError, ValueError):  # not there; "max": without a limit
+                allowed = min(allowed, int((folder / name).read_text()))
+    return allowed
 
 
 def refuse_windows() -> None:

@@ -4,7 +4,8 @@ One table, on screen and in mlruns/bench.json, with what is to be reached. Times
 what is compared runs in turn (A B A B ...), and medians are shown with their range. Nothing here is asserted.
 
 `make bench` runs peers, fast, start and safety: forty minutes; ARGS=PART runs one part: also sweeps (fifteen), accurate
-(five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each.
+(five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each, and
+images (larger than memory: BENCH_IMAGES of them, ten).
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .growth import growth
+from .images import compared
 from .speed import accurate, fast, peers, start
 from .store import runs_growth
 from .sweeps import overhead, planning, pruning, workers
@@ -143,6 +145,7 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "accurate": accurate,
     "growth": growth,
     "pruning": pruning,
+    "images": compared,
 }
 
 for part in sys.argv[1:] or ("peers", "fast", "start", "safety"):

@@ -70,6 +70,7 @@ REFUSED = [
     *rows("data.validation_size", "0", "1.0", "-0.1", "1.2", "-5", "true", "null", "nan", "half"),
     *rows("data.validation_seed", "-1", "1.5"),
     *rows("data.class_names", "cat", "3", "[]", "[cat]", "[cat,cat]", "[cat,' ']", "[cat,[dog]]", "{cat:0}", "cat,dog"),
+    *rows("data.in_memory", "1", "maybe"),
     *rows("seed", "-1", "2147483648", "18446744073709551616", "1.5", "null", "true", "abc"),
     *rows("optimizer", *OPTIMIZERS),
     *rows("schedule", "cosine", "One_Cycle", "bestrun.schedule.constant"),

@@ -14,6 +14,7 @@ from .. import __version__, signals
 from ..environment import refuse_windows
 from ..errors import BestrunError
 from ..terminal import say
+from .cache import cache
 from .compare import compare
 from .fetch import fetch_files
 from .pack import pack
@@ -52,7 +53,7 @@ def cli() -> None:
     """
 
 
-VERBS = [compare, fetch_files, pack, predict_images, register, report, rerun, restore]
+VERBS = [cache, compare, fetch_files, pack, predict_images, register, report, rerun, restore]
 VERBS += [resume, runs, show, sweep, sync, train, ui]
 for verb in VERBS:
     cli.add_command(verb)

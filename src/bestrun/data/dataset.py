@@ -1,12 +1,14 @@
 """From files to verified arrays, splits, a digest, and the order in which training sees the images.
 
-What was read is what is used: the arrays stay in memory, so a file replaced while a run trains changes nothing.
+What was read is what is used: images stay in memory, so a file replaced while a run trains changes nothing. Those of
+which there are many for the memory stay in a file, the user's own or one of the cache, whose rows are checked.
 """
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,12 @@ from numpy.typing import NDArray
 
 from ..class_names import cleaned, labels, usable
 from ..errors import SettingsError
-from . import known
-from .arrays import IDX_FILES, Found, find_idx, name_of, read_idx, read_npz, refusal
+from . import cache, known
+from .arrays import IDX_FILES, Found, Unread, find_idx, name_of, pieces_of, read_idx, read_npz, refusal
 from .labels import class_numbers, renumbering
 from .own import read_own
-from .pixels import Notes, as_uint8, channels_last
+from .pixels import Conversion, Notes, as_uint8, channels_last, conversions
+from .rows import Images, Pixels, Stored, pieces
 from .splits import divide
 
 if TYPE_CHECKING:
@@ -35,9 +38,9 @@ OVERLAP_WORTH_A_WARNING = 0.01  # of a split; MNIST itself repeats a few images
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """images: uint8 (n, height, width, channels), C-contiguous; labels: int64 (n,)."""
+    """images: uint8 (n, height, width, channels), a C-contiguous array or rows of a file; labels: int64 (n,)."""
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -75,11 +78,13 @@ class Dataset:
 class _Read:
     """What files hold: train, and test and validation where they have them; `where`: what messages call x_train, ...
 
-    `class_names` are not looked at yet; `names_problem` says why those that a file has cannot be read.
+    `class_names` are not looked at yet; `names_problem` says why those that a file has cannot be read. `remember` keeps
+    what was computed of all pixels of stored images.
     """
 
     splits: dict[str, Split]
     where: dict[str, str]
+    remember: cache.Remember
     class_names: Sequence[str] | None = None
     names_problem: str = ""
 
@@ -101,6 +106,7 @@ def load_dataset(
     test_size: float = 0.2,
     split_seed: int = 0,
     class_names: Sequence[str] | None = None,
+    in_memory: bool | None = None,
     progress: "Progress" = iter,
     own: Mapping[str, Any] | None = None,
 ) -> Dataset:
@@ -113,6 +119,8 @@ def load_dataset(
         validation_size: of files, a count or a share; of pictures, a share of each class.
         test_size, split_seed: of a set without a test split, see `splits.divide`.
         class_names: what the classes are called, whatever the files say.
+        in_memory: whether images are held in memory, or are read from a file as they are needed; None: held, if they
+            take at most an eighth of the memory. Either way the data set is the same.
         progress: told of each picture that is read.
         own: the settings of a data set of one's own, which the lab's function takes; see own.py.
 
@@ -127,11 +135,10 @@ def load_dataset(
         shares = {"test_size": test_size, "validation_size": validation_size}
         look = Look(size, fit, channels, damaged)
         kind, place = ("folder", str(given)) if isinstance(given, Path) else (name, dir)
-        read = _read_pictures(kind, place, look, columns, shares, split_seed, notes, progress)
+        read = _read_pictures(kind, place, look, columns, shares, split_seed, in_memory, notes, progress)
     else:
-        read = _read_arrays(_read(name, dir, path) if given is None else given, layout, notes)
+        read = _read_arrays(_read(name, dir, path) if given is None else given, layout, in_memory, notes)
     splits, where = read.splits, read.where
-    _refuse_unequal_images(where, splits)
     if "test" not in splits:
         if validation_seed is not None:
             remedy = f"the file has one set, which data.split_seed divides; type data.split_seed={validation_seed}"
@@ -144,13 +151,13 @@ def load_dataset(
     train, validation, test = splits["train"], splits["validation"], splits["test"]
     num_classes = _count_classes(where, train.labels, all_labels, validation_seed)
     names = _names(name, class_names, read, num_classes, notes)
-    # hash() of bytes has 64 bits: a false match among millions of images is less likely than a broken memory cell.
-    train_hashes = {hash(image.tobytes()) for image in train.images}
-    for part in ("validation", "test"):
-        place, split = where[f"y_{part}"], splits[part]
-        notes.warnings += _compare_labels(place, part, split.labels, labels(names, num_classes))
-        repeated = sum(hash(image.tobytes()) in train_hashes for image in split.images)
-        if repeated > OVERLAP_WORTH_A_WARNING * len(split):
+    others = [(part, where[f"y_{part}"], splits[part]) for part in ("validation", "test")]
+    classes = labels(names, num_classes)
+    unseen = {part: _compare_labels(place, part, split.labels, classes) for part, place, split in others}
+    looked = read.remember(_order_key(train, validation, test), lambda: _looked_through(train, validation, test))
+    for part, place, split in others:
+        notes.warnings += unseen[part]
+        if (repeated := looked["repeated"][part]) > OVERLAP_WORTH_A_WARNING * len(split):
             notes.warnings.append(f"{place}: {repeated:,} of {len(split):,} {part} images are also training images")
     return Dataset(
         name,
@@ -158,7 +165,7 @@ def load_dataset(
         validation,
         test,
         num_classes,
-        _digest(train, validation, test),
+        looked["digest"],
         tuple(notes.warnings),
         tuple(notes.mended),
         names,
@@ -278,17 +285,36 @@ def _names(name: str, given: Sequence[str] | None, read: _Read, count: int, note
     return None
 
 
-def _digest(*splits: Split) -> str:
-    """SHA-256 over shape, pixels and labels of train, validation and test, in their order.
+def _looked_through(train: Split, validation: Split, test: Split) -> dict[str, Any]:
+    """What takes a look at every pixel: the digest, and how many images of the other splits are training images, too.
 
-    An image is hashed where its split has it, so another split or another order is another digest.
+    The digest is a SHA-256 over shape, pixels and labels of train, validation and test, in their order. An image is
+    hashed where its split has it, so another split or another order is another digest.
     """
-    digest = hashlib.sha256()
-    for split in splits:
+    digest, repeated = hashlib.sha256(), {}
+    # hash() of bytes has 64 bits: a false match among millions of images is less likely than a broken memory cell.
+    train_hashes: set[int] = set()
+    for part, split in {"train": train, "validation": validation, "test": test}.items():
         digest.update(f"{split.images.shape}\n".encode())
-        digest.update(split.images.data)
+        repeated[part] = 0
+        for piece in pieces(split.images):
+            digest.update(piece.data)
+            hashes = [hash(image.tobytes()) for image in piece]
+            if split is train:
+                train_hashes.update(hashes)
+            else:
+                repeated[part] += sum(each in train_hashes for each in hashes)
         digest.update(split.labels.astype("<i8").data)
-    return digest.hexdigest()
+    return {"digest": digest.hexdigest(), "repeated": repeated}
+
+
+def _order_key(*splits: Split) -> str:
+    """What decides, beside the pixels of stored rows, what `_looked_through` finds: which row is where, and labels."""
+    key = hashlib.sha256()
+    for split in splits:
+        numbers = split.images.numbers if isinstance(split.images, Stored) else np.empty(0, np.int64)
+        key.update(f"{len(split)}\n".encode() + numbers.astype("<i8").tobytes() + split.labels.astype("<i8").tobytes())
+    return key.hexdigest()
 
 
 # ---- checks and conversion
@@ -303,9 +329,11 @@ def _note_order(found: dict[str, Found], notes: Notes) -> None:
 
 
 def _checked_splits(
-    found: dict[str, Found], layout: str | None, notes: Notes
-) -> tuple[dict[str, Split], tuple[str, ...] | None]:
-    """The splits that there are, by name, one scale for all of them; and names of classes, if the labels have some."""
+    found: dict[str, Found], layout: str | None, in_memory: bool | None, notes: Notes
+) -> tuple[dict[str, Split], tuple[str, ...] | None, cache.Remember]:
+    """The splits that there are, by name, one scale for all of them; names of classes, if the labels have some; and
+    what remembers what was computed of all pixels.
+    """
     parts = [part for part in ("train", "validation", "test") if f"x_{part}" in found]
     for part in parts:
         x, y = found[f"x_{part}"], found[f"y_{part}"]
@@ -314,27 +342,95 @@ def _checked_splits(
             raise refusal(y.where, count, "as many labels as images", "take both from the same source")
     labels, class_names = class_numbers({part: found[f"y_{part}"] for part in parts}, notes)
     turned = {part: channels_last(found[f"x_{part}"], layout, notes) for part in parts}
-    names = {part: name_of(x.where) for part, x in turned.items()}
-    if len(set(names.values())) < len(parts):  # of files in which arrays have no names
-        names = {part: f"x_{part}" for part in parts}
-    pixels = as_uint8({names[part]: x for part, x in turned.items()}, notes)
+    _refuse_unequal_images(turned)
+    images, remember = _pixels(turned, in_memory, notes)
     splits = {}
     for part in parts:
-        where, images = turned[part].where, pixels[names[part]]
-        if len(images) > 1 and all(np.array_equal(image, images[0]) for image in images[1:]):
-            black = "" if images[0].any() else ", all zero"
-            notes.warnings.append(f"{where}: all {len(images):,} images are identical{black}")
-        splits[part] = Split(images if images.ndim == 4 else images[..., np.newaxis], labels[part])
-    return splits, class_names
+        if len(images[part]) > 1 and (alike := _all_alike(images[part])):
+            what = f"all {len(images[part]):,} images are identical{alike}"
+            notes.warnings.append(f"{turned[part].where}: {what}")
+        splits[part] = Split(images[part], labels[part])
+    return splits, class_names, remember
 
 
-def _refuse_unequal_images(where: Mapping[str, str], splits: dict[str, Split]) -> None:
-    shape = splits["train"].images.shape[1:]
-    for part, split in splits.items():
-        if split.images.shape[1:] != shape:
-            size, other = ("x".join(map(str, s)) for s in (split.images.shape[1:], shape))
-            expected = f"{other} as in {where['x_train']}"
-            raise refusal(where[f"x_{part}"], f"{size} images", expected, "bring all images to one size")
+def _all_alike(images: Images) -> str | None:
+    """None where two images differ; what more there is to say of them where none do."""
+    first = np.asarray(images[:1])
+    if any((piece != first).any() for piece in pieces(images)):
+        return None
+    return "" if first.any() else ", all zero"
+
+
+def _refuse_unequal_images(turned: Mapping[str, Found]) -> None:
+    shape = _image_shape(turned["train"])
+    for x in turned.values():
+        if _image_shape(x) != shape:
+            size, other = ("x".join(map(str, each)) for each in (_image_shape(x), shape))
+            expected = f"{other} as in {turned['train'].where}"
+            raise refusal(x.where, f"{size} images", expected, "bring all images to one size")
+
+
+def _image_shape(x: Found) -> tuple[int, int, int]:
+    height, width, channels = (*x.values.shape[1:], 1)[:3]
+    return height, width, channels
+
+
+# ---- where images are held ----
+
+
+def _pixels(
+    turned: Mapping[str, Found], in_memory: bool | None, notes: Notes
+) -> tuple[Mapping[str, Images], cache.Remember]:
+    """The pixels of each split, in memory or stored, uint8 (n, height, width, channels)."""
+    names = {part: name_of(x.where) for part, x in turned.items()}
+    if len(set(names.values())) < len(turned):  # of files in which arrays have no names
+        names = {part: f"x_{part}" for part in turned}
+    if not cache.is_held(sum(x.values.nbytes for x in turned.values()), in_memory):
+        entry = cache.entry(_source(turned), lambda: _recipe(turned, names))
+        notes.warnings += entry.facts["warnings"]
+        notes.mended += entry.facts["mended"]
+        return {part: entry.images(part) for part in turned}, entry.remembered
+    loaded = {names[part]: _loaded(x) for part, x in turned.items()}
+    pixels = as_uint8(loaded, notes)
+    held = {part: pixels[names[part]].reshape(len(x.values), *_image_shape(x)) for part, x in turned.items()}
+    return held, lambda _, compute: compute()
+
+
+def _loaded(x: Found) -> Found:
+    return Found(x.where, x.values.load()) if isinstance(x.values, Unread) else x
+
+
+def _source(turned: Mapping[str, Found]) -> cache.Source:
+    """What decides the pixels: how the files are read, and which they are; of arrays at hand, their content."""
+    settings: dict[str, list[Any]] = {}
+    files: dict[Path, None] = {}
+    for part, x in turned.items():
+        settings[part] = [x.where, str(x.values.dtype), list(x.values.shape)]
+        if isinstance(x.values, Unread):
+            files[x.values.path] = None
+            settings[part].append(x.values.is_turned)
+        else:
+            settings[part].append(hashlib.sha256(np.ascontiguousarray(x.values).data).hexdigest())
+    words = ", ".join(map(str, files)) or turned["train"].where.removesuffix(" x_train")
+    return cache.Source(words, settings, list(files))
+
+
+def _recipe(turned: Mapping[str, Found], names: Mapping[str, str]) -> cache.Recipe:
+    notes = Notes()
+
+    @lru_cache
+    def convert() -> dict[str, Conversion]:  # not yet: whether there is room for them is known before
+        return conversions({names[part]: x for part, x in turned.items()}, notes)
+
+    def pieces_in(x: Found, name: str) -> Iterator[Pixels]:
+        return map(convert()[name], pieces_of(x.values))
+
+    parts = {}
+    for part, x in turned.items():
+        place = x.values.place if isinstance(x.values, Unread) else None
+        parts[part] = cache.Part(len(x.values), partial(pieces_in, x, names[part]), place)
+    facts = {"warnings": notes.warnings, "mended": notes.mended}
+    return cache.Recipe(_image_shape(turned["train"]), parts, lambda: facts)
 
 
 # ---- where from
@@ -347,13 +443,14 @@ def _read_pictures(
     columns: Mapping[str, Any],
     shares: Mapping[str, Any],
     split_seed: int,
+    in_memory: bool | None,
     notes: Notes,
     progress: "Progress",
 ) -> _Read:
-    """Pictures in folders or in parquet files, all in memory."""
+    """Pictures in folders or in parquet files."""
+    from .decoded import decoded, picture_settings
     from .folders import find, folder_pictures
-    from .parquet import parquet_pictures
-    from .pictures import in_memory
+    from .parquet import find_files, parquet_pictures
 
     if not dir:
         raise SettingsError(f"data.dir: not given; data={name} needs the folder of the pictures: data.dir=FOLDER")
@@ -364,24 +461,30 @@ def _read_pictures(
     for setting, share in shares.items():
         if not isinstance(share, float) or not 0 < share < 1:
             raise SettingsError(f"data.{setting}: {share}; allowed: a share of each class, strictly between 0 and 1")
-    how: dict[str, Any] = {**shares, "split_seed": split_seed, "notes": notes, "progress": progress}
+    how: dict[str, Any] = {**shares, "split_seed": split_seed}
     if name == "folder":
         found = find(place)
-        pictures = folder_pictures(found, look, **how)
         notes.remarks += [f"{place}: left out {line}" for line in found.lines()]
+        classes = {part: list(split.items()) for part, split in found.splits.items()}
+        look_through = partial(folder_pictures, found, look, **how, progress=progress)
     else:
-        pictures = parquet_pictures(place, look, **columns, **how)
-    arrays = in_memory(pictures, progress)
+        classes = {part: [("", paths)] for part, paths in find_files(place, Notes()).items()}
+        look_through = partial(parquet_pictures, place, look, **columns, **how, progress=progress)
+    files = [path for split in classes.values() for _, paths in split for path in paths]
+    counts = {part: [(each, len(paths)) for each, paths in split] for part, split in classes.items()}
+    settings = {"data": name, "files": counts, "look": picture_settings(look), **columns, **how}
+    source = cache.Source(str(place), settings, files)
+    got = decoded(source, lambda own: look_through(notes=own), in_memory, notes, progress)
     return _Read(
-        {part: Split(images, labels) for part, (images, labels) in arrays.items()},
-        {f"{kind}_{part}": split.where for part, split in pictures.splits.items() for kind in "xy"}
-        | {"class_names": str(dir)},
-        pictures.class_names,
+        {part: Split(images, labels) for part, (images, labels) in got.splits.items()},
+        {f"{kind}_{part}": where for part, where in got.where.items() for kind in "xy"} | {"class_names": dir},
+        got.remember,
+        got.class_names,
     )
 
 
-def _read_arrays(found: dict[str, Found], layout: str | None, notes: Notes) -> _Read:
-    splits, class_names = _checked_splits(found, layout, notes)
+def _read_arrays(found: dict[str, Found], layout: str | None, in_memory: bool | None, notes: Notes) -> _Read:
+    splits, class_names, remember = _checked_splits(found, layout, in_memory, notes)
     _note_order(found, notes)
     arrays = {role: array for role, array in found.items() if role != "class_names"}
     where = {role: array.where for role, array in found.items()}
@@ -391,8 +494,8 @@ def _read_arrays(found: dict[str, Found], layout: str | None, notes: Notes) -> _
     if where["x_train"].endswith("]") and ours != theirs:
         notes.remarks.append(f"{file}: its {', '.join(theirs)} were taken as {', '.join(ours)}")
     if named := found.get("class_names"):
-        return _Read(splits, where, named.values.tolist(), named.problem)
-    return _Read(splits, where | {"class_names": where["y_train"]}, class_names)
+        return _Read(splits, where, remember, named.values.tolist(), named.problem)
+    return _Read(splits, where | {"class_names": where["y_train"]}, remember, class_names)
 
 
 def _read(name: str, dir: str | None, path: str | None) -> dict[str, Found]:

@@ -1,6 +1,7 @@
 """Labels as files have them become class numbers, or the words that say how to make some of what stands there."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ def _in_a_row(y: Found) -> tuple[NDArray[np.generic], str]:
 
 def _checked(y: Found, names: Sequence[str]) -> NDArray[np.generic]:
     """Labels (n,) as int64 or text."""
-    values = y.values
+    values: NDArray[Any] = y.values
     if values.dtype.kind == "S":
         try:
             return np.char.decode(values, "utf-8")
@@ -78,7 +79,7 @@ def _checked(y: Found, names: Sequence[str]) -> NDArray[np.generic]:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > np.iinfo(np.int64).max:
         raise refusal(y.where, f"labels from {low} to {high}", "class numbers from 0", renumbering(names))
-    return values.astype(np.int64)
+    return np.asarray(values, np.int64)
 
 
 def _numbered_texts(

@@ -1,6 +1,6 @@
 """From images as a file holds them to uint8, channels last: one scale for all splits, and nothing guessed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .arrays import Found, refusal
+from .arrays import Found, Unread, pieces_of, refusal
 
 HAIR = 0.0010001  # of the range: so far beyond it, 0.001 in single precision, go pixels that a program has rounded
 DARK = 4  # no float images from 0 to 255 are that dark at their brightest
 COLOURS = (1, 3)  # numbers of channels that no side of an image is likely to have
 FEW = 4  # more channels than this are seldom
-PIECE = 256  # images at once: a float copy of everything could be 4 GiB more
 RANGES = (1023, 4095, 16383, 65535)  # of 10, 12, 14 and 16 bits
+
+Conversion = Callable[[NDArray[Any]], NDArray[np.uint8]]  # of some images at once
 
 
 @dataclass
@@ -31,6 +32,11 @@ class Notes:
     warnings: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     mended: list[str] = field(default_factory=list)
+
+    def add(self, others: "Notes") -> None:
+        """Take over what was told elsewhere."""
+        for name, lines in vars(others).items():
+            getattr(self, name).extend(lines)
 
     def tell_mended(self, where: str, what: str, advice: str, before: str = "") -> None:
         """Tell of something that earlier versions read otherwise; `before` is how to read it as they did."""
@@ -52,7 +58,7 @@ def channels_last(x: Found, layout: str | None, notes: Notes) -> Found:
     """
     if x.values.ndim == 3 or layout == "channels_last":
         return x
-    turned = Found(x.where, np.moveaxis(x.values, 1, -1))
+    turned = Found(x.where, x.values.turned() if isinstance(x.values, Unread) else np.moveaxis(x.values, 1, -1))
     if layout == "channels_first":
         return turned
     first, middle, last = x.values.shape[1:]
@@ -78,15 +84,32 @@ def channels_last(x: Found, layout: str | None, notes: Notes) -> Found:
 
 
 def as_uint8(images: Mapping[str, Found], notes: Notes) -> dict[str, NDArray[np.uint8]]:
-    """Pixels from 0 to 255 of all splits, by one scale: whole numbers as they are, floats from 0 to 1 times 255.
+    """Pixels from 0 to 255 of all splits, in memory; see `conversions`."""
+    convert = conversions(images, notes)
+    return {name: _converted(x.values, convert[name]) for name, x in images.items()}
+
+
+def _converted(values: NDArray[Any], convert: Conversion) -> NDArray[np.uint8]:
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    images, start = np.empty(values.shape, np.uint8), 0
+    for piece in pieces_of(values):  # a float copy of everything could be 4 GiB more
+        images[start : start + len(piece)] = convert(piece)
+        start += len(piece)
+    return images
+
+
+def conversions(images: Mapping[str, Found], notes: Notes) -> dict[str, Conversion]:
+    """How pixels of all splits become such from 0 to 255, by one scale: whole numbers stay, floats from 0 to 1 are
+    times 255. All pixels are looked at once, in pieces.
 
     Args:
-        images: arrays by the name they have in the user's file, as x_train.
+        images: arrays, or what is still in its file, by the name they have in the user's file, as x_train.
 
     Raises:
         DataError: they are neither, or not all the same; says how to convert them.
     """
-    ranges = {name: (float(x.values.min()), float(x.values.max())) for name, x in images.items()}
+    ranges = {name: _range(x.values) for name, x in images.items()}
     tops = {name: _top(name, images, ranges) for name in images}
     floats = {name: top for name, top in tops.items() if top and images[name].values.dtype.kind == "f"}
     for name, top in floats.items():
@@ -95,12 +118,19 @@ def as_uint8(images: Mapping[str, Found], notes: Notes) -> dict[str, NDArray[np.
             remedy = f"{name} / 255" if top > expected else f"{name} * 255"
             found = f"pixels up to {ranges[name][1]:.7g}, but {usual} has them up to {ranges[usual][1]:.7g}"
             raise refusal(images[name].where, found, "one scale for all", f"write it as {remedy}")
-    return {name: _convert(x, tops[name] or 255, ranges[name], notes) for name, x in images.items()}
+    return {name: _conversion(x, tops[name] or 255, ranges[name], notes) for name, x in images.items()}
+
+
+def _range(values: Any) -> tuple[float, float]:
+    """The lowest and the highest pixel; both are NaN if any is."""
+    bounds = [(piece.min(), piece.max()) for piece in pieces_of(values)]
+    lows, highs = zip(*bounds, strict=True)
+    return float(np.min(lows)), float(np.max(highs))
 
 
 def _top(name: str, images: Mapping[str, Found], ranges: Mapping[str, tuple[float, float]]) -> int | None:
     """What stands for white, 1 or 255; None where all is black."""
-    x, (low, high) = images[name], ranges[name]  # both are NaN if any pixel is
+    x, (low, high) = images[name], ranges[name]
     is_float = x.values.dtype.kind == "f"
     top = 1 if is_float and high <= 1 + HAIR else 255
     hair = HAIR * top if is_float else 0
@@ -118,11 +148,10 @@ def _top(name: str, images: Mapping[str, Found], ranges: Mapping[str, tuple[floa
     return top
 
 
-def _is_mostly_below_one(values: NDArray[Any]) -> bool:
+def _is_mostly_below_one(values: Any) -> bool:
     """Whether most pixels that are not black are those of images from 0 to 1."""
     bright = below = 0
-    for start in range(0, len(values), PIECE):
-        piece = values[start : start + PIECE]
+    for piece in pieces_of(values):
         bright += int((piece > 0).sum())
         below += int(((piece > 0) & (piece <= 1)).sum())
     return below > bright / 2
@@ -148,10 +177,10 @@ def _out_of_range(name: str, x: Found, ranges: Mapping[str, tuple[float, float]]
     return refusal(x.where, f"pixels from {low:.7g} to {high:.7g}", expected, f"write it as {remedy}")
 
 
-def _convert(x: Found, top: int, bounds: tuple[float, float], notes: Notes) -> NDArray[np.uint8]:
+def _conversion(x: Found, top: int, bounds: tuple[float, float], notes: Notes) -> Conversion:
     low, high = bounds
     if x.values.dtype == np.uint8:
-        return np.ascontiguousarray(x.values)
+        return np.ascontiguousarray
     is_float = x.values.dtype.kind == "f"
     if is_float and top == 255 and high > 0:
         notes.warnings.append(f"{x.where}: float pixels up to {high} are rounded to whole numbers, not scaled by 255")
@@ -159,8 +188,4 @@ def _convert(x: Found, top: int, bounds: tuple[float, float], notes: Notes) -> N
         what = f"its pixels from {low:.9g} to {high:.9g} were clipped to 0 and {top}"
         notes.tell_mended(x.where, what, "another program's rounding leaves such")
     factor = 255 // top if is_float else 1
-    images = np.empty(x.values.shape, np.uint8)
-    for start in range(0, len(images), PIECE):
-        piece = slice(start, start + PIECE)
-        images[piece] = np.rint(np.clip(x.values[piece], 0, top) * factor)
-    return images
+    return lambda piece: np.rint(np.clip(piece, 0, top) * factor).astype(np.uint8)

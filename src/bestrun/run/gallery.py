@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..data.dataset import Dataset
-from ..errors import VerificationError
+from ..errors import BestrunError, VerificationError
 from ..settings.config import Config
 from ..storage.checkpoint import Tensors, load
-from ..storage.files import StorageError, make_folder
+from ..storage.files import make_folder
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Journal
@@ -82,7 +82,7 @@ class Gallery:
         while draw := self._work.get():
             try:
                 draw()
-            except (StorageError, OSError, ValueError) as error:
+            except (BestrunError, OSError, ValueError) as error:
                 log.info("a picture is not drawn: %s", error, extra={"file_only": True})
 
     def _draw_set(self, step: int, tensors: Tensors, logits: Array) -> None:

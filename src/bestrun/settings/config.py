@@ -119,12 +119,15 @@ ClassNames = (
     | None
 )
 
+InMemory = Annotated[bool, _takes("true, false or null", "false")] | None  # the pixels are the same
+
 
 class Images(Settings):
     name: str
     validation_size: ValidationSize
     validation_seed: Seed | None
     class_names: ClassNames = None  # runs older than the setting have none
+    in_memory: InMemory = None  # runs older than the setting have none
 
 
 Layout = Annotated[
@@ -179,6 +182,7 @@ class Pictured(Settings):
     validation_size: Share
     split_seed: Seed
     class_names: ClassNames = None
+    in_memory: InMemory = None
 
 
 Place = Annotated[  # where data is, which is no part of what it is
@@ -529,6 +533,9 @@ def flatten(config: Config) -> dict[str, str]:
     return flat | {"tracking.uri": mask_uri(flat["tracking.uri"])}
 
 
+DATA_NOT_DECIDING = {"dir", "path", "layout", "class_names", "in_memory"}  # the data has a digest of its own
+
+
 def digest(config: Config) -> str:
     """SHA-256 (hex) of the settings that decide what training gives. Where data is, how its files are
     read and what its classes are called do not: data has a digest of its own.
@@ -539,6 +546,6 @@ def digest(config: Config) -> str:
     deciding = {"seed", "data", "model", "optimizer", "schedule", "augmentation", "training", "objective"}
     deciding |= {"threads", "from_run", "from_run_head"}
     settings = config.model_dump(
-        mode="json", include=deciding, exclude={"data": {"dir", "path", "layout", "class_names"}}, exclude_defaults=True
+        mode="json", include=deciding, exclude={"data": DATA_NOT_DECIDING}, exclude_defaults=True
     )
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -27,6 +27,7 @@ PLACES = (  # where things are, not what the run is: no change of the run
     "data.path",
     "data.layout",
     "model.weights",  # that it is the same file is checked by its hash
+    "data.in_memory",
 )
 
 COMPUTED = ("versions", "threads", "machine", "code_sha256", "own_code_sha256")

@@ -8,11 +8,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ..data.rows import Images, pieces
 from . import device
+from .layers import values_per_image
 from .own import measure as measure_own
 
 Array = np.ndarray[Any, Any]
-Predict = Callable[[Array], Array]
+Predict = Callable[[Images], Array]
+
+MAX_VALUES_AT_ONCE = 1 << 26  # of a network's largest output: 256 MiB, and others beside it
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,12 @@ def further_figures(logits: Array, labels: Array, own: Sequence[str] = ()) -> di
 
 
 def compile_predict(model: keras.Model, batch_size: int) -> Predict:
-    """A function of uint8 images (n, height, width, channels) -> float32 logits (n, classes), in batches."""
+    """A function of uint8 images (n, height, width, channels) -> float32 logits (n, classes), in batches.
+
+    Args:
+        batch_size: images at once; fewer, where a network's outputs for them would take more than MAX_VALUES_AT_ONCE.
+    """
+    at_once = max(1, min(batch_size, MAX_VALUES_AT_ONCE // values_per_image(model)))
 
     @tf.function(  # type: ignore[untyped-decorator]
         autograph=False, input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.uint8)]
@@ -52,9 +61,8 @@ def compile_predict(model: keras.Model, batch_size: int) -> Predict:
         halves = images[:half], images[tf.minimum(half, count - 1) :]  # one image twice: oneDNN takes no empty batch
         return tf.concat([model(images, training=False) for images in halves], axis=0)[:count]
 
-    def predict(images: Array) -> Array:
-        batches = [predict_batch(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-        return np.concatenate([batch.numpy() for batch in batches])
+    def predict(images: Images) -> Array:
+        return np.concatenate([predict_batch(batch).numpy() for batch in pieces(images, at_once)])
 
     return predict
 

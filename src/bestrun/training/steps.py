@@ -1,17 +1,66 @@
 """Many steps of training in one call into TensorFlow: what an update is."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from ..data.dataset import Split
+from ..data.rows import Ahead, Stored
 from ..settings.config import Config
 from . import device
 from .augmentation import augmentation
 from .layers import sees_whole_batches
+
+
+class Batches(Protocol):
+    """Where a step's batch comes from. What a step computes of it is the same.
+
+    Attributes:
+        specs: of the tensors that go into a call for its steps, each with the steps as its first axis.
+    """
+
+    specs: list[tf.TensorSpec]
+
+    def calls(self, indices: Any, first_step: int) -> Iterator[tuple[Any, ...]]:
+        """Those tensors, for one call after the other, of steps that see these images: int32 (steps, batch size)."""
+
+    def take(self, tensors: Any, i: Any) -> tuple[Any, Any]:
+        """Inside the graph: images (batch size, height, width, channels) and labels (batch size,) of a call's step."""
+
+
+class Gathered:
+    """Images in memory are in TensorFlow's, too, and a step gathers its own: one call for all steps."""
+
+    def __init__(self, train: Split) -> None:
+        self._images, self._labels = tf.constant(train.images), tf.constant(train.labels.astype("int32"))
+        self.specs = [tf.TensorSpec([None, None], tf.int32)]
+
+    def calls(self, indices: Any, first_step: int) -> Iterator[tuple[Any, ...]]:
+        yield (indices,)
+
+    def take(self, tensors: Any, i: Any) -> tuple[Any, Any]:
+        return tf.gather(self._images, tensors[0][i]), tf.gather(self._labels, tensors[0][i])
+
+
+class Read:
+    """Images in a file are read a few steps ahead, and a call gets the batches of its steps."""
+
+    def __init__(self, images: Stored, train: Split, config: Config) -> None:
+        self._ahead = Ahead(images, config.seed, config.training.batch_size)
+        self._labels = train.labels.astype("int32")
+        self.specs = [tf.TensorSpec([None, None, *images.shape[1:]], tf.uint8), tf.TensorSpec([None, None], tf.int32)]
+
+    def calls(self, indices: Any, first_step: int) -> Iterator[tuple[Any, ...]]:
+        done = 0
+        for images in self._ahead.batches(first_step, len(indices)):
+            yield images, self._labels[indices[done : done + len(images)]]
+            done += len(images)
+
+    def take(self, tensors: Any, i: Any) -> tuple[Any, Any]:
+        return tensors[0][i], tensors[1][i]
 
 
 def compile_steps(
@@ -24,7 +73,8 @@ def compile_steps(
         correct) -> (loss sum, correct, step at which the loss stopped being finite or -1). The sums go in and out, so
         that they are added up in one order, however the steps are cut into calls.
     """
-    images, labels = tf.constant(train.images), tf.constant(train.labels.astype("int32"))
+    images = train.images
+    source: Batches = Read(images, train, config) if isinstance(images, Stored) else Gathered(train)
     weights, smoothing = model.trainable_variables, config.training.label_smoothing
     parts = 1 if sees_whole_batches(model) else device.parts()
     sizes = [len(part) for part in np.array_split(range(config.training.batch_size), parts) if len(part)]
@@ -34,21 +84,22 @@ def compile_steps(
     @tf.function(  # type: ignore[untyped-decorator]
         autograph=False,
         input_signature=[
-            tf.TensorSpec([None, None], tf.int32),
+            source.specs,
             tf.TensorSpec([None], tf.float32),
             tf.TensorSpec([], tf.int64),
             tf.TensorSpec([], tf.float64),
             tf.TensorSpec([], tf.int64),
         ],
     )
-    def run(batches: Any, rates: Any, first_step: Any, loss_sum: Any, correct: Any) -> Any:
-        count = tf.shape(batches)[0]
+    def run(tensors: Any, rates: Any, first_step: Any, loss_sum: Any, correct: Any) -> Any:
+        count = tf.shape(rates)[0]
 
         def step(i: Any, loss_sum: Any, correct: Any, diverged_at: Any) -> Any:
             number = first_step + tf.cast(i, tf.int64)
-            batch = augment(tf.gather(images, batches[i]), config.seed, number)
+            batch, labels = source.take(tensors, i)
+            batch = augment(batch, config.seed, number)
             gradients, loss = [], 0.0
-            for x, y in zip(tf.split(batch, sizes), tf.split(tf.gather(labels, batches[i]), sizes), strict=True):
+            for x, y in zip(tf.split(batch, sizes), tf.split(labels, sizes), strict=True):
                 with tf.GradientTape() as tape:
                     logits = model(x, training=True)
                     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
@@ -70,8 +121,15 @@ def compile_steps(
         begin = (tf.constant(0), loss_sum, correct, tf.constant(-1, tf.int64))
         return tf.while_loop(lambda i, *_: i < count, step, begin, maximum_iterations=count)[1:]
 
-    def run_steps(*arguments: Any) -> tuple[float, int, int]:
-        loss_sum, correct, diverged_at = run(*arguments)
+    def run_steps(indices: Any, rates: Any, first_step: int, loss_sum: Any, correct: Any) -> tuple[float, int, int]:
+        done, diverged_at = 0, -1
+        for tensors in source.calls(indices, first_step):
+            steps = len(tensors[0])
+            part = rates[done : done + steps]
+            loss_sum, correct, diverged_at = run(list(tensors), part, first_step + done, loss_sum, correct)
+            done += steps
+            if diverged_at >= 0:
+                break
         return float(loss_sum), int(correct), int(diverged_at)
 
     return run_steps

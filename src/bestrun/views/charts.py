@@ -97,7 +97,7 @@ def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
 
 
 def disagreements_figure(
-    images: NDArray[np.uint8],
+    images: Any,  # as in tiles.example_errors
     labels: NDArray[np.integer[Any]],
     predictions: Mapping[str, NDArray[np.integer[Any]]],
     title: str,
@@ -127,8 +127,8 @@ def disagreements_figure(
         figure.text(0.5, 0.4, "the runs agree on every image", ha="center", va="center", fontsize=13)
     for position, index in enumerate(shown):
         axes = figure.add_subplot(rows, columns, position + 1)
-        image = images[index] if images.shape[-1] == 3 else images[index, ..., 0]
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        image = images[index]
+        axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=[], yticks=[])
         words = [f"{name}: {called[classes[index]]}" for name, classes in predictions.items()]
         said_below = ["   ".join(words[start : start + abreast]) for start in range(0, len(words), abreast)]

@@ -67,15 +67,16 @@ def confusion_matrix(matrix: NDArray[np.integer[Any]], title: str, names: Sequen
 
 
 def example_errors(
-    images: Pixels,
+    images: Any,
     labels: NDArray[np.integer[Any]],
     predictions: NDArray[np.integer[Any]],
     title: str,
     names: Sequence[str] | None = None,
 ) -> Image.Image:
-    """The first wrongly classified images (n, height, width, channels), true and predicted class under each.
+    """The first wrongly classified images true and predicted class under each.
 
     Args:
+        images: uint8 (n, height, width, channels): an array, or what has such a shape and gives one by its number.
         names: of the classes.
     """
     wrong = np.flatnonzero(labels != predictions)
