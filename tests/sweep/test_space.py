@@ -1,5 +1,6 @@
 """What a sweep's line means: its points, what is refused before anything begins, and which settings a trial has."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -232,3 +233,29 @@ def test_refusing_a_line_imports_nothing_heavy_and_leaves_nothing_behind(tmp_pat
         assert traceback == "False" and errors == said, row
         assert (code, errors) == ("0", "0") if "--cfg" in words else (code, errors) == ("2", "1"), row
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("glob", "names"),
+    [
+        ("glob(*)", ["accurate", "fast", "quick"]),
+        ("glob([q*,f*])", ["fast", "quick"]),
+        ("glob(*,exclude=a*)", ["fast", "quick"]),
+        ("glob([*],exclude=[f*,q*])", ["accurate"]),
+    ],
+)
+def test_a_glob_tries_the_options_it_means_in_the_order_of_their_names(glob: str, names: list[str]) -> None:
+    planned = plan([f"recipe={glob}"])
+    assert planned.points == [{"recipe": name} for name in names]
+    assert planned.says()["space"] == {"recipe": f"choice({','.join(names)})"}, "another recipe later changes nothing"
+
+
+def test_a_glob_that_means_nothing_or_stands_alone_is_refused_with_what_to_type() -> None:
+    for words, said in (
+        (["recipe=glob(x*)"], "means none of accurate, fast, quick; type 'recipe=glob(*)'"),
+        (["seed=glob(*)"], "glob is for what has options; type seed=A,B"),
+    ):
+        with pytest.raises(SettingsError, match=re.escape(said)):
+            plan(words)
+    with pytest.raises(SettingsError, match=re.escape("bestrun train -m 'recipe=glob(*)'")):
+        compose(["recipe=glob(*)"])

@@ -12,7 +12,7 @@ import click
 
 from .. import __version__, signals
 from ..environment import refuse_windows
-from ..errors import BestrunError
+from ..errors import BestrunError, SettingsError
 from ..terminal import say
 from .cache import cache
 from .compare import compare
@@ -39,7 +39,35 @@ Exit codes: 0 done; 1 unexpected; 2 bad settings or usage; 3 bad or missing data
 """
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Verbs(click.Group):
+    """What others call a verb, and a setting in a verb's place, are answered with what to type."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            from ..settings.synonyms import verb
+
+            if answer := verb(args[0]):
+                raise SettingsError(answer) from None
+            raise
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            known = {name for parameter in train.params for name in parameter.opts}
+            if error.option_name in known:
+                raise SettingsError(f"{error.option_name}: a verb comes first; type bestrun train ...") from None
+            raise
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=Verbs, epilog=EXIT_CODES, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="bestrun")
 def cli() -> None:
     """Train an image classifier, keep the best checkpoint, track it in MLflow, survive anything.
@@ -83,8 +111,7 @@ def main() -> NoReturn:
     except BestrunError as error:
         code = _complain(str(error), error.exit_code)
     except click.ClickException as error:
-        hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
-        code = _complain(error.format_message() + hint, 2)
+        code = _complain(_usage(error), 2)
     except click.exceptions.Exit as error:
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -98,6 +125,18 @@ def main() -> NoReturn:
     close_streams()
     gc.freeze()  # spares the interpreter, on its way out, two thirds of a second of looking through MLflow's objects
     sys.exit(code)
+
+
+def _usage(error: click.ClickException) -> str:
+    """What click refuses, on one line; a setting of others that was typed as an option, with what to type."""
+    if not isinstance(error, click.UsageError) or not error.ctx:
+        return error.format_message()
+    if isinstance(error, click.NoSuchOption) and error.ctx.command in (resume, rerun):
+        from ..settings.synonyms import ELSEWHERE, flag
+
+        if answer := flag(error.option_name, ELSEWHERE):
+            return answer
+    return f"{error.format_message()} (see {error.ctx.command_path} --help)"
 
 
 def open_streams() -> None:

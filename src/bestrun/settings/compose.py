@@ -17,8 +17,9 @@ from ..errors import SettingsError, VerificationError
 from ..formatting import mask_uri, nearest, shown
 from ..storage.history import CHANGEABLE, History
 from .config import FIELDS, OPTIONS, OWN, SECTIONS, TEXT_LISTS, TEXTS, Config, flatten
-from .mistakes import not_among, unknown, validate
+from .mistakes import not_among, unknown, unreadable, validate
 from .own import derive, derive_stored, is_ours, refuse_without_function
+from .synonyms import ELSEWHERE, Line, doubt, flag, join_flags, line_of, no_option, value_of_others
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,11 @@ def compose(overrides: Sequence[str]) -> Composed:
     typed: dict[str, str] = {}
     lines: dict[str, str] = {}
     failed = set()
-    for override in overrides:
+    words = join_flags(overrides)
+    context = line_of(words)
+    for override in words:
         try:
-            key, text, line = _read(override)
+            key, text, line = _read(override, context)
             if typed.get(key, text) != text:
                 told.append(f"{key}={shown(typed[key])} {shown(override)}: the last one counts")
             typed[key], lines[key] = text, line
@@ -98,6 +101,7 @@ def compose(overrides: Sequence[str]) -> Composed:
         mistakes += error.args
     if mistakes:
         raise SettingsError(*dict.fromkeys(mistakes))
+    told += doubt(typed, options("recipe"))
     refuse_without_function(config)
     return Composed(config, [mask_uri(override) for override in overrides], choices, told + warnings)
 
@@ -179,12 +183,14 @@ def as_typed(name: str, text: str) -> str:
     return f"{name}={QuotedString(literal, Quote.single).with_quotes()}"
 
 
-def _read(override: str) -> tuple[str, str, str]:
-    """One override as (key, value as typed, what Hydra is to read)."""
+def _read(override: str, context: Line) -> tuple[str, str, str]:
+    """One override as (key, value as typed, what Hydra is to read); `context` is the line it stands in."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     name, _, text = override.partition("=")
     given, name = shown(override), name.lstrip("+")
+    if override.startswith("-"):
+        raise SettingsError(flag(override, context) or no_option(override))
     if name in TEXT_LISTS and (texts := _texts(text)):
         quoted = (QuotedString(one.replace("${", r"\${"), Quote.single).with_quotes() for one in texts)
         return name, text, f"++{name}=[{','.join(quoted)}]"
@@ -192,25 +198,28 @@ def _read(override: str) -> tuple[str, str, str]:
     if parsed is None:
         if text and (name in TEXTS or re.fullmatch(r"tags\.[\w.-]+", name)):  # ü or = unquoted, which Hydra refuses
             return name, text, f"++{name}={QuotedString(text, Quote.single).with_quotes()}"
-        name = shown(name.lstrip("~-") or "NAME")
-        hint = f"type {name}=VALUE, or '{name}=\"VALUE\"' for one with = , : [ {{ or quotes in it"
-        raise SettingsError(f"{given}: cannot be read; {hint}")
+        raise SettingsError(unreadable(name, given, context))
     key, value = parsed.key_or_group, parsed.value()
     if key == "sweep" or key.startswith("sweep."):
         raise SettingsError(f"{given}: is about sweeps; add -m: bestrun train -m {given}")
     if key not in {*FIELDS, *SECTIONS, "recipe"} and not key.startswith("tags."):
-        raise SettingsError(unknown(key, given))
+        raise SettingsError(unknown(key, given, context))
     if parsed.is_delete() or parsed.package is not None:
         raise SettingsError(f"{given}: a setting is changed, not removed or moved; type {key}=VALUE")
     if parsed.is_sweep_override():
+        if text.startswith("glob(") and (key in OPTIONS or key == "recipe"):
+            which = f"type {key}={' or '.join(options(key))}, or for a run of each bestrun train -m '{key}=glob(*)'"
+            raise SettingsError(f"{given}: one run takes one; {which}")
         hint = f"a list is typed '{key}=[A,B]', a text with a comma '{key}=\"A,B\"'"
         raise SettingsError(f"{given}: one run takes one value, type {key}=VALUE, or -m for a sweep; {hint}")
     if key in OPTIONS or key == "recipe":
         if (key, value) == ("recipe", None):
             return key, text, ""  # the default, which Hydra cannot be told
         if value not in options(key):
-            raise SettingsError(not_among(key, text, options(key)))
+            raise SettingsError(value_of_others(key, text, given) or not_among(key, text, options(key)))
         return key, text, f"{key}={text}"
+    if key == "tags" and not isinstance(value, dict) and "${" not in text:
+        raise SettingsError(value_of_others(key, text, given))
     if isinstance(value, int | float) and _is_text(key):
         return key, text, f"++{key}='{text.strip()}'"  # else a run called 1e3 would be 1000.0
     # `++`: what exists is decided by Config, which finds all mistakes, where Hydra would stop at the first
@@ -392,7 +401,7 @@ def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
     told: list[str] = []
     for text in overrides:
         try:
-            key, typed_value, line = _read(text)
+            key, typed_value, line = _read(text, ELSEWHERE)
             if key in {*OPTIONS, "recipe"}:
                 raise SettingsError(f"{text}: a run keeps its {key}; start another: bestrun train {text}")
             *parents, name = key.split(".", 1)

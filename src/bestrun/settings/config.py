@@ -498,6 +498,14 @@ FIELDS = {key: field for key, field in Config.model_fields.items() if key not in
     for key, field in kind.model_fields.items()
     if key != "name"
 }
+
+
+def note_of(field: FieldInfo) -> FieldInfo:
+    """Where a setting's words and example stand: in its own annotation, or in that of a part, as of X | None."""
+    inner = [note for kind in get_args(field.annotation) for note in getattr(kind, "__metadata__", ())]
+    return next((note for note in inner if getattr(note, "description", None)), field)
+
+
 TEXTS = (
     "experiment",
     "name",

@@ -1,5 +1,6 @@
 """Wrong settings in plain words: a line a mistake, with what was given, what is allowed and what to type."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -8,10 +9,17 @@ from pydantic.fields import FieldInfo
 
 from ..errors import SettingsError
 from ..formatting import nearest, shown
-from .config import FIELDS, OPTIONS, OWN, SECTIONS, Config, doubts
+from .config import FIELDS, OPTIONS, OWN, SECTIONS, Config, doubts, note_of
+from .synonyms import ELSEWHERE, Line, instead, value_of_others
 
 
-def unknown(key: str, given: str) -> str:
+def unknown(key: str, given: str, line: Line = ELSEWHERE) -> str:
+    """What to say of a setting that there is not.
+
+    Args:
+        given: the word as messages show it.
+        line: what else was typed.
+    """
     group, _, rest = key.partition(".")
     options = OPTIONS.get(group, {})
     if options and rest == "name":
@@ -19,9 +27,25 @@ def unknown(key: str, given: str) -> str:
         return f"{given}: is chosen by its group; type {group}={option}"
     if owners := [f"{group}={name}" for name, kind in options.items() if rest in kind.model_fields]:
         return f"{given}: there is such a setting only with {' or '.join(owners)}; type that too"
+    if answer := instead(key, given.partition("=")[2], line, given):
+        return answer
     near = nearest(key, [*FIELDS, *OPTIONS, "recipe"])
     hint = f"did you mean {near}?" if near else "`bestrun train --help` lists them all"
     return f"{given}: there is no such setting; {hint}"
+
+
+def unreadable(name: str, given: str, line: Line) -> str:
+    """What to say of a word that Hydra's grammar cannot read."""
+    name = name.lstrip("~")
+    if answer := value_of_others(name, given.partition("=")[2], given):
+        return answer
+    if name.partition(".")[0] in {*FIELDS, *SECTIONS, "recipe", "sweep", ""}:
+        name = shown(name or "NAME")
+        hint = f"type {name}=VALUE, or '{name}=\"VALUE\"' for one with = , : [ {{ or quotes in it"
+        return f"{given}: cannot be read; {hint}"
+    if re.fullmatch(r"[A-Za-z_][\w./]*", name):
+        return unknown(name, given, line)
+    return f"{given}: cannot be read; settings are typed NAME=VALUE; `bestrun train --help` lists them all"
 
 
 def not_among(key: str, given: object, names: Sequence[str]) -> str:
@@ -33,10 +57,9 @@ def out_of_range(key: str, given: object, field: FieldInfo) -> str:
     choices = [choice for kind in kinds for choice in (kind, *get_args(kind))]  # of X | None, the choices of X
     if names := [choice for choice in choices if isinstance(choice, str)]:
         return not_among(key, given, names)
-    notes = [field, *(note for kind in kinds for note in getattr(kind, "__metadata__", ()))]
-    note = next(note for note in notes if getattr(note, "description", None))
-    null = " or null" if type(None) in kinds else ""
-    return f"{shown(key)}={shown(given)}: takes {note.description}{null}; type {shown(key)}={note.examples[0]}"
+    note, null = note_of(field), " or null" if type(None) in kinds else ""
+    example = (note.examples or ["VALUE"])[0]
+    return f"{shown(key)}={shown(given)}: takes {note.description}{null}; type {shown(key)}={example}"
 
 
 def _field(key: str, settings: Mapping[str, Any]) -> FieldInfo:

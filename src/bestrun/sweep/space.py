@@ -162,6 +162,7 @@ def plan(words: Sequence[str]) -> Plan:
     settings = _settings(typed)
     fixed = {word.lstrip("+").partition("=")[0] for word in base}
     space = {key: text for key, text in settings.space.items() if key not in fixed} | space
+    space = {key: _spelled_out(key, text) for key, text in space.items()}
     if "name" in fixed:
         raise SettingsError(f"name: {NOT_TRIED['name']}")
     dimensions, doubts = _dimensions(space, settings)
@@ -175,6 +176,25 @@ def plan(words: Sequence[str]) -> Plan:
         planned = replace(planned, points=_points(dimensions))
     _check(planned)
     return planned
+
+
+def _spelled_out(key: str, text: str) -> str:
+    """`model=glob(*)` as the options it means, in the order of their names: a sweep that goes on tries what it tried.
+
+    Raises:
+        SettingsError: it means none, or stands for a setting that has no options.
+    """
+    from hydra.core.override_parser.types import Glob
+
+    parsed = parse(f"{key}={text}")
+    if parsed is None or not isinstance(glob := parsed.value(), Glob):
+        return text
+    given = shown(f"{key}={text}")
+    if key not in (*OPTIONS, "recipe"):
+        raise SettingsError(f"{given}: glob is for what has options; type {key}=A,B")
+    if not (names := glob.filter(options(key))):
+        raise SettingsError(f"{given}: means none of {', '.join(options(key))}; type '{key}=glob(*)'")
+    return f"choice({','.join(names)})"
 
 
 def _settings(typed: Mapping[str, str]) -> SweepSettings:
