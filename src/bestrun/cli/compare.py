@@ -3,6 +3,7 @@
 import click
 
 from ..terminal import say_json, say_lines
+from .completion import runs_here
 from .options import (
     RUN_HELP,
     find_records,
@@ -12,7 +13,7 @@ from .options import (
 
 
 @click.command(short_help="Runs side by side: what differs, and which is better.", epilog=RUN_HELP)
-@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@click.argument("runs", shell_complete=runs_here, metavar="RUN RUN...", nargs=-1, required=True)
 @lookup_options
 @json_option
 def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:

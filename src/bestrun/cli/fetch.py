@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ..terminal import say, say_json, say_lines
+from .completion import runs_here
 from .options import (
     RUN_HELP,
     find_and_fetch,
@@ -17,7 +18,7 @@ from .options import (
 
 
 @click.command("fetch", short_help="Put checkpoint, settings and a model.keras into a folder.", epilog=RUN_HELP)
-@click.argument("run")
+@click.argument("run", shell_complete=runs_here)
 @click.option("--out", metavar="DIR", required=True, type=click.Path(file_okay=False), help="A new or empty folder.")
 @local_option
 @other_code_option

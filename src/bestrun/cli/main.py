@@ -16,6 +16,7 @@ from ..errors import BestrunError, SettingsError
 from ..terminal import say
 from .cache import cache
 from .compare import compare
+from .completion import VARIABLE, completion
 from .fetch import fetch_files
 from .pack import pack
 from .predict import predict_images
@@ -81,7 +82,7 @@ def cli() -> None:
     """
 
 
-VERBS = [cache, compare, fetch_files, pack, predict_images, register, report, rerun, restore]
+VERBS = [cache, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
 VERBS += [resume, runs, show, sweep, sync, train, ui]
 for verb in VERBS:
     cli.add_command(verb)
@@ -106,7 +107,7 @@ def main() -> NoReturn:
             signal.signal(number, _terminate)
     try:
         refuse_windows()
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, complete_var=VARIABLE)
         code = 0
     except BestrunError as error:
         code = _complain(str(error), error.exit_code)

@@ -11,6 +11,7 @@ import click
 from ..environment import CONFIG_DIR
 from ..metrics import objectives
 from ..terminal import say_json
+from .completion import sweeps_here
 
 RUN_HELP = """
 \b
@@ -23,7 +24,10 @@ tracking_option = click.option(
 )
 experiment_option = click.option("--experiment", metavar="NAME", help="Look only in this experiment.")
 sweep_option = click.option(
-    "--sweep", metavar="NAME", help="Look only among the runs of this sweep: its name, or its parent run's ID."
+    "--sweep",
+    metavar="NAME",
+    shell_complete=sweeps_here,
+    help="Look only among the runs of this sweep: its name, or its parent run's ID.",
 )
 local_option = click.option(
     "--local", is_flag=True, help="Take the checkpoint from the run folder; MLflow is not asked for it."

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from ..terminal import say_json, say_lines
+from .completion import runs_here
 from .options import (
     RUN_HELP,
     find_and_fetch,
@@ -16,7 +17,7 @@ from .options import (
 
 
 @click.command("predict", short_help="Classes and probabilities of images.", epilog=RUN_HELP)
-@click.argument("run")
+@click.argument("run", shell_complete=runs_here)
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--invert", is_flag=True, help="White becomes black: for dark digits on white paper.")
 @local_option

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from ..terminal import say, say_json
+from .completion import runs_here
 from .options import (
     RUN_HELP,
     find_and_fetch,
@@ -15,7 +16,7 @@ from .options import (
 
 
 @click.command(short_help="Put the proved best into MLflow's model registry.", epilog=RUN_HELP)
-@click.argument("run")
+@click.argument("run", shell_complete=runs_here)
 @click.option("--name", required=True, metavar="NAME", help="Of the registered model; made if it is new.")
 @click.option("--alias", metavar="ALIAS", help="What others load it by: models:/NAME@ALIAS; else models:/NAME/VERSION.")
 @other_code_option

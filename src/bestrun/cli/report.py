@@ -6,6 +6,7 @@ import click
 
 from ..errors import SettingsError
 from ..terminal import say
+from .completion import runs_here
 from .options import (
     RUN_HELP,
     find_records,
@@ -14,7 +15,7 @@ from .options import (
 
 
 @click.command(short_help="One HTML file of runs or of a sweep.", epilog=RUN_HELP)
-@click.argument("runs", metavar="RUN... [data.path=FILE]", nargs=-1)
+@click.argument("runs", shell_complete=runs_here, metavar="RUN... [data.path=FILE]", nargs=-1)
 @click.option(
     "--out", metavar="FILE.html", type=click.Path(dir_okay=False), help="Else report-NAME.html in this folder."
 )

@@ -2,6 +2,7 @@
 
 import click
 
+from .completion import runs_here, settings
 from .options import (
     RUN_HELP,
     find_records,
@@ -13,8 +14,8 @@ from .options import (
 
 
 @click.command(short_help="Train with a past run's settings anew.", epilog=RUN_HELP)
-@click.argument("run")
-@click.argument("overrides", nargs=-1)
+@click.argument("run", shell_complete=runs_here)
+@click.argument("overrides", nargs=-1, shell_complete=settings)
 @click.option("--allow-other-data", is_flag=True, help="Train although the data is not what that run was trained with.")
 @lookup_options
 @json_option

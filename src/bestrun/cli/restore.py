@@ -8,6 +8,7 @@ import click
 
 from ..errors import SettingsError
 from ..terminal import say, say_json, say_lines
+from .completion import runs_here
 from .options import (
     RUN_HELP,
     find_and_fetch,
@@ -19,7 +20,7 @@ from .options import (
 
 
 @click.command(short_help="Fetch the best checkpoint, prove it, evaluate the test split.", epilog=RUN_HELP)
-@click.argument("run")
+@click.argument("run", shell_complete=runs_here)
 @click.argument("overrides", nargs=-1)
 @local_option
 @click.option(

@@ -2,12 +2,13 @@
 
 import click
 
+from .completion import runs_here, settings
 from .options import RUN_HELP, config_dir_option, finish, json_option, screen_for, tracking_option
 
 
 @click.command(short_help="Go on with a run: same ID, same curve, same result.", epilog=RUN_HELP)
-@click.argument("run", required=False)
-@click.argument("overrides", nargs=-1)
+@click.argument("run", shell_complete=runs_here, required=False)
+@click.argument("overrides", nargs=-1, shell_complete=settings)
 @click.option(
     "--from-mlflow", is_flag=True, help="Go on from what MLflow has; the folder on this machine is set aside."
 )

@@ -3,6 +3,7 @@
 import click
 
 from ..terminal import say_json, say_lines
+from .completion import runs_here
 from .options import (
     RUN_HELP,
     find_records,
@@ -12,7 +13,7 @@ from .options import (
 
 
 @click.command(short_help="What a run was, how it went, where everything is.", epilog=RUN_HELP)
-@click.argument("run")
+@click.argument("run", shell_complete=runs_here)
 @lookup_options
 @json_option
 def show(run: str, as_json: bool, **where: str | None) -> None:

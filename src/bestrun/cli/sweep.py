@@ -3,11 +3,12 @@
 import click
 
 from ..terminal import say, say_json, say_lines
+from .completion import sweeps_here
 from .options import config_dir_option, json_option
 
 
 @click.command(short_help="What a sweep came to: trials, cost, importances.")
-@click.argument("name", required=False)
+@click.argument("name", shell_complete=sweeps_here, required=False)
 @config_dir_option
 @json_option
 def sweep(name: str | None, as_json: bool) -> None:

@@ -5,11 +5,12 @@ import sys
 import click
 
 from ..terminal import say, say_json, say_lines
+from .completion import runs_here
 from .options import RUN_HELP, config_dir_option, json_option, tracking_option
 
 
 @click.command(short_help="Send to MLflow what it has not got.", epilog=RUN_HELP)
-@click.argument("run", required=False)
+@click.argument("run", shell_complete=runs_here, required=False)
 @click.option("--all", "everything", is_flag=True, help="Every run of this mlruns folder; the default without RUN.")
 @tracking_option
 @config_dir_option

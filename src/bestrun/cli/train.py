@@ -6,6 +6,7 @@ from typing import NoReturn
 import click
 
 from ..terminal import say, say_json
+from .completion import settings
 from .options import config_dir_option, finish, json_option, screen_for
 
 
@@ -14,7 +15,7 @@ from .options import config_dir_option, finish, json_option, screen_for
     add_help_option=False,
     context_settings={"ignore_unknown_options": True},
 )
-@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.argument("overrides", nargs=-1, shell_complete=settings, type=click.UNPROCESSED)
 @click.option("-m", "--multirun", is_flag=True, help="A sweep: settings may have several values, see below.")
 @click.option("-h", "--help", "wants_help", is_flag=True, help="Every setting, with its default and reason.")
 @click.option("--cfg", type=click.Choice(["job"]), help="Print the settings that would be used, as YAML, and stop.")
