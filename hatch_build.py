@@ -22,4 +22,8 @@ def tracked(root: Path) -> list[str]:
     if (root / ".git").exists():
         command = ["git", "-c", "core.fsmonitor=false", "-C", str(root / "conf"), "ls-files", "-z"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
-    return [str(path.relative_to(root / "conf")) for path in sorted((root / "conf").rglob("*.yaml"))]
+    return [
+        str(path.relative_to(root / "conf"))
+        for path in sorted((root / "conf").rglob("*"))
+        if path.suffix in (".yaml", ".json")
+    ]

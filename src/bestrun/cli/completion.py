@@ -162,10 +162,10 @@ def sweeps_here(context: click.Context, parameter: click.Parameter, incomplete: 
 
 def settings(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """NAME= of every setting and group; behind the = what it may be, where that is a choice."""
-    from ..settings.compose import learn_networks, options
+    from ..settings.compose import learn_own, options
     from ..settings.config import FIELDS, OPTIONS
 
-    learn_networks()
+    learn_own()
     name, equals, value = incomplete.partition("=")
     if not equals:
         typed = dict(word.partition("=")[::2] for word in context.params.get("overrides") or ())

@@ -20,8 +20,11 @@ from .options import config_dir_option, finish, json_option, screen_for
 @click.option("-h", "--help", "wants_help", is_flag=True, help="Every setting, with its default and reason.")
 @click.option("--cfg", type=click.Choice(["job"]), help="Print the settings that would be used, as YAML, and stop.")
 @config_dir_option
+@click.option("--schema", "wants_schema", is_flag=True, help="Print the JSON schema of conf/'s files, for editors.")
 @json_option
-def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str | None, as_json: bool) -> None:
+def train(
+    overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str | None, wants_schema: bool, as_json: bool
+) -> None:
     """Train: evaluate every N steps, keep the best, stop when nothing improves.
 
     OVERRIDES are settings as NAME=VALUE, and choices as GROUP=OPTION. With -m they may have several values:
@@ -38,6 +41,12 @@ def train(overrides: tuple[str, ...], multirun: bool, wants_help: bool, cfg: str
         say(click.get_current_context().get_help())
         say()
         say(settings_help())
+        return
+    if wants_schema:
+        from ..settings.schema import schema
+        from ..sweep.space import SweepSettings
+
+        say_json(schema(SweepSettings))
         return
     if multirun:
         _sweep(overrides, cfg, as_json)

@@ -380,11 +380,17 @@ def _stored_objective(settings: Mapping[str, Any]) -> str | None:
 def settings_help() -> str:
     """config.yaml as it stands, then every option with its file, the lab's too: they are written to be read."""
     _refuse_astray()
-    parts = [(conf_dir() / "config.yaml").read_text("utf-8")]
+    parts = [_for_people((conf_dir() / "config.yaml").read_text("utf-8"))]
     for group in groups():
         for option in options(group):
-            parts.append(f"{group}={option}\n{textwrap.indent(read_file(f'{group}/{option}'), '  ')}")
+            text = _for_people(read_file(f"{group}/{option}"))
+            parts.append(f"{group}={option}\n{textwrap.indent(text, '  ')}")
     return "\n".join(parts)
+
+
+def _for_people(text: str) -> str:
+    """A file of conf/ without the line that is for editors."""
+    return re.sub(r"^# yaml-language-server:.*\n", "", text, flags=re.MULTILINE)
 
 
 def override(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str]]:

@@ -23,7 +23,7 @@ Line = Mapping[str, str]  # what else was typed: setting -> value
 ELSEWHERE: Line = {"recipe": ""}  # where no figures can be read off what was typed: a file, a stored run
 Row = str | Callable[[str, Line], str]
 IMAGES = {"mnist": 60_000, "fashion_mnist": 60_000}  # training images in the files, before some are held out
-OWN_OPTIONS = ("multirun", "cfg", "json", "help")  # of bestrun train
+OWN_OPTIONS = ("multirun", "cfg", "config-dir", "schema", "json", "help")  # of bestrun train
 
 
 def _rows(table: Mapping[str, Row]) -> dict[str, Row]:
