@@ -103,7 +103,8 @@ def _sweeper(value: str, _: Line) -> str:
 def _data(value: str, _: Line) -> str:
     if value.lower().endswith(".npz"):
         return f"a file is named beside its format; {_rename('data.path', value)}"
-    return "pictures in folders are packed first, bestrun pack FOLDER FILE.npz; type data=npz data.path=FILE.npz"
+    place = "FOLDER" if re.search(r"\.\w+$", value) else value  # a description of others, as coco.yaml
+    return f"pictures in folders are read as they are; type data=folder {shlex.quote(f'data.dir={shown(place)}')}"
 
 
 def _flag(setting: str, on: str, off: str) -> Callable[[str, Line], str]:
