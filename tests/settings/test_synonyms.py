@@ -27,7 +27,7 @@ def answers(line: str) -> list[str]:
         # Hydra
         ("--config-name quick", "recipe=quick"),
         ("-cn=quick", "recipe=quick"),
-        ("--config-path conf", "recipe=NAME"),
+        ("--config-path conf", "--config-dir DIR"),
         ("-c job", "--cfg job"),
         ("--info", "--cfg job"),
         ("--cfg job --package training", "--cfg job"),
@@ -73,7 +73,7 @@ def answers(line: str) -> list[str]:
         ("lr0=0.01", "optimizer.learning_rate=0.01"),
         ("batch=16", "training.batch_size=16"),
         ("batch=-1", "training.batch_size=64"),
-        ("imgsz=640", "leave it out"),
+        ("imgsz=640", "data.size=WIDTHxHEIGHT"),
         ("weights=best.pt", "from_run=RUN"),
         ("data=coco8.yaml", "data=folder data.dir=FOLDER"),
         ("data=../images.npz", "data=npz data.path=../images.npz"),
@@ -97,7 +97,7 @@ def answers(line: str) -> list[str]:
         ("--seed 3", "seed=3"),
         ("--training.max_steps 300", "training.max_steps=300"),
         ("--momentum 0.8", "optimizer=sgd optimizer.momentum=0.8"),
-        ("--dropout 0.4", "model=cnn_bn model.dropout=0.4"),
+        ("--dropout 0.4", "model.dropout=0.4 beside model=cnn_bn or model=backbone"),
         ("--lr ' -0.1'", "optimizer.learning_rate=0.001"),
         ("--data-path 'my file.npz'", "data=npz 'data.path=my file.npz'"),
         ("lr=fast", "optimizer.learning_rate=0.001"),
@@ -120,7 +120,10 @@ def test_whatever_value_a_word_of_others_has_the_advice_is_taken() -> None:
             typed = f"{word} {value}" if word.startswith("-") else f"--{word} {value}"
             (said,) = answers(f"{word}={value}" if word in HYDRA else typed.strip())
             assert re.search(r"type |leave it out|`bestrun train --help`", said), said
-            advised |= {advice.rstrip(",;") for advice in ADVICE.findall(said)}
+            if beside := re.findall(r"type (\S+) beside (\S+)", said):
+                advised |= {f"{option} {setting}" for setting, option in beside}
+            else:
+                advised |= {advice.rstrip(",;") for advice in ADVICE.findall(said)}
     assert len(advised) > 60, "the search finds them"
     for advice in advised:
         words = shlex.split(advice)
@@ -133,7 +136,7 @@ def test_whatever_value_a_word_of_others_has_the_advice_is_taken() -> None:
             compose([*words, *path])
 
 
-PLACEHOLDERS = {"RUN", "NAME", "STEPS", "N", "URI", "A,B", "FOLDER"}
+PLACEHOLDERS = {"RUN", "NAME", "STEPS", "N", "URI", "A,B", "FOLDER", "FILE"}
 
 
 def test_epochs_are_counted_with_the_figures_of_the_line_and_with_none_where_it_has_none() -> None:

@@ -144,7 +144,7 @@ HYDRA = _rows(
         "hydra.sweeper.direction": "the direction follows the metric; type objective.metric=val/loss or val/accuracy",
         "hydra.sweeper.sampler.seed": "type bestrun train -m sweep=study sweep.seed={count}",
         "hydra.sweeper.params": "what is tried is typed as the setting itself; type bestrun train -m SETTING=A,B",
-        "hydra.searchpath": "nothing is read from elsewhere; leave it out",
+        "hydra.searchpath": "a folder of your own settings comes before ours; type --config-dir DIR",
         "hydra": "Hydra's own settings change nothing here; leave it out: `bestrun train --help` lists all",
     }
 )
@@ -154,8 +154,7 @@ FLAGS = _rows(
     {
         "--config-name -cn": "settings begin at conf/config.yaml, and a named set of changes is a recipe; "
         "type recipe={name}",
-        "--config-path -cp": "settings are read from conf/, where a file in recipe/ is a named set of changes; "
-        "type recipe=NAME",
+        "--config-path -cp": "a folder of your own settings comes before ours; type --config-dir DIR",
         "-c": "type --cfg job",
         "--info -i": "the settings that would be used: type --cfg job; all there are: `bestrun train --help`",
         "--package -p": "--cfg prints all settings; type --cfg job, without {given}",
@@ -200,7 +199,7 @@ WORDS = _rows(
         "description comment notes": "note",
         "tracking_uri mlflow_uri mlflow_tracking_uri": "tracking.uri",
         "num_threads n_threads": "threads",
-        "net network arch architecture backbone": "model",
+        "net network arch architecture": "model",
         "dataset": "data",
         "lr_scheduler scheduler lr_scheduler_type lr_schedule": "schedule",
         "config preset": "a named set of changes is a recipe; type recipe={name}",
@@ -227,7 +226,7 @@ WORDS = _rows(
         # Where a run begins and where it lies
         "resume resume_from resume_from_checkpoint ckpt_path checkpoint ckpt": _resume,
         "weights pretrained pretrained_weights load_weights init_from": "a run may begin with the best weights of "
-        "another one; type from_run=RUN",
+        "another one; type from_run=RUN, or model=backbone model.weights=FILE for a network of keras.applications",
         "initial_epoch": "a run goes on where it stopped; type bestrun resume RUN",
         "output_dir out_dir outdir save_dir log_dir logdir default_root_dir workdir work_dir filepath": "a run's "
         "folder is mlruns/runs/NAME; type name=NAME, and for another mlruns BESTRUN_MLRUNS=FOLDER before the command",
@@ -238,8 +237,8 @@ WORDS = _rows(
         "sampler": "type bestrun train -m sweep=study sweep.sampler=TPESampler",
         "pruner": "type bestrun train -m sweep=study sweep.pruner=MedianPruner",
         # What follows from elsewhere
-        "imgsz image_size img_size input_shape input_size image_shape resize": "the size follows from the data; leave "
-        "it out: bestrun pack --size WIDTHxHEIGHT makes pictures of one size",
+        "imgsz image_size img_size input_shape input_size image_shape resize": "the size follows from the data, and "
+        "pictures in folders are brought to one; type data=folder data.dir=FOLDER data.size=WIDTHxHEIGHT",
         "num_classes n_classes classes nc in_channels num_channels channels": "classes and channels follow from the "
         "data; leave it out",
         "workers num_workers dataloader_num_workers": "no process loads data; processor threads: type threads=2, and "
@@ -395,7 +394,10 @@ def value_of_others(key: str, value: str, given: str) -> str | None:
         return None
     if key == "data":
         return f"{given}: {_data(value, {})}"
-    return f"{given}: a network is a file in conf/model/; to begin with the weights of a run, type from_run=RUN"
+    return (
+        f"{given}: a network is a name; type model=backbone model.weights=FILE for one of keras.applications, or "
+        "from_run=RUN to begin with the weights of a run"
+    )
 
 
 def doubt(line: Line, recipes: Sequence[str]) -> list[str]:
