@@ -80,9 +80,9 @@ def _add(
     history = [
         (key, draw.random(), start + 1000 * number, run, 100 * number, False)
         for number in range(evaluations)
-        for key in rows_of_an_evaluation()
+        for key in rows_of_an_evaluation([])
     ]
-    last = history[-len(rows_of_an_evaluation()) :]
+    last = history[-len(rows_of_an_evaluation([])) :]
     values = {"accuracy": draw.randrange(500) / 500, "loss": round(draw.expovariate(2), 2)}
     best = [(f"best/{key}", value, start, run, 100, False) for key, value in values.items()]
     best.append(("best/step", 100.0, start, run, 100, False))

@@ -112,7 +112,8 @@ def _batches(images):
     network = cnn.build((28, 28, 1), 10, filter_sizes=(5,), num_filters=(4,), fc_size=4)
     predict.rebuild = lambda fetched, **_: restore.Rebuilt(network, None)
     model.MAX_VALUES = 100 * 28 * 28 * 4
-    config = SimpleNamespace(threads=None, training=SimpleNamespace(evaluation_batch_size=10**6))
+    training, data = SimpleNamespace(evaluation_batch_size=10**6), SimpleNamespace()
+    config = SimpleNamespace(threads=None, training=training, data=data, model=SimpleNamespace(name="cnn"))
     checkpoint = SimpleNamespace(state=SimpleNamespace(step=1), sha256="")
     fetched = restore.Fetched("", "", config, checkpoint, "", {}, None, (28, 28, 1), 10, {})
     print(len(predict.predict(fetched, [images])["predictions"]), *seen)
