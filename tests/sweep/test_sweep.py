@@ -305,9 +305,9 @@ def _signal_while_data_is_read(argv):
 
     original = start.load_data
 
-    def load_data(config):
+    def load_data(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
-        return original(config)
+        return original(*arguments)
 
     start.load_data = load_data
     bestrun_command(argv)
