@@ -325,7 +325,8 @@ def test_ctrl_c_before_the_first_step_is_heard_by_an_inline_run(start_process, h
 # ---- a store that is not there yet ----
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, 11))])
+@pytest.mark.slow  # tests/tracking/test_fresh_store.py has the quick ones
+@pytest.mark.parametrize("number", range(11))
 def test_two_workers_on_a_fresh_store_make_one_parent_and_eight_children(bestrun, home, network, number):
     (home / "mlruns" / "mlflow.db").unlink()
     words = [*network, "seed=range(0,8)", "sweep.workers=2", "sweep.name=fresh"]

@@ -158,6 +158,7 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(saved, name, words):
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.slow  # the weights read from a file, and frozen layers, have quick siblings
 def test_a_frozen_backbone_from_a_file_trains_its_logits_and_the_file_is_read_for_a_fresh_start_only(
     bestrun, home, saved, tmp_path
 ):
