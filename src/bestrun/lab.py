@@ -263,9 +263,8 @@ def load() -> None:
         sys.modules[MODULE] = module  # where dataclasses and Keras look for the module of a class
         _taken = {}
         try:
-            code = compile(
-                lab.text.removeprefix("\ufeff"), str(lab.code), "exec"
-            )  # not by the loader: it leaves a __pycache__
+            # Not by the loader, which leaves a __pycache__
+            code = compile(lab.text.removeprefix("\ufeff"), str(lab.code), "exec")
             exec(code, vars(module))
             taken = _taken
         except (Exception, SystemExit) as error:

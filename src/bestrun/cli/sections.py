@@ -13,18 +13,19 @@ import numpy as np
 
 from .. import __version__
 from ..class_names import labels
-from ..data.dataset import Dataset, load_dataset
+from ..data.dataset import Dataset
 from ..errors import BestrunError, DataError, SettingsError
 from ..formatting import duration, shortened, shown_point, shown_value
 from ..metrics import goodness, metric_of, objective_first
 from ..results.compare import class_names_of, comparison
 from ..results.fetch import fetch_best
+from ..results.own_code import read_data
 from ..results.record import Record, from_folder
 from ..results.restore import rebuild, what_differs
 from ..results.show import facts, steps
 from ..settings.compose import override
 from ..settings.config import flatten
-from ..settings.own import data_arguments, is_own_data
+from ..settings.own import is_own_data
 from ..storage.checkpoint import Tensors
 from ..storage.events import metric_value
 from ..sweep.manifest import Manifest
@@ -142,11 +143,7 @@ def _look(record: Record, overrides: Sequence[str], at_hand: dict[str, Dataset |
         log.info("reading the data: %s", config.data.name)
         try:
             fetched.refuse_missing_code(["dataset"])
-            if is_own_data(config):
-                from ..training import device
-
-                device.load_code(None)
-            at_hand[key] = load_dataset(**data_arguments(config.data))
+            at_hand[key] = read_data(config, is_own_data(config), None)
         except (SettingsError, DataError) as error:
             at_hand[key] = error
     data, tensors = at_hand[key], checkpoint.tensors

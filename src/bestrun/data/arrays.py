@@ -194,7 +194,7 @@ def read_idx(path: Path, kind: str) -> Found:
         if len(header) < 4 * magic[3]:
             raise refusal(path, f"only {len(header)} bytes of sizes", f"{4 * magic[3]}", "copy the original again")
         shape = struct.unpack(f">{magic[3]}I", header)
-        _check_header(path, kind, shape, np.dtype(np.uint8))
+        check_header(path, kind, shape, np.dtype(np.uint8))
         begin = 4 + len(header)
         size, held = begin + math.prod(shape), os.fstat(file.fileno()).st_size
         # Packing adds less than a percent; GzipFile would read a terabyte of zeros behind the end byte by byte.
@@ -349,7 +349,7 @@ def _checked_npy(
     """As `_npy_header`, of an array that can be what it is to be."""
     begin, shape, fortran, dtype = _npy_header(where, archive, info)
     size = begin + math.prod(shape) * dtype.itemsize
-    _check_header(where, kind, shape, dtype)
+    check_header(where, kind, shape, dtype)
     if size != info.file_size:
         raise refusal(where, f"{info.file_size:,} bytes", f"{size:,} for its shape {shape}", "write the file again")
     return begin, shape, fortran, dtype
@@ -381,7 +381,7 @@ def _begin_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     return int(info.header_offset + 30 + name + extra)
 
 
-def _check_header(where: object, kind: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def check_header(where: object, kind: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Before memory is taken. `kind` is x for images, y for labels, names for those of classes."""
     name = name_of(str(where))
     types, dimensions = {"x": ("uif", (3, 4)), "y": ("uifbUS", (1, 2)), "names": ("US", (1,))}[kind]

@@ -468,8 +468,9 @@ def _read_pictures(
         classes = {part: list(split.items()) for part, split in found.splits.items()}
         look_through = partial(folder_pictures, found, look, **how, progress=progress)
     else:
-        classes = {part: [("", paths)] for part, paths in find_files(place, Notes()).items()}
-        look_through = partial(parquet_pictures, place, look, **columns, **how, progress=progress)
+        of_splits = find_files(place, notes)
+        classes = {part: [("", paths)] for part, paths in of_splits.items()}
+        look_through = partial(parquet_pictures, place, of_splits, look, **columns, **how, progress=progress)
     files = [path for split in classes.values() for _, paths in split for path in paths]
     counts = {part: [(each, len(paths)) for each, paths in split] for part, split in classes.items()}
     settings = {"data": name, "files": counts, "look": picture_settings(look), **columns, **how}

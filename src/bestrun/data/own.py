@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import lab
 from ..errors import BestrunError, DataError, SettingsError
-from .arrays import Found, _check_header, read_npz, refusal
+from .arrays import Found, check_header, read_npz, refusal
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 EXPECTED = f"a mapping of {', '.join(NAMES)}, pairs ((x_train, y_train), (x_test, y_test)), or the path of their file"
@@ -75,5 +75,5 @@ def _array(where: str, kind: str, given: Any) -> Found:
         values = np.asarray(given)
     except Exception as error:  # images of several sizes, a tensor of another library, anything
         raise DataError(f"{where}: {type(given).__name__} is no array: {error}".splitlines()[0]) from error
-    _check_header(where, kind, values.shape, values.dtype)
+    check_header(where, kind, values.shape, values.dtype)
     return Found(where, np.ascontiguousarray(values))

@@ -78,6 +78,7 @@ class Rows:
 
 def parquet_pictures(
     place: Path,
+    files: dict[str, list[Path]],
     look: Look,
     *,
     image: str | None,
@@ -91,12 +92,13 @@ def parquet_pictures(
     """The pictures of a file, or of a folder of files, with the splits that their names say; what lacks is cut.
 
     Args:
+        files: of `find_files`.
         image, label: the names of the columns; None: where that is unmistakable.
 
     Raises:
-        DataError: files are damaged or missing, no column is unmistakable, or as `look_through`.
+        DataError: files are damaged, no column is unmistakable, or as `look_through`.
     """
-    files = find_files(place, notes)
+    files = dict(files)
     columns = {path: find_columns(path, image, label) for paths in files.values() for path in paths}
     usual = columns[files["train"][0]]
     for path, other in columns.items():

@@ -192,7 +192,8 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
     is_here = folder.exists() and read_json(folder.mirror).get("run_id") == run_id  # names repeat, IDs do not
     commit = run.data.tags.get("mlflow.source.git.commit", "")
     here = folder if is_here else None
-    names = class_names.from_json(download_class_names(store, run), sizes[1])
+    with Workplace() as place:
+        names = class_names.from_json(download_class_names(store, run, place), sizes[1])
     return Fetched(
         run_id,
         name,

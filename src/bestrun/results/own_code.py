@@ -2,14 +2,15 @@
 its text is. The text that was kept with a run is never run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .. import lab
+from ..data.dataset import Dataset, load_dataset
 from ..errors import SettingsError
 from ..formatting import shown
 from ..metrics import metric_of
 from ..settings.config import Config
-from ..settings.own import missing, needed
+from ..settings.own import data_arguments, missing, needed
 from ..storage.folder import RunFolder
 
 
@@ -67,3 +68,26 @@ def other_code(then: str | None, text: str) -> str | None:
     if not then or now is None or now.sha256 == then:
         return None
     return f"the code.py it was trained with, {text}"
+
+
+def read_data(
+    config: Config,
+    takes_code: bool,
+    threads: int | None,
+    progress: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Dataset:
+    """The data set of the settings.
+
+    Args:
+        takes_code: whether the lab's code.py is run before; it may use TensorFlow, with so many `threads`.
+        progress: told of each picture that is read.
+
+    Raises:
+        DataError: missing or damaged.
+        SettingsError: the code.py fails.
+    """
+    if takes_code:
+        from ..training import device
+
+        device.load_code(threads)
+    return load_dataset(**data_arguments(config.data), progress=progress)

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from .. import class_names
-from ..errors import SettingsError, VerificationError
+from ..errors import SettingsError
 from ..settings.compose import config_now, override, read_config
 from ..settings.config import Config
 from ..storage.events import Evaluation, Resumed, Started, Stopped, Tested
@@ -19,7 +19,7 @@ from ..storage.history import History
 from ..storage.journal import read_journal
 from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
-from ..tracking.artifacts import download, download_class_names
+from ..tracking.artifacts import download, download_class_names, download_if_there
 from ..tracking.listing import state
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_RUN
@@ -164,13 +164,13 @@ def from_mlflow(store: Store, run: Any) -> Record:
     client, run_id, tags = store.client, run.info.run_id, run.data.tags
     with Workplace() as place:
         config = read_config(download(store, run, "config/config.yaml", place, MAX_BYTES))
-        typed = _typed(_optional(store, run, "config/overrides.yaml", place))
-        diff = _optional(store, run, "code/uncommitted.diff", place)
+        typed = _typed(download_if_there(store, run, "config/overrides.yaml", place, MAX_BYTES))
+        diff = download_if_there(store, run, "code/uncommitted.diff", place, MAX_BYTES)
         text = diff.read_text("utf-8", errors="replace") if diff else ""
-        found = _optional(store, run, "validation.json", place)
+        found = download_if_there(store, run, "validation.json", place, MAX_BYTES)
         validation = read_json(found) if found else {}
+        names = download_class_names(store, run, place)
     experiment = client.get_experiment(run.info.experiment_id).name
-    names = download_class_names(store, run)
     history = History(events_of(client, run, config, experiment, validation, names))
     interrupted = history.stopped is not None and history.stopped["reason"] == "interrupted"
     now = state(run.info.status, store.run_folder(run))
@@ -194,9 +194,3 @@ def _typed(path: Path | None) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text("utf-8")) if path else {}
         return {"overrides": list(map(str, found["overrides"])), "choices": dict(found["choices"])}
     return {"overrides": [], "choices": {}}
-
-
-def _optional(store: Store, run: Any, artifact: str, place: Path) -> Path | None:
-    with contextlib.suppress(VerificationError):
-        return download(store, run, artifact, place, MAX_BYTES)
-    return None

@@ -10,12 +10,12 @@ from typing import Any
 
 from .. import lab
 from ..class_names import labels
-from ..data.dataset import Dataset, load_dataset
+from ..data.dataset import Dataset
 from ..errors import BestrunError, DataError, VerificationError
 from ..formatting import text_table
 from ..settings.compose import override
 from ..settings.config import Config
-from ..settings.own import data_arguments, needed
+from ..settings.own import needed
 from ..storage.files import StorageError, make_folder, write_atomically
 from ..storage.folder import RunFolder
 from ..storage.home import foreign_owners, settle
@@ -29,7 +29,7 @@ from ..training import proof
 from ..training.proof import Function
 from ..views.screen import reading
 from .fetch import Fetched
-from .own_code import other_code
+from .own_code import other_code, read_data
 
 log = logging.getLogger("bestrun")
 
@@ -57,11 +57,7 @@ def restore(
     """
     config = override(fetched.config, data_overrides)[0] if data_overrides else fetched.config
     fetched.refuse_missing_code()
-    if needed(config, fetched.own_metrics):
-        from ..training import device
-
-        device.load_code(config.threads)
-    data = load_dataset(**data_arguments(config.data), progress=reading)
+    data = read_data(config, bool(needed(config, fetched.own_metrics)), config.threads, reading)
     if data.digest != fetched.checkpoint.data_digest and not allow_other_data:
         then = {**fetched.counts, "image_shape": list(fetched.image_shape), "num_classes": fetched.num_classes}
         raise DataError(

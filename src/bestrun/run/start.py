@@ -10,15 +10,16 @@ from typing import Any
 import yaml
 
 from .. import lab
-from ..data.dataset import Dataset, load_dataset
+from ..data.dataset import Dataset
 from ..environment import refuse_other_backend, user_name
 from ..errors import SettingsError
 from ..formatting import mask_uri
 from ..metrics import METRICS
 from ..results.fetch import source_checkpoint
+from ..results.own_code import read_data
 from ..settings.compose import Composed
 from ..settings.config import Backbone, Cnn, CnnBn, Config, digest, flatten, to_yaml
-from ..settings.own import code_of, data_arguments, needed
+from ..settings.own import code_of, needed
 from ..storage.checkpoint import Checkpoint
 from ..storage.files import write_atomically
 from ..storage.folder import RunFolder, create_run_folder
@@ -133,11 +134,7 @@ def load_data(config: Config, progress: Callable[[Sequence[int]], Iterable[int]]
         from ..training import device
 
         device.prepare(config.threads, quiet=True)
-    if needed(config, lab.metrics()):
-        from ..training import device
-
-        device.load_code(config.threads)
-    data = load_dataset(**data_arguments(config.data), progress=progress)
+    data = read_data(config, bool(needed(config, lab.metrics())), config.threads, progress)
     if config.training.batch_size > len(data.train):
         raise SettingsError(
             f"training.batch_size={config.training.batch_size}: more than the {len(data.train):,} training images; "

@@ -506,7 +506,7 @@ def note_of(field: FieldInfo) -> FieldInfo:
     return next((note for note in inner if getattr(note, "description", None)), field)
 
 
-TEXTS = (
+TEXTS = (  # 1e3 is text to these
     "experiment",
     "name",
     "note",
@@ -517,7 +517,7 @@ TEXTS = (
     "data.image",
     "data.label",
     "tracking.uri",
-)  # 1e3 is text to these
+)
 TEXT_LISTS = ("data.class_names",)  # and to what stands in these
 
 
@@ -545,8 +545,8 @@ DATA_NOT_DECIDING = {"dir", "path", "layout", "class_names", "in_memory"}  # the
 
 
 def digest(config: Config) -> str:
-    """SHA-256 (hex) of the settings that decide what training gives. Where data is, how its files are
-    read and what its classes are called do not: data has a digest of its own.
+    """SHA-256 (hex) of the settings that decide what training gives. Where data is, how its files are read and what its
+    classes are called do not: data has a digest of its own.
 
     A setting with a default in its class is younger than some runs: at that default it does not count, so that their
     digests stay what they are.

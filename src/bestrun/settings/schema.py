@@ -30,7 +30,7 @@ def schema(sweep: type[BaseModel]) -> Schema:
                 name: one for option in OPTIONS[key] for name, one in files[f"{key}.{option}"]["properties"].items()
             }
             of_all["name"] = {"enum": list(OPTIONS[key])}
-            settings[key] = _section(of_all, is_open=key in OWN)
+            settings[key] = _section(_without_defaults(of_all), is_open=key in OWN)
         elif key in SECTIONS:
             settings[key] = _section(_properties(SECTIONS[key][0], prose, f"{key}."))
         else:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import lab
-from ..data.dataset import load_dataset
 from ..environment import processors as usable_processors
 from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
 from ..metrics import metric_of
-from ..settings.own import data_arguments, is_own_data
+from ..results.own_code import read_data
+from ..settings.own import is_own_data
 from ..signals import Signals
 from ..storage.folder import new_name
 from ..storage.history import History
@@ -277,11 +277,7 @@ def refuse_other_data(manifest: Manifest, planned: Plan, threads: int | None) ->
     for values in {tuple((key, point[key]) for key in keys): None for point in planned.points or [{}]}:
         config = planned.settle(dict(values)).config
         try:
-            if is_own_data(config):
-                from ..training import device
-
-                device.load_code(config.threads or threads)
-            digest = load_dataset(**data_arguments(config.data)).digest
+            digest = read_data(config, is_own_data(config), config.threads or threads).digest
         except DataError:  # not on this machine, which only hands out work; else the trial says so
             continue
         name = " ".join(f"{key}={value}" for key, value in values) or "data"

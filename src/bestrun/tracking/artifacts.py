@@ -10,7 +10,6 @@ from typing import Any
 from ..class_names import FILE, MAX_BYTES
 from ..errors import VerificationError
 from ..storage.files import sync_folder
-from ..storage.workplace import Workplace
 from .store import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
@@ -98,11 +97,17 @@ def clear_torn_uploads(store: Store, run: Any) -> None:
                 torn.unlink()
 
 
-def download_class_names(store: Store, run: Any) -> bytes:
+def download_class_names(store: Store, run: Any, place: Path) -> bytes:
     """What the classes of a run's data are called, as the file says it; b"" where they have no names."""
-    with Workplace() as place, contextlib.suppress(VerificationError):
-        return download(store, run, f"config/{FILE}", place, MAX_BYTES).read_bytes()
-    return b""
+    found = download_if_there(store, run, f"config/{FILE}", place, MAX_BYTES)
+    return found.read_bytes() if found else b""
+
+
+def download_if_there(store: Store, run: Any, artifact: str, place: Path, most: int) -> Path | None:
+    """As `download`; None where there is no such artifact, or none that can be used."""
+    with contextlib.suppress(VerificationError):
+        return download(store, run, artifact, place, most)
+    return None
 
 
 def download(store: Store, run: Any, artifact: str, to: Path, most: int) -> Path:

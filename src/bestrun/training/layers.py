@@ -58,11 +58,8 @@ def freeze(network: keras.Model, patterns: Sequence[str]) -> None:
         matched = [layer for path, layer in having.items() if fnmatchcase(path, pattern)]
         if not matched:
             names = [path for path in having if "/" not in path]
-            more = (
-                ""
-                if len(names) == len(having)
-                else "; inside them as in " + next(path for path in having if "/" in path)
-            )
+            inside = next((path for path in having if "/" in path), None)
+            more = f"; inside them as in {inside}" if inside else ""
             near = nearest(pattern, list(having))
             hint = f"; did you mean {near}?" if near else ""
             raise SettingsError(
