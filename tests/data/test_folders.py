@@ -19,7 +19,7 @@ from bestrun.data.pack import LOOK, pack
 from bestrun.data.pictures import Look
 from bestrun.data.pixels import Notes
 from bestrun.errors import DataError, SettingsError
-from support.drawings import draw, encoded, numbers
+from support.drawings import draw, draw_classes, encoded, numbers
 
 RANDOM = np.random.default_rng(0)
 COLOUR = RANDOM.integers(0, 256, (4, 5, 3), np.uint8)
@@ -31,11 +31,7 @@ def load(folder: Path, **settings):
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Ten pictures of each class, of the values 0 to 9, 10 to 19, 20 to 29."""
-    for label, name in enumerate(["cat", "dog", "emu"]):
-        for number in range(10):
-            draw(tmp_path / "photos" / name / f"{number}.png", 10 * label + number)
-    return tmp_path / "photos"
+    return draw_classes(tmp_path / "photos")
 
 
 # ---- layouts

@@ -1,6 +1,7 @@
 """Promises about packing pictures in folders."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +13,14 @@ from bestrun.data import pictures
 from bestrun.data.dataset import load_dataset
 from bestrun.data.pack import LOOK, pack, report_lines
 from bestrun.errors import BestrunError, DataError, SettingsError
+from support.drawings import draw, draw_classes, numbers
 
-
-def picture(path: Path, number: int, size=(5, 4), mode="RGB") -> None:
-    """A picture that says which one it is: all its pixels are `number`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", size, number).convert(mode).save(path)
+picture = partial(draw, mode="RGB")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten pictures of each class, of 5 x 4 pixels, of the values 0 to 9, 10 to 19, 20 to 29."""
-    for label, name in enumerate(["cat", "dog", "emu"]):
-        for number in range(10):
-            picture(tmp_path / "photos" / name / f"{number}.png", 10 * label + number)
-    return tmp_path / "photos"
-
-
-def values(images: np.ndarray) -> list[int]:
-    return [int(image.flat[0]) for image in images]
+    return draw_classes(tmp_path / "photos", "RGB")
 
 
 def test_a_fifth_of_each_class_becomes_the_test_split_and_training_is_shuffled(folder, tmp_path):
@@ -39,8 +29,8 @@ def test_a_fifth_of_each_class_becomes_the_test_split_and_training_is_shuffled(f
     arrays = np.load(tmp_path / "a.npz")
     assert arrays["x_train"].shape == (24, 4, 5, 3) and arrays["x_test"].dtype == np.uint8
     for part in ("train", "test"):
-        assert [value // 10 for value in values(arrays[f"x_{part}"])] == arrays[f"y_{part}"].tolist()
-    everything = values(arrays["x_train"]) + values(arrays["x_test"])
+        assert [value // 10 for value in numbers(arrays[f"x_{part}"])] == arrays[f"y_{part}"].tolist()
+    everything = numbers(arrays["x_train"]) + numbers(arrays["x_test"])
     assert sorted(everything) == list(range(30))
     assert set(arrays["y_train"][:8]) == {0, 1, 2}, "the first ones validate"
     assert arrays["class_names"].tolist() == ["cat", "dog", "emu"]
@@ -66,7 +56,7 @@ def test_it_gives_the_arrays_that_it_has_always_given(folder, tmp_path):
     """What was cut to test, and the order of the training images, as of version 0.2.0: runs know their data by it."""
     pack(folder, tmp_path / "a.npz")
     arrays = np.load(tmp_path / "a.npz")
-    assert values(arrays["x_test"]) == TESTED and values(arrays["x_train"]) == TRAINED
+    assert numbers(arrays["x_test"]) == TESTED and numbers(arrays["x_train"]) == TRAINED
 
 
 def test_given_splits_stay_as_they_are(folder, tmp_path):
