@@ -22,6 +22,7 @@ from bestrun.environment import memory_bytes
 from bestrun.errors import BestrunError, DataError
 from bestrun.storage.files import StorageError
 from bestrun.storage.home import create_home
+from support.drawings import draw, draw_classes
 from support.large import write_npz
 
 RANDOM = np.random.default_rng(0)
@@ -291,6 +292,24 @@ def test_a_source_changed_afterwards_is_read_anew_though_its_time_is_set_back(tm
     else:
         with pytest.raises(DataError, match="data.npz"):
             load_dataset(**settings, in_memory=False)
+
+
+def test_what_was_decoded_of_fewer_images_goes_when_more_are_there(tmp_path, mlruns):
+    """Else each picture that is added would leave all of them in the cache once more."""
+    settings = {"name": "folder", "dir": str(draw_classes(tmp_path / "photos"))}
+    settings |= {"validation_size": 0.2, "in_memory": False}
+    first = load_dataset(**settings)
+    (before,) = (mlruns / "cache").glob("*.rows")
+    load_dataset(**settings | {"size": "6x6"})
+    assert len(list((mlruns / "cache").glob("*.rows"))) == 2, "decoded in another way it is another source"
+    draw(tmp_path / "photos/cat/new.png", 99)
+    assert load_dataset(**settings).digest != first.digest
+    assert not before.exists() and len(list((mlruns / "cache").glob("*.rows"))) == 2
+    more = npz(tmp_path / "npz", COLOUR, np.savez_compressed, in_memory=False)
+    load_dataset(**more)
+    np.savez_compressed(more["path"], **{name: np.concatenate([each, each]) for name, each in COLOUR.items()})
+    load_dataset(**more)
+    assert len(list((mlruns / "cache").glob("*.rows"))) == 3
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["in place", "decoded"])

@@ -78,21 +78,25 @@ class Source:
 
     Attributes:
         words: what people call it, as a path.
-        settings: all that decides how the files are decoded; JSON.
+        settings: where it is, and all that decides how it is decoded; JSON.
+        there: what stands there now beside the content of the files, as how many images; JSON.
         files: whose content decides.
     """
 
     words: str
     settings: Mapping[str, Any]
+    there: Mapping[str, Any]
     files: Sequence[Path] = ()
 
     def name(self) -> str:
         """Of its file in the cache: what it is, and what state it is in."""
-        return f"{self.subject}-{_hash([_state(path) for path in self.files])}"
+        states = [[str(path.absolute()), _state(path)] for path in self.files]
+        return f"{self.subject}-{_hash([self.there, states])}"
 
     @property
     def subject(self) -> str:
-        return _hash([FORMAT, self.settings, [str(path.absolute()) for path in self.files]])
+        """The same for every state of the source: also where files were added, or have more images."""
+        return _hash([FORMAT, self.settings])
 
 
 def _hash(value: object) -> str:

@@ -403,16 +403,17 @@ def _loaded(x: Found) -> Found:
 def _source(turned: Mapping[str, Found]) -> cache.Source:
     """What decides the pixels: how the files are read, and which they are; of arrays at hand, their content."""
     settings: dict[str, list[Any]] = {}
+    there: dict[str, list[Any]] = {}
     files: dict[Path, None] = {}
     for part, x in turned.items():
-        settings[part] = [x.where, str(x.values.dtype), list(x.values.shape)]
+        there[part] = [str(x.values.dtype), list(x.values.shape)]
         if isinstance(x.values, Unread):
             files[x.values.path] = None
-            settings[part].append(x.values.is_turned)
+            settings[part] = [str(x.values.path.absolute()), x.where, x.values.is_turned]
         else:
-            settings[part].append(hashlib.sha256(np.ascontiguousarray(x.values).data).hexdigest())
+            settings[part] = [x.where, hashlib.sha256(np.ascontiguousarray(x.values).data).hexdigest()]
     words = ", ".join(map(str, files)) or turned["train"].where.removesuffix(" x_train")
-    return cache.Source(words, settings, list(files))
+    return cache.Source(words, settings, there, list(files))
 
 
 def _recipe(turned: Mapping[str, Found], names: Mapping[str, str]) -> cache.Recipe:
@@ -473,8 +474,8 @@ def _read_pictures(
         look_through = partial(parquet_pictures, place, of_splits, look, **columns, **how, progress=progress)
     files = [path for split in classes.values() for _, paths in split for path in paths]
     counts = {part: [(each, len(paths)) for each, paths in split] for part, split in classes.items()}
-    settings = {"data": name, "files": counts, "look": picture_settings(look), **columns, **how}
-    source = cache.Source(str(place), settings, files)
+    settings = {"data": name, "place": str(place.absolute()), "look": picture_settings(look), **columns, **how}
+    source = cache.Source(str(place), settings, counts, files)
     got = decoded(source, lambda own: look_through(notes=own), in_memory, notes, progress)
     return _Read(
         {part: Split(images, labels) for part, (images, labels) in got.splits.items()},
