@@ -29,7 +29,6 @@ import numpy as np
 
 from ..environment import memory_bytes
 from ..errors import BestrunError, DataError, SettingsError
-from ..formatting import shown
 from ..storage.files import (
     TEMPORARY,
     StorageError,
@@ -498,7 +497,7 @@ def _looked_into(path: Path, verify: bool) -> tuple[str | None, int, str | None]
     try:
         with open_regular(path) as file:
             header, crcs, _ = _read_header(file)
-            source, images = shown(header["source"]), len(crcs)
+            source, images = str(header["source"]), len(crcs)
             opened = _opened(file, path, path, lambda: "bestrun cache --clear removes it")
             if verify:
                 _verify(opened, header)
