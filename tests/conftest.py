@@ -32,8 +32,21 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of few tests first: those are the long ones, and two processes then end at about the same time."""
+    """Of the cases of a test marked `sampled(n)` n are quick, the first and others evenly apart. And files of few tests
+    go first: those are the long ones, and two processes then end at about the same time.
+    """
+    cases: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
+            cases.setdefault((item.path, item.name.partition("[")[0]), []).append(item)
+    for of_one_test in cases.values():
+        count = of_one_test[0].get_closest_marker("sampled").args[0]
+        quick = {len(of_one_test) * number // count for number in range(count)}
+        for number, item in enumerate(of_one_test):
+            if number not in quick:
+                item.add_marker("slow")
     tests_of = Counter(item.path for item in items)
     items.sort(key=lambda item: (tests_of[item.path], item.path))
 

@@ -30,6 +30,7 @@ def _with_recall(words):
     cli.main()
 
 
+@pytest.mark.slow
 def test_a_new_metric_is_found_in_journal_mlflow_tables_curves_and_as_an_objective(start_process, home, settings):
     def bestrun(*words):
         result = start_process(_with_recall, words, cwd=home).wait()

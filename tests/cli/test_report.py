@@ -150,6 +150,7 @@ def test_several_runs_are_told_by_what_differs(bestrun, runs, tmp_path):
     assert len([alt for alt in page.alts if alt.startswith("Errors of")]) == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_is_told_by_its_trials_and_what_mattered(bestrun, home, sweep, tmp_path):
     page = made(bestrun, tmp_path / "sweep.html", "--sweep", "rates", timeout=200)
     found = json.loads(bestrun("sweep", "rates", "--json").out)

@@ -185,6 +185,7 @@ def _assert_mlflow_has_it_once(client, folder):
     assert hashlib.sha256(file.read_bytes()).hexdigest() == run.data.tags["bestrun.best_sha256"] == lines[-2]["sha256"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_any_fault_point_loses_nothing(start_process, home, stub_config, rehearsal, point, kills):
@@ -272,6 +273,7 @@ def _swap_with_another_run(path):
 DAMAGES = [_flip_a_bit, _cut_off, _fill_with_zeros, _swap_with_another_run]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "damage",
     [

@@ -571,8 +571,8 @@ def test_protocol_calls_of_the_database_may_fail(bench: Bench, name: str) -> Non
 
 
 MANY_LINES = 150  # on the screen or in run.log, of a run of three evaluations, with one traceback in run.log
-QUICK = {"train": 14, "pictures": 2, "resume": 7, "sync": 4, "deadsync": 3, "fetch": 3, "restore": 3, "sweep": 2}
-QUICK |= {"database": 2}
+QUICK = {"train": 7, "pictures": 1, "resume": 4, "sync": 2, "deadsync": 2, "fetch": 2, "restore": 2, "sweep": 1}
+QUICK |= {"database": 1}
 
 
 def test_protocol_a_sample_of_the_calls_of_all_commands(bench: Bench) -> None:

@@ -233,6 +233,7 @@ def unwritable_end(kind, *argv):
     cli.main()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["stopped", "result"])
 def test_a_run_whose_end_cannot_be_written_says_so_and_sync_completes_it(bestrun, start_process, home, settings, kind):
     result = start_process(unwritable_end, kind, "train", *settings, "name=it", cwd=home).wait()
@@ -676,6 +677,7 @@ def test_a_better_best_is_never_replaced_by_a_worse_one(home, uri, client, tmp_p
     assert [item.path for item in client.list_artifacts(run_id, "checkpoints")] == [tags["bestrun.best_checkpoint"]]
 
 
+@pytest.mark.slow
 def test_resume_on_an_old_folder_is_refused_and_goes_on_from_mlflow(bestrun, home, settings, tmp_path, uri):
     shared = [f"tracking.uri={uri}"]
     homes = {name: {"BESTRUN_MLRUNS": str(another_home(tmp_path, name) / "mlruns")} for name in "ab"}

@@ -96,6 +96,7 @@ def is_free(port: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_page_whose_server_was_killed_is_no_success(bestrun, home):
     process = bestrun.start("ui")
     until_served(process)
@@ -105,6 +106,7 @@ def test_a_page_whose_server_was_killed_is_no_success(bestrun, home):
     assert process.wait(30).code == 128 + signal.SIGKILL
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_the_page_ends_with_its_command_and_gives_its_port_back(bestrun, home, number):
     port = free_port()
@@ -190,6 +192,7 @@ def test_a_process_of_the_tests_ends_with_the_tests_however_they_end(tmp_path):
     until(lambda: not is_alive(pid), timeout=30)
 
 
+@pytest.mark.slow
 def test_the_same_line_says_for_whom_it_waits(bestrun, home, settings):
     words = ["train", "-m", *settings, "training.max_steps=20", "pictures=false", "seed=1,2", "sweep.name=s"]
     assert bestrun(*words).code == 0

@@ -52,6 +52,7 @@ def test_what_mlflow_cannot_open_is_refused_by_every_verb_as_the_setting_is(best
 # ---- the artifacts of experiments
 
 
+@pytest.mark.slow
 def test_mlflows_own_experiment_keeps_its_artifacts_in_the_home(bestrun, home, settings):
     (home / "mlruns" / "mlflow.db").unlink()  # the tests' own was made by MLflow alone
     (home / "here").mkdir()
@@ -60,6 +61,7 @@ def test_mlflows_own_experiment_keeps_its_artifacts_in_the_home(bestrun, home, s
     assert (home / "mlruns" / "artifacts" / "Default").is_dir() and not list((home / "here").iterdir())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("location", ["./mlruns/0", "file:///nowhere/1", "/nowhere/else/1", "file:///tmp/mlruns/0"])
 def test_an_experiment_of_another_place_is_refused_before_a_folder_is_made(bestrun, home, settings, tmp_path, location):
     uri = own_store(home / "mlruns")
@@ -166,6 +168,7 @@ def colleagues(bestrun, home, settings, tmp_path):
     subprocess.run(["umount", str(view)], check=True)
 
 
+@pytest.mark.slow
 def test_reading_verbs_work_in_a_home_that_can_only_be_read_and_say_what_they_did_not_record(
     bestrun, colleagues, tmp_path, home
 ):

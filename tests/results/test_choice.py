@@ -100,6 +100,7 @@ def _diverge(at, how, argv):
     bestrun_command(argv)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("how", "at"), [("training", 45), ("evaluation", 59), pytest.param("validation", 45, marks=pytest.mark.slow)]
 )
@@ -150,6 +151,7 @@ def _diverge_and_interrupt(at, argv):
     bestrun_command(argv)
 
 
+@pytest.mark.slow
 def test_weights_that_overflowed_just_before_a_signal_are_not_saved(bestrun, start_process, home, data):
     argv = ("train", *data, *SHORT, "optimizer=sgd", "optimizer.learning_rate=0.05", "name=edge")
     assert start_process(_diverge_and_interrupt, 30, argv, cwd=home).wait().code == 4
@@ -374,6 +376,7 @@ def assert_same_run(home, one, two):
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_tensors_in_a_new_interpreter_elsewhere(bestrun, home, data, tmp_path):
     # At once, so that each disturbs the other's timing; another way to start, another hash seed, another folder
     one = train_in_a_new_interpreter(home, tmp_path / "elsewhere", data, "one", 1, 2)

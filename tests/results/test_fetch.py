@@ -51,6 +51,7 @@ def test_the_keras_file_needs_none_of_our_code(trained, tmp_path, small_mnist_np
     assert (probabilities.argmax(axis=1) == labels).sum() == restored["test"]["correct"]
 
 
+@pytest.mark.slow
 def test_the_lines_it_prints_work_as_they_stand(trained, tmp_path, without_bestrun):
     result = fetched(trained, "trained", tmp_path / "out")
     lines = result.out[result.out.index("import keras") :] + "print(probabilities.shape)"

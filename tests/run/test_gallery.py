@@ -79,6 +79,7 @@ def test_pictures_do_not_change_the_result(bestrun, home, settings):
     assert with_ == without
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_write_pictures_is_finished_all_the_same(bestrun, home, settings):
     assert bestrun("train", *settings, "name=k").code == 0
     folder = run_folder(home, "k")

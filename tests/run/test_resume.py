@@ -149,6 +149,7 @@ def phase_of(folder):
     return f"in training, {len(evaluations(folder))} evaluations"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "number", [*range(3), *(pytest.param(number, marks=pytest.mark.slow) for number in range(3, 105))]
 )
@@ -246,6 +247,7 @@ def _die_while_saving(name, argv):
     bestrun_command(argv)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "moment",
@@ -364,6 +366,7 @@ def start_and_signal(start_process, home, number, phase, argv, times=1):
     return result, time.time() - float(marks[0].split()[1])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("number", "phase"),
     [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
@@ -526,6 +529,7 @@ def test_from_run_takes_weights_and_starts_at_step_0(bestrun, home, data, parent
     assert all(not tensor.any() for tensor in rest.values())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("other", ["network", "image size", "classes"])
 def test_from_run_of_another(other, bestrun, home, data, parent, small_mnist_npz, tmp_path):
     arrays = dict(np.load(small_mnist_npz))
@@ -547,6 +551,7 @@ def test_from_run_of_another(other, bestrun, home, data, parent, small_mnist_npz
     assert not run_folder(home, "child").path.exists()
 
 
+@pytest.mark.slow
 def test_lineage_is_recorded_in_both_runs_and_survives_a_kill_before_anything_was_saved(bestrun, home, data, parent):
     words = (*data, *SHORT, "training.max_steps=20")
     result = bestrun("train", *words, "from_run=best", "name=child")
@@ -568,6 +573,7 @@ def test_lineage_is_recorded_in_both_runs_and_survives_a_kill_before_anything_wa
     assert_same_checkpoint(load(run_folder(home, "cut").last), load(folder.last))
 
 
+@pytest.mark.slow
 def test_a_child_whose_only_state_is_damaged_starts_from_its_parent_again(bestrun, home, data, parent):
     words = (*data, *SHORT, "training.max_steps=20", "from_run=parent")
     assert bestrun("train", *words, "name=child").code == 0
@@ -633,6 +639,7 @@ def _die_uploading(name, number, journal, known, argv):
     bestrun_command(argv)
 
 
+@pytest.mark.slow
 def test_a_best_that_mlflow_was_told_of_but_never_got_is_made_again(bestrun, start_process, home, data, uninterrupted):
     # Killed in the upload of the very best: the figures have arrived, the file has not. Then the machine is lost.
     lines = uninterrupted.evaluations

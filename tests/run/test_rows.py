@@ -57,6 +57,7 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
         assert started[0][key] == started[1][key]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("network", [PLAIN, WHOLE], ids=["in two halves", "batch norm, augmented"])
 def test_training_from_a_file_gives_the_very_tensors_of_training_in_memory(
     bestrun, start_process, home, small_mnist_npz, network
@@ -81,6 +82,7 @@ def test_a_run_killed_on_the_way_resumes_from_the_cache_to_the_very_result(bestr
     assert_same_run(folder(home, "held"), folder(home, "stored"))
 
 
+@pytest.mark.slow
 def test_a_row_damaged_while_a_run_trains_ends_it_and_resume_goes_on_from_the_cache_made_anew(
     bestrun, start_process, home, packed_npz
 ):

@@ -94,6 +94,7 @@ def test_patience_stops_at_the_first_evaluation_that_far_from_the_best(bestrun, 
     assert outcome["steps"] - outcome["best"]["step"] == 60
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["colour npz", "idx"])
 def test_images_of_another_size_colour_and_number_of_classes_train(bestrun, home, tmp_path, colour_npz, kind):
     data = ["data=npz", f"data.path={colour_npz}", "data.validation_size=60"]

@@ -569,6 +569,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("way", "verb"), CASES)
 def test_a_verb_is_at_home_in_the_home_it_is_typed_in(way, verb, one, second):
     names = {"resume": ["half"], "train further": ["whole"], "the sweep goes on": ["s-000", "s-001"]}.get(verb, [])

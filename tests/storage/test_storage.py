@@ -137,6 +137,7 @@ def _assert_goes_on_to_the_same_end(bestrun, folder, environment, whole):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("room", "file"),
     [
@@ -479,6 +480,7 @@ REPEATS = [pytest.param(KINDS[0], 30, id=KINDS[0])] + [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "batches"), REPEATS)
 def test_processes_that_start_at_once_on_a_fresh_database_lose_nothing(start_process, tmp_path, kind, batches):
     place = tmp_path / "place"

@@ -29,6 +29,7 @@ def images(path, seed):
 # ---- one sweep, one data set
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["inline", pytest.param("local", marks=pytest.mark.slow)])
 def test_a_longer_study_with_other_images_at_the_same_relative_path_is_refused(bestrun, home, tmp_path, backend):
     for number, name in enumerate(("first", "second")):
@@ -64,6 +65,7 @@ def test_a_sweep_of_before_is_held_against_its_first_trial(bestrun, home, tmp_pa
     assert bestrun(*words).code == 2
 
 
+@pytest.mark.slow
 def test_data_that_is_tried_may_differ_between_trials(bestrun, home, tmp_path):
     images(tmp_path / "a.npz", 0)
     words = [
@@ -103,6 +105,7 @@ def two(_forkserver, tmp_path_factory):
     return store, people
 
 
+@pytest.mark.slow
 def test_a_sweep_is_its_parent_run_and_ones_own_comes_first(bestrun, two):
     store, people = two
     where = ["--tracking-uri", store, "--sweep", "night"]

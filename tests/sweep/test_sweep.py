@@ -167,6 +167,7 @@ def moments():
             yield pytest.param(kind, number, id=f"{kind}-{number}", marks=[] if is_quick else [pytest.mark.slow])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("kind", "number"), list(moments()))
 def test_a_sweep_whose_scheduler_was_killed_is_completed_by_the_same_line(sweep, home, lines, kind, number):
     # Killed when this many of all evaluations were made, and a little later
@@ -189,6 +190,7 @@ def test_a_sweep_whose_scheduler_was_killed_is_completed_by_the_same_line(sweep,
     assert free(home, "killed")
 
 
+@pytest.mark.slow
 def test_a_run_that_a_worker_of_the_killed_scheduler_still_saves_is_waited_for(sweep, start_process, home, network):
     words = [*network, "seed=0,1", "sweep.name=saving"]
     process = sweep.start(*words)
@@ -339,6 +341,7 @@ def test_two_workers_on_a_fresh_store_make_one_parent_and_eight_children(bestrun
 # ---- each trial is an ordinary run ----
 
 
+@pytest.mark.slow
 def test_trial_of_an_inline_sweep_is_bit_identical_to_the_same_settings_run_alone(bestrun, sweep, home, network):
     result = sweep(*network, "optimizer.learning_rate=1e-3,4e-3", "sweep.name=same")
     assert result.code == 0, result.err
@@ -517,6 +520,7 @@ def test_a_killed_worker_s_run_is_resumed_and_without_retries_by_the_same_line(b
 # ---- one sweep, one name ----
 
 
+@pytest.mark.slow
 def test_a_name_means_one_sweep_and_one_scheduler(bestrun, sweep, home, data):
     words = [*data, *STUDY[:2], *STUDY[3:], "sweep.name=only"]
     process = sweep.start(*words, "sweep.n_trials=2", "training.max_steps=200")
@@ -615,6 +619,7 @@ def proxy(mlflow_server):
     proxy.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_at_the_start_begins_nothing_and_keeps_the_name_free(sweep, home, network, proxy):
     words = [*network, "training.max_steps=20", "seed=0,1", "sweep.name=away"]
     proxy.fail("refuse")

@@ -181,6 +181,7 @@ def test_a_whole_database_whose_writer_was_killed_is_whole(whole, start_process)
     assert rows(whole, "PRAGMA integrity_check") == [("ok",)] and not list(whole.parent.glob("*.half-made-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [0.1, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_mlflows_own_server_that_makes_it_just_now_is_waited_for(start_process, tmp_path, moment):
     path = tmp_path / "mlflow.db"
@@ -448,6 +449,7 @@ def _gone(folder):
     return not _makers(folder)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_the_maker_dies_with_its_parent_and_the_next_removes_what_it_left(start_process, tmp_path, number):
     path = tmp_path / "home" / "mlflow.db"

@@ -129,6 +129,7 @@ def cases():
                 yield pytest.param(*case, id="-".join(case), marks=[] if case in QUICK else [pytest.mark.slow])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("mode", "phase", "outcome"), list(cases()))
 def test_an_outage_neither_loses_nor_doubles_anything(
     bestrun, start_process, home, settings, mlflow_server, proxy, mode, phase, outcome

@@ -21,6 +21,7 @@ def state(tag: str) -> dict:
     return json.loads(zlib.decompress(base64.b64decode(packed.removeprefix("deflate;"))))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("objective", "key", "column", "ascending"),
     [

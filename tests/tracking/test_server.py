@@ -62,6 +62,7 @@ def test_another_port_is_taken_the_link_works_and_ctrl_c_leaves_no_process(ui, b
     assert not serving(link[1])
 
 
+@pytest.mark.slow
 def test_an_empty_store_is_said_to_be_empty(ui, home):
     process = ui()
     assert "there are no runs yet; the first is made by: bestrun train" in process.out

@@ -100,6 +100,7 @@ print(json.dumps(served["probabilities"].tolist()))
     assert child[0]["parent"] == whole.name and child[1]["step"] == 0
 
 
+@pytest.mark.slow
 def test_frozen_layers_keep_their_weights_have_no_slots_and_a_killed_run_goes_on_to_the_same(command, home, data):
     words = [*data("three", 3), "model=nested", *SHORT, "training.freeze=[backbone/*norm, backbone/bl?ck]"]
     whole = _killed_and_resumed(command, home, words)
@@ -115,6 +116,7 @@ def test_frozen_layers_keep_their_weights_have_no_slots_and_a_killed_run_goes_on
     assert json.loads(command("restore", "whole", "--json", "--local").out)["validation"]["agrees"] is True
 
 
+@pytest.mark.slow
 def test_a_fresh_head_takes_everything_but_the_logits_from_a_run_of_other_classes(command, home, data):
     model = ["model=vit", "model.width=8"]
     command("train", *data("three", 3), *model, *SHORT, "name=parent")

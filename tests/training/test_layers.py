@@ -51,6 +51,7 @@ def test_a_layer_inside_a_layer_has_the_path_to_it_as_its_name():
     assert "model/backbone/norm/moving_mean" in nested
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("build", [_vit, lambda: _built(networks.nested), lambda: _built(networks.mobile)])
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_every_variable_has_one_name_and_a_checkpoint_brings_all_of_them_back(build, name):

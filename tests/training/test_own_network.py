@@ -135,6 +135,7 @@ def test_a_softmax_at_the_end_is_noticed_at_the_first_evaluation(command):
     assert "look like probabilities" not in usual.stdout + usual.stderr
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "words"),
     [

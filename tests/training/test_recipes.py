@@ -28,6 +28,7 @@ def images(small_mnist_npz):
     return np.load(small_mnist_npz)["x_train"][:64, ..., np.newaxis]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("recipe", ["quick", "fast", pytest.param("accurate", marks=pytest.mark.slow)])
 def test_recipe_killed_and_resumed_equals_uninterrupted(bestrun, home, small_mnist_npz, recipe):
     filters = "model.num_filters=[4,8,8,8]" if recipe == "accurate" else "model.num_filters=[4,8]"
