@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -356,6 +357,21 @@ def test_where_the_home_cannot_be_written_the_rows_have_no_name(tmp_path, mlruns
     assert (mlruns / "cache").is_file()
 
 
+def test_where_the_folder_of_the_cache_cannot_be_written_the_rows_have_no_name(tmp_path, mlruns, monkeypatch):
+    (mlruns / "cache").mkdir(parents=True)
+    settings = npz(tmp_path / "source", COLOUR, save=np.savez_compressed)
+    opened = os.open
+
+    def refusing(path, flags, *more):
+        if str(path).endswith(".lock") and flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, "Permission denied")  # root writes wherever it likes
+        return opened(path, flags, *more)
+
+    monkeypatch.setattr(cache.os, "open", refusing)
+    assert_equal(load_dataset(**settings, in_memory=True), load_dataset(**settings, in_memory=False))
+    assert not list((mlruns / "cache").iterdir())
+
+
 def test_nothing_is_taken_from_a_strangers_home(tmp_path, mlruns, monkeypatch):
     settings = npz(tmp_path / "source", COLOUR, save=np.savez_compressed)
     load_dataset(**settings, in_memory=False)
@@ -373,9 +389,11 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(tmp_path, mlruns
     assert {path.suffix for path in (mlruns / "cache").iterdir()} == {".lock"}
 
 
-def test_a_source_that_changes_while_it_is_decoded_is_refused(tmp_path, mlruns, monkeypatch):
-    settings = npz(tmp_path / "source", COLOUR, save=np.savez_compressed)
-    monkeypatch.setattr(cache, "fault", lambda point: os.utime(settings["path"]))
+@pytest.mark.parametrize("make", [partial(npz, arrays=COLOUR, save=np.savez_compressed), folder, parquet])
+def test_a_source_that_changes_while_it_is_decoded_is_refused(tmp_path, mlruns, monkeypatch, make):
+    settings = make(tmp_path / "source")
+    files = [path for path in (tmp_path / "source").rglob("*") if path.is_file()]
+    monkeypatch.setattr(cache, "fault", lambda point: os.utime(files[0]))
     with pytest.raises(DataError, match="wait until it is written"):
         load_dataset(**settings, in_memory=False)
     assert {path.suffix for path in (mlruns / "cache").iterdir()} == {".lock"}

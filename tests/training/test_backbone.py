@@ -120,6 +120,9 @@ def saved(tmp_path_factory):
     (folder / "thin.weights.h5").write_bytes((folder / "net.weights.h5").read_bytes())
     with h5py.File(folder / "thin.weights.h5", "a") as file:
         del file["layers/batch_normalization"]
+    (folder / "nan.weights.h5").write_bytes((folder / "net.weights.h5").read_bytes())
+    with h5py.File(folder / "nan.weights.h5", "a") as file:
+        file["layers/batch_normalization/vars/0"][3] = np.nan
     (folder / "text.weights.h5").write_text("no weights\n")
     (folder / "folder.weights.h5").mkdir()
     other = keras.applications.VGG16(input_shape=(SIDE, SIDE, 3), include_top=False, weights=None)
@@ -148,6 +151,7 @@ def test_weights_are_those_of_the_file_and_its_hash_is_kept(saved, name):
         ("folder.weights.h5", "there is no such file"),
         ("half.weights.h5", "not weights of MobileNetV2 without its top"),
         ("thin.weights.h5", "not weights of MobileNetV2 without its top"),
+        ("nan.weights.h5", "has no numbers for .*, or some that are not finite"),
         ("text.weights.h5", "not weights of MobileNetV2 without its top"),
         ("other.weights.h5", "not weights of MobileNetV2 without its top"),
     ],
