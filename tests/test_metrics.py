@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from bestrun import metrics
+from bestrun.errors import SettingsError
+from bestrun.settings import own
 from bestrun.settings.compose import compose, override
 from bestrun.settings.config import digest, flatten
+from bestrun.storage.history import History
+from bestrun.storage.journal import Journal
+from bestrun.training import device  # noqa: F401  (first: it makes TensorFlow's start quiet)
+from bestrun.training.schedules import one_cycle
 
 
 def _with_recall(words):
@@ -87,3 +93,79 @@ def test_the_direction_follows_the_metric_and_digests_stay(metric, direction):
     followed = compose([f"objective.metric={metric}"]).config
     assert digest(given) == digest(followed) and flatten(followed)["objective.direction"] == direction
     assert override(given, ["objective.metric=val/loss"])[0].objective.direction == "minimize"
+
+
+def test_a_run_goes_by_f1_and_tells_each_class(bestrun, home, settings, small_mnist_npz, tmp_path):
+    with np.load(small_mnist_npz) as file:
+        arrays = dict(file)
+    nines = np.flatnonzero(arrays["y_train"] == 9)
+    keep = np.delete(np.arange(len(arrays["y_train"])), nines[15:])  # 15 of about 1,800: less than 1 %
+    arrays |= {"x_train": arrays["x_train"][keep], "y_train": arrays["y_train"][keep]}
+    np.savez(tmp_path / "thin.npz", **arrays)
+    words = [*settings, f"data.path={tmp_path / 'thin.npz'}", "name=r", "objective.metric=val/f1", "pictures=false"]
+    trained = bestrun("train", *words, "schedule=one_cycle", "optimizer.learning_rate=0.01")
+    assert trained.code == 0, trained.err
+    assert "   val loss     val f1  steps/s" in trained.out
+    evaluations = History.read(home / "mlruns/runs/r/journal.jsonl").evaluations
+    best = max(evaluations[1:], key=lambda line: line["val/f1"])
+    assert f"best      val/f1 {100 * best['val/f1']:.2f} % at step {best['step']}" in trained.out
+    shares = [one_cycle(line["step"] - 1, 60, warmup_share=0.3, final_share=1e-4) for line in evaluations[1:]]
+    rates = [line["learning_rate"] for line in evaluations]
+    assert rates[0] is None and rates[1:] == pytest.approx([0.01 * share for share in shares])
+    assert all(np.float32(0.01 * share) == np.float32(rate) for share, rate in zip(shares, rates[1:], strict=True))
+    assert all(line["val/top5"] > line["val/accuracy"] > line["val/f1"] for line in evaluations[1:])
+
+    shown = json.loads(bestrun("show", "r", "--json").out)["classes"]
+    recalls = [each["recall"] for each in shown]
+    assert sum(each["images"] for each in shown) == 500
+    assert np.mean(recalls) == pytest.approx(best["val/balanced_accuracy"])
+    (line,) = [line.split() for line in bestrun("show", "r").out.splitlines() if line.startswith("9 ")]
+    assert line[:3] == ["9", str(shown[9]["images"]), f"{100 * recalls[9]:.2f}"]
+    tested = json.loads(bestrun("restore", "best", "--objective", "val/f1", "--json").out)["test"]
+    assert {"accuracy", "loss", "balanced_accuracy", "f1", "top5"} <= tested.keys()
+    columns = "run,val/f1,best/f1,test/f1,learning_rate,class/9/recall"
+    (row,) = json.loads(bestrun("runs", "--columns", columns, "--json").out)
+    assert row["best/f1"] == best["val/f1"] and row["test/f1"] == tested["f1"] and row["class/9/recall"] == recalls[9]
+    assert row["learning_rate"] == evaluations[-1]["learning_rate"]
+    listed = bestrun("runs", "--filter", 'metrics."best/f1" > 0.1', "--sort", "val/f1", "--columns", columns).out
+    assert f"{100 * recalls[9]:.2f} %" in listed
+    assert bestrun("report", "r", "--out", str(home / "r.html")).code == 0
+    assert "Its classes" in (home / "r.html").read_text()
+
+
+def test_an_objective_that_tells_nothing_of_so_few_classes_is_refused_before_anything_is_on_disk(colour_npz):
+    from bestrun.run.start import load_data
+
+    words = ["data=npz", f"data.path={colour_npz}", "objective.metric=val/top5"]
+    with pytest.raises(SettingsError, match="objective.metric=val/top5: it tells nothing of 5 classes.* type another"):
+        load_data(compose(words).config)
+
+
+def test_a_repeated_evaluation_is_compared_by_the_metrics_that_its_line_has(tmp_path):
+    from bestrun.training.loop import check_repeated
+
+    known = {"step": 20, "val/accuracy": 0.5, "val/loss": 1.0}  # of a version without F1
+    now = known | {"val/f1": 0.4, "learning_rate": 0.1}
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        check_repeated(known, now, journal)
+        assert not journal.events
+        check_repeated(known, now | {"val/loss": 2.0}, journal)
+        assert journal.events[0]["figures"] == {"val/loss": [1.0, 2.0]}
+
+
+def test_a_metric_of_ones_own_may_have_the_name_of_one_that_came_later(tmp_path):
+    from bestrun.training.evaluation import further_figures
+
+    text = '@bestrun.metric("val/f1", direction="minimize")\ndef mine(logits, labels):\n    return 7.0\n'
+    (tmp_path / "code.py").write_text(f"import bestrun\n\n\n{text}")
+    ours = metrics.METRICS["f1"]
+    own.use(tmp_path)
+    try:
+        assert metrics.METRICS["f1"].direction == "minimize"
+        found = further_figures(np.eye(3, dtype=np.float32), np.arange(3), ["f1"])
+        assert found == {"balanced_accuracy": 1.0, "f1": 7.0}
+        assert own.missing([("metric", "f1")]) == []
+    finally:
+        own.use(None)
+    assert metrics.METRICS["f1"] == ours
+    assert own.missing([("metric", "f1")]) == ["metric f1"]  # a run's own one is never taken for ours

@@ -81,12 +81,12 @@ class Run:
         return self.record.confusion_matrix
 
     def history(self) -> DataFrame:
-        """Its evaluations: a row a step (the index), with train/loss, train/accuracy, val/loss, val/accuracy,
-        images_per_second and improved.
+        """Its evaluations: a row a step (the index), with train/loss, train/accuracy, val/loss, val/accuracy and every
+        further metric, learning_rate, images_per_second and improved; NaN where it has none.
         """
         from pandas import DataFrame
 
-        columns = ["step", *keys("train"), *keys("val"), "images_per_second", "improved"]
+        columns = ["step", *keys("train"), *keys("val"), "learning_rate", "images_per_second", "improved"]
         return DataFrame(self.record.evaluations, columns=columns).set_index("step")
 
     def restore(
@@ -198,7 +198,7 @@ def load_run(
 
     Args:
         experiment, sweep: look only there.
-        objective: which one `best` goes by, val/accuracy or val/loss, where there are runs of several objectives.
+        objective: which one `best` goes by, as val/accuracy or val/loss, where there are runs of several objectives.
         config_dir: as --config-dir: the folder whose code.py has the run's own functions.
 
     Raises:

@@ -29,6 +29,7 @@ from .metrics import METRICS, Metric
 KINDS = ("network", "dataset", "augmentation", "metric")  # each a decorator of that name, below
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 METRIC_NAME = re.compile(r"(?:val/)?([A-Za-z][A-Za-z0-9_]{0,99})")
+OUR_METRICS = dict(METRICS)  # one's own may take the place of one, as runs older than that have metrics of such names
 MAX_BYTES = 1 << 20  # of code.py, which is kept with each run
 MODULE = "_bestrun_code_of_ones_own"  # a name that no import finds: DIR is not on sys.path
 
@@ -133,6 +134,7 @@ def _put(lab: Lab | None) -> None:
     global _lab
     for name in metrics():
         METRICS.pop(name, None)
+        METRICS.update({name: OUR_METRICS[name]} if name in OUR_METRICS else {})
     _lab = lab
     for one in lab.registered.values() if lab else ():
         if one.metric:
@@ -219,8 +221,8 @@ def _registered(kind: str, call: ast.Call | None, line: int) -> Registered:
             raise ValueError(f"{kind} {shown(name)}: takes a name of letters, digits, _ and - (not in front)")
         return Registered(kind, name, line)
     short, unit, direction = METRIC_NAME.fullmatch(name), values.pop("unit", ""), values.pop("direction", "maximize")
-    if short is None or short[1] in METRICS.keys() - set(metrics()):
-        raise ValueError(f"metric {shown(name)}: takes val/NAME, NAME of letters, digits and _, and no metric of ours")
+    if short is None or (short[1] in OUR_METRICS and OUR_METRICS[short[1]].is_trained):
+        raise ValueError(f"metric {shown(name)}: takes val/NAME, NAME of letters, digits and _, not accuracy or loss")
     if values or unit not in ("", "share") or direction not in ("maximize", "minimize"):
         ours = 'unit="share" (of 1, written in percent; else left out), direction="maximize" or "minimize"'
         raise ValueError(f"metric {name!r}: takes {ours}, written out")

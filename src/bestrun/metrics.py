@@ -4,6 +4,7 @@ A new metric is a row here and a function in training/evaluation.py; journal, ML
 follow. A key is a metric of a split: `val/accuracy`, `train/loss`, `test/loss`, and `best/accuracy`, that of the best.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -16,12 +17,14 @@ class Metric:
         unit: share (from 0 to 1, written in percent) or nats.
         direction: maximize or minimize.
         is_trained: also measured on the training images, as they are trained with.
+        least_classes: with fewer it tells nothing, and is not measured.
     """
 
     name: str
     unit: str
     direction: str
     is_trained: bool = False
+    least_classes: int = 2
 
     @property
     def is_share(self) -> bool:
@@ -43,8 +46,12 @@ METRICS = {
     for metric in (
         Metric("loss", "nats", "minimize", is_trained=True),
         Metric("accuracy", "share", "maximize", is_trained=True),
+        Metric("balanced_accuracy", "share", "maximize"),
+        Metric("f1", "share", "maximize"),
+        Metric("top5", "share", "maximize", least_classes=6),
     )
 }
+OF_A_CLASS = {name: Metric(name, "share", "maximize") for name in ("recall", "precision")}  # class/<name>/recall
 
 
 def metric_of(key: str) -> Metric:
@@ -53,6 +60,8 @@ def metric_of(key: str) -> Metric:
     One that is not known here, of a run that another version made, is a plain number, and more of it is better.
     """
     name = key.rpartition("/")[2]
+    if key.startswith("class/") and name in OF_A_CLASS:
+        return OF_A_CLASS[name]
     return METRICS.get(name) or Metric(name, "", "maximize")
 
 
@@ -89,3 +98,32 @@ def is_better(direction: str, value: float, than: float) -> bool:
 def goodness(direction: str, value: float) -> float:
     """A number that is larger the better the value is: a key to sort by, and for min and max."""
     return value if direction == "maximize" else -value
+
+
+@dataclass(frozen=True)
+class OfClass:
+    """One class in an evaluation: its images, those that were taken for it, and those that were so rightly."""
+
+    images: int
+    predicted: int
+    right: int
+
+    @property
+    def recall(self) -> float | None:
+        """The share of its images that were taken for it; None where the split has none of it."""
+        return self.right / self.images if self.images else None
+
+    @property
+    def precision(self) -> float:
+        """The share of what was taken for it that was it; 0 where nothing was, as scikit-learn's zero_division=0."""
+        return self.right / self.predicted if self.predicted else 0.0
+
+
+def by_class(confusions: Iterable[Sequence[int]], num_classes: int) -> list[OfClass]:
+    """Every class of an evaluation, from what the journal has of it: [true class, predicted class, images] a cell."""
+    images, predicted, right = ([0] * num_classes for _ in range(3))
+    for true, said, count in confusions:
+        images[true] += count
+        predicted[said] += count
+        right[true] += count if true == said else 0
+    return [OfClass(*numbers) for numbers in zip(images, predicted, right, strict=True)]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bestrun.storage.checkpoint import load
+from bestrun.storage.journal import read_journal
 from support.looks import evaluations
 from support.processes import Command
 from support.stores import run_folder
@@ -71,7 +72,14 @@ def test_an_old_run_that_was_killed_goes_on_and_a_finished_one_further(old):
     assert [line["step"] for line in evaluations(folder)] == [0, 10, 20]
     assert json.loads(folder.result.read_text())["stop_reason"] == "max_steps"
     old("resume", "loss", DATA, "training.max_steps=30", "training.patience_steps=30")
-    assert [line["step"] for line in evaluations(run_folder(old.home, "loss"))] == [0, 10, 20, 30]
+    further = evaluations(run_folder(old.home, "loss"))
+    assert [line["step"] for line in further] == [0, 10, 20, 30]
+    # A metric that is newer than a run: it has it from there on, its older lines stay as they were
+    assert [line.get("val/f1") is not None for line in further] == [False, False, False, True]
+    events, _ = read_journal(run_folder(old.home, "loss").journal)
+    assert "diverges" not in {event["event"] for event in events}
+    rows = {row["run"]: row["val/f1"] for row in json.loads(old("runs", "--columns", "run,val/f1", "--json"))}
+    assert rows["loss"] == further[-1]["val/f1"] and rows["whole"] is None
     assert {report["state"] for report in json.loads(old("sync", "--json"))} <= {"complete"} | {
         "was dead: marked as interrupted"
     }

@@ -224,8 +224,8 @@ def test_settings_are_checked_without_running_code_py_and_the_folder_is_on_no_pa
     assert "did you" in refusal(compose, ["objective.metrik=val/margin"])
     line = refusal(compose, ["objective.metric=val/magrin"])
     assert (
-        line
-        == "objective.metric=val/magrin: takes val/accuracy or val/loss or val/margin; type objective.metric=val/margin"
+        line == "objective.metric=val/magrin: takes val/accuracy, val/balanced_accuracy, val/f1, val/top5, val/loss or "
+        "val/margin; type objective.metric=val/margin"
     )
     assert str(folder) not in sys.path
     assert refusal(lab.load).startswith(f"{folder}/code.py, line ") and "RuntimeError: it was run" in refusal(lab.load)

@@ -59,7 +59,9 @@ def test_every_setting_has_its_prose_and_default_in_the_schema() -> None:
         assert found["description"] or key == "data.name", key
     batch = properties["training"]["properties"]["batch_size"]
     assert batch["default"] == 64 and batch["description"].startswith("images a step: the tutorial's;")
-    assert properties["objective"]["properties"]["metric"]["anyOf"][0] == {"enum": ["val/accuracy", "val/loss"]}
+    assert properties["objective"]["properties"]["metric"]["anyOf"][0] == {
+        "enum": ["val/accuracy", "val/balanced_accuracy", "val/f1", "val/top5", "val/loss"]
+    }
     for option in options("optimizer"):
         rate = whole_schema()["$defs"][f"optimizer.{option}"]["properties"]["learning_rate"]
         assert rate["default"] == OmegaConf.load(conf_dir() / "optimizer" / f"{option}.yaml").learning_rate

@@ -67,7 +67,8 @@ def _text(row: Row, column: str) -> str:
         return f"{row.state}: {row.stop_reason}"
     if isinstance(found, float) and column == "test":
         return shown_value(found, "test/accuracy")
-    if isinstance(found, float) and column in (*keys("train"), *keys("val"), *keys("best"), *keys("test")):
+    ours = (*keys("train"), *keys("val"), *keys("best"), *keys("test"))
+    if isinstance(found, float) and (column in ours or column.startswith("class/")):
         return shown_value(found, column)
     if isinstance(found, float):
         return f"{found:.0f}" if found.is_integer() else f"{found:.6g}"

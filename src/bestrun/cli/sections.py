@@ -16,13 +16,13 @@ from ..class_names import labels
 from ..data.dataset import Dataset
 from ..errors import BestrunError, DataError, SettingsError
 from ..formatting import duration, shortened, shown_point, shown_value
-from ..metrics import goodness, metric_of, objective_first
-from ..results.compare import class_names_of, comparison
+from ..metrics import goodness, metric_of
+from ..results.compare import class_names_of, comparison, figures_there
 from ..results.fetch import fetch_best
 from ..results.own_code import read_data
 from ..results.record import Record, from_folder
 from ..results.restore import rebuild, what_differs
-from ..results.show import facts, steps
+from ..results.show import class_rows, facts, steps
 from ..settings.compose import override
 from ..settings.config import flatten
 from ..settings.own import is_own_data
@@ -206,6 +206,10 @@ def _seen(record: Record, look: Look, title: str, layers: int = 1) -> list[str]:
     if matrix is not None and record.best:
         title = f"{record.name}, step {record.best['step']:,}: validation split"
         parts += _confusions(matrix, title, record.class_names)
+        rows = class_rows(record, 60)
+        head = ["class", "images", "recall", "precision"]
+        less = f": the {len(rows)} of {len(matrix)} with the least recall" if len(rows) < len(matrix) else ""
+        parts += [heading(f"Its classes{less}", 3), table(head, rows, head[1:])]
     name = f"{record.name}, step {look.step:,}" if look.step is not None else record.name
     if split:
         wrong_by = look.logits.max(axis=1) - look.logits[np.arange(len(split)), split.labels]
@@ -273,7 +277,7 @@ def _compared(records: Sequence[Record]) -> list[str]:
 
 
 def _run_table(records: Sequence[Record]) -> str:
-    figures = objective_first(records[0].metric)
+    figures = figures_there(records)
     head = ["run", "state", *figures, "best step", "test accuracy", "steps", "took"]
     rows = []
     for label, record in zip(_labels(records), records, strict=True):

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from ..formatting import shortened, shown_value, text_table
-from ..metrics import objective_first
+from ..metrics import metric_of, objective_first
 from ..settings.config import flatten
 from ..storage.events import metric_value
 from ..storage.provenance import code_differences
@@ -89,17 +89,27 @@ def class_names_of(records: Sequence[Record]) -> tuple[str, ...] | None:
     return next((record.class_names for record in alike if record.class_names), None)
 
 
+def figures_there(records: Sequence[Record]) -> list[str]:
+    """The keys of the validation split to show of several runs, the objective's first: those that any of them has, and
+    accuracy and loss, which every run has from its first evaluation on.
+    """
+    return [
+        key
+        for key in objective_first(records[0].metric)
+        if metric_of(key).is_trained or any(metric_value(record.best, key) is not None for record in records)
+    ]
+
+
 def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
     """What `bestrun compare` prints of a comparison: a column a run."""
     best, tested = [record.best for record in records], [record.tested for record in records]
-    metric = records[0].metric
     table = [
         ["", *(one_line(record.name) for record in records)],
         ["run ID", *((record.run_id or "-")[:8] for record in records)],
         ["state", *(record.state for record in records)],
         *(
             [f"best {key}", *(shown_value(metric_value(line, key), key) for line in best)]
-            for key in objective_first(metric)
+            for key in figures_there(records)
         ),
         ["at step", *(f"{line['step']:,}" if line else "-" for line in best)],
         ["test/accuracy", *(shown_value(metric_value(line, "test/accuracy"), "test/accuracy") for line in tested)],

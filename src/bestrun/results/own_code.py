@@ -8,7 +8,7 @@ from .. import lab
 from ..data.dataset import Dataset, load_dataset
 from ..errors import SettingsError
 from ..formatting import shown
-from ..metrics import metric_of
+from ..metrics import METRICS, metric_of
 from ..settings.config import Config
 from ..settings.own import data_arguments, missing, needed
 from ..storage.folder import RunFolder
@@ -46,7 +46,8 @@ def refuse_missing(
         SettingsError: says which file is missing, what of it is needed, and where its text is.
     """
     objective = metric_of(config.objective.metric).name
-    needs = needed(config, list(dict.fromkeys([*metrics, objective])))
+    others = [] if objective in METRICS else [objective]  # of a run that MLflow alone knows of, by its settings
+    needs = needed(config, list(dict.fromkeys([*metrics, *others])))
     lacking = missing([each for each in needs if each[0] in kinds])
     if not lacking:
         return

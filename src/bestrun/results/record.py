@@ -10,6 +10,7 @@ import yaml
 
 from .. import class_names
 from ..errors import SettingsError
+from ..metrics import OfClass, by_class
 from ..settings.compose import config_now, override, read_config
 from ..settings.config import Config
 from ..storage.events import Evaluation, Resumed, Started, Stopped, Tested
@@ -115,6 +116,12 @@ class Record:
         matrix = np.zeros((self.started["data"]["num_classes"],) * 2, np.int64)
         matrix[cells[:, 0], cells[:, 1]] = cells[:, 2]
         return matrix
+
+    @property
+    def by_class(self) -> list[OfClass] | None:
+        """Each class at the best evaluation, in the order of their numbers; None where that did not keep them."""
+        cells = self.best.get("confusions") if self.best else None
+        return by_class(cells, self.started["data"]["num_classes"]) if cells else None
 
 
 def find_record(lookup: Lookup, place: Place) -> Record:

@@ -12,7 +12,7 @@ from .. import lab
 from ..class_names import labels
 from ..data.dataset import Dataset
 from ..errors import BestrunError, DataError, VerificationError
-from ..formatting import text_table
+from ..formatting import shown_value, text_table
 from ..settings.compose import override
 from ..settings.config import Config
 from ..settings.own import needed
@@ -275,6 +275,12 @@ def keep_test(folder: RunFolder, pictures: Path, tested: Mapping[str, Any]) -> N
         journal.append("tested", **tested)
 
 
+def _further(test: Mapping[str, Any]) -> str:
+    """The figures of the test beside accuracy and loss, where there are some."""
+    found = {key: value for key, value in test.items() if key not in ("accuracy", "correct", "total", "loss")}
+    return ", ".join(f"{key} {shown_value(value, key)}" for key, value in found.items())
+
+
 def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
     """What a person reads of a restored run."""
     test, validation, checkpoint = report["test"], report["validation"], report["checkpoint"]
@@ -295,6 +301,7 @@ def report_lines(report: dict[str, Any], matrix_text: str) -> list[str]:
         f"test        {100 * test['accuracy']:.1f}% ({test['correct']} / {test['total']}), loss {test['loss']:.4f}",
         "",
     ]
+    lines += [further, ""] if (further := _further(test)) else []
     table = [["class", "accuracy"]]
     matrix, names = report["confusion_matrix"], report["class_names"]
     for label, (called, row) in enumerate(zip(labels(names, len(matrix)), matrix, strict=True)):

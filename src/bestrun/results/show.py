@@ -3,9 +3,9 @@
 import time
 from typing import Any
 
-from ..class_names import listed
-from ..formatting import duration, shown_value
-from ..metrics import keys, metric_of, objective_first
+from ..class_names import MAX_LENGTH, labels, listed
+from ..formatting import duration, shown_value, text_table
+from ..metrics import OF_A_CLASS, keys, metric_of, objective_first
 from ..settings.config import flatten
 from ..storage.events import metric_value
 from ..storage.provenance import changed_files
@@ -44,11 +44,43 @@ def as_json(record: Record) -> dict[str, Any]:
         "own_code_sha256": record.started.get("own_code_sha256"),
         "config_dir": record.started.get("config_dir"),
         **{key: record.started.get(key) for key in ("parent", "rerun_of", "sweep", "trial", "note", "tags")},
+        "classes": classes_json(record),
         "confusion_matrix": None if matrix is None else matrix.tolist(),
         "folder": str(record.folder.path) if record.folder else None,
         "artifacts": record.artifacts,
         "evaluations": record.evaluations,
     }
+
+
+def classes_json(record: Record) -> list[dict[str, Any]] | None:
+    """Recall and precision of each class at the best evaluation, of the validation split; None where not kept."""
+    found = record.by_class
+    if found is None:
+        return None
+    names = labels(record.class_names, len(found), MAX_LENGTH)
+    return [
+        {"class": name, "images": each.images, "recall": each.recall, "precision": each.precision}
+        for name, each in zip(names, found, strict=True)
+    ]
+
+
+def class_rows(record: Record, columns: int = 24) -> list[list[str]]:
+    """A row a class: name, images, recall, precision at the best evaluation; of many classes those of least recall."""
+    found = record.by_class or []
+    names = labels(record.class_names, len(found), columns)
+    order = list(range(len(found)))
+    if len(found) > curves.MAX_CLASSES_WITH_COUNTS:
+        order = sorted((n for n in order if found[n].images), key=lambda n: found[n].recall or 0.0)
+        order = order[: curves.MAX_CLASSES_WITH_COUNTS]
+    return [
+        [
+            names[number],
+            f"{found[number].images:,}",
+            OF_A_CLASS["recall"].write(found[number].recall),
+            OF_A_CLASS["precision"].write(found[number].precision),
+        ]
+        for number in order
+    ]
 
 
 def steps(record: Record) -> int:
@@ -65,8 +97,9 @@ def facts(record: Record) -> list[tuple[str, str]]:
     rows.append(("state", f"{_state(record)}, {duration(record.seconds)}"))
     if best:
         there = [key for key in objective_first(record.metric) if metric_value(best, key) is not None]
-        values = ", ".join(f"{key} {shown_value(metric_value(best, key), key)}" for key in there)
-        rows.append(("best", f"{values} at step {best['step']:,}"))
+        values = [f"{key} {shown_value(metric_value(best, key), key)}" for key in there]
+        rows.append(("best", f"{', '.join(values[:3])} at step {best['step']:,}"))
+        rows += [("", ", ".join(values[3:]))] if values[3:] else []
     if record.tested:
         there = [key for key in reversed(keys("test")) if metric_value(record.tested, key) is not None]
         test = ", ".join(f"{metric_of(key).name} {shown_value(metric_value(record.tested, key), key)}" for key in there)
@@ -116,6 +149,11 @@ def lines(record: Record) -> list[str]:
     found, best = [f"{name:<12} {one_line(text)}" for name, text in facts(record)], record.best
     if len(record.evaluations) > 1:
         found += ["", *curves.curve_text(record.evaluations, record.metric, best["step"] if best else None)]
+    if rows := class_rows(record):
+        many = f": {len(rows)} of {len(record.by_class or []):,} classes, least recall first"
+        title = "validation split, by the best" + many * (len(rows) < len(record.by_class or []))
+        head = ["class", "images", "recall", "precision"]
+        found += ["", title, *text_table([head, *rows], right={1, 2, 3})]
     return [*found, "", *_next(record)]
 
 

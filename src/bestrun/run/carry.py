@@ -119,7 +119,7 @@ def carry_through(run: Prepared, screen: Screen, stop_requested: Callable[[], st
         BestrunError: how it ended, where that is an error; everything is written and said by then.
     """
     mirror, signals = Mirror(run.folder, run.uri, lambda: run.journal.end), Signals()
-    began = time.perf_counter()
+    began, screen.objective = time.perf_counter(), run.config.objective.metric
     with signals.handled():
         end = train(run, screen, mirror, signals, stop_requested)
         signals.graceful, signals.answer = True, "leaving as soon as MLflow has everything"

@@ -86,7 +86,9 @@ def differences(record: Record, config: Config, data: Dataset) -> dict[str, list
 
 def verdict(record: Record, again: History) -> str:
     """Whether every evaluation of the new run is what it was."""
-    compared = ("step", "train/loss", *keys("val"), "improved")
+    begins = (*record.evaluations[:1], *again.evaluations[:1])
+    both = [key for key in keys("val") if all(key in line for line in begins)]
+    compared = ("step", "train/loss", *both, "improved")  # a run older than a metric has none of it
     then = [[line.get(key) for key in compared] for line in record.evaluations]
     now = [[event.get(key) for key in compared] for event in again.evaluations]
     if then == now:

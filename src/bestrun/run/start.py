@@ -14,7 +14,7 @@ from ..data.dataset import Dataset
 from ..environment import refuse_other_backend, user_name
 from ..errors import SettingsError
 from ..formatting import mask_uri
-from ..metrics import METRICS
+from ..metrics import METRICS, metric_of, objectives
 from ..results.fetch import source_checkpoint
 from ..results.own_code import read_data
 from ..settings.compose import Composed
@@ -127,7 +127,8 @@ def load_data(config: Config, progress: Callable[[Sequence[int]], Iterable[int]]
 
     Raises:
         DataError: missing or damaged.
-        SettingsError: a batch is larger than the train split, or Keras is not to compute with TensorFlow.
+        SettingsError: a batch is larger than the train split, the objective tells nothing of so few classes, or Keras
+            is not to compute with TensorFlow.
     """
     refuse_other_backend()
     if "tensorflow" in sys.modules:  # a program that uses it already may not let us set its threads
@@ -139,6 +140,12 @@ def load_data(config: Config, progress: Callable[[Sequence[int]], Iterable[int]]
         raise SettingsError(
             f"training.batch_size={config.training.batch_size}: more than the {len(data.train):,} training images; "
             f"at most training.batch_size={len(data.train)}"
+        )
+    objective = metric_of(config.objective.metric)
+    if data.num_classes < objective.least_classes:
+        raise SettingsError(
+            f"objective.metric={config.objective.metric}: it tells nothing of {data.num_classes} classes, only of "
+            f"{objective.least_classes} or more; type another one: objective.metric={objectives()[0]}"
         )
     return data
 

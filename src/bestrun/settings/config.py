@@ -349,7 +349,8 @@ class Training(Settings):
 def _objective(key: str, info: ValidationInfo) -> str:
     names = objectives()
     if key not in [*names, (info.context or {}).get("objective")]:
-        raise ValueError(f"takes {' or '.join(names)}; type objective.metric={nearest(key, names) or names[0]}")
+        among = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise ValueError(f"takes {among}; type objective.metric={nearest(key, names) or names[0]}")
     return key
 
 

@@ -14,7 +14,6 @@ from .. import lab
 from ..environment import CONFIG_DIR
 from ..errors import SettingsError
 from ..formatting import shown, typed_form
-from ..metrics import METRICS
 from . import networks
 from .config import FIELDS, ONE_LINE, OPTIONS, OWN, SECTIONS, Arrays, Config, Own, Place, Settings
 from .networks import is_here, network_names
@@ -162,11 +161,9 @@ def needed(config: Config, metrics: Sequence[str] = ()) -> list[tuple[str, str]]
 
 
 def missing(needs: Sequence[tuple[str, str]]) -> list[str]:
-    """What of these functions is not here, in words: neither does the lab register it, nor is it a metric of ours."""
+    """What of these functions the lab does not register, in words."""
     registered = now.registered if (now := lab.current()) else {}
-    ours = METRICS.keys() - set(lab.metrics())
-    lacking = [each for each in needs if each not in registered and not (each[0] == "metric" and each[1] in ours)]
-    return [f"{kind} {shown(name)}" for kind, name in lacking]
+    return [f"{kind} {shown(name)}" for kind, name in needs if (kind, name) not in registered]
 
 
 def code_of(config: Config, metrics: Sequence[str] = ()) -> dict[str, str]:

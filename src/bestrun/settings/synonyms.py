@@ -70,6 +70,9 @@ _STEPS = "type training.patience_steps=STEPS"
 def _monitor(value: str, _: Line) -> str:
     known = {"val_loss": "val/loss", "val_accuracy": "val/accuracy", "val_acc": "val/accuracy"}
     known |= {"loss": "val/loss", "accuracy": "val/accuracy", "acc": "val/accuracy", "eval_loss": "val/loss"}
+    known |= dict.fromkeys(("f1", "val_f1", "eval_f1", "f1_macro", "macro_f1", "f1_score", "val_f1_score"), "val/f1")
+    known |= dict.fromkeys(("top5", "top_5", "val_top5", "acc5", "top_k_categorical_accuracy"), "val/top5")
+    known |= dict.fromkeys(("balanced_accuracy", "val_balanced_accuracy", "recall_macro"), "val/balanced_accuracy")
     metric = known.get(value.lower()) or nearest(value, objectives()) or objectives()[0]
     return f"the validation split chooses the best; type objective.metric={metric}"
 
@@ -222,7 +225,8 @@ WORDS = _rows(
         "always kept, and fetched by bestrun restore RUN; leave it out",
         "min_delta": "every better evaluation counts; leave it out",
         "loss loss_fn criterion": "the loss is cross-entropy; which figure decides: type objective.metric=val/loss",
-        "metrics": "loss and accuracy are always measured; which decides: type objective.metric=val/accuracy",
+        "metrics": "loss, accuracy, balanced_accuracy, f1 and top5 are always measured; which decides: type "
+        "objective.metric=val/accuracy",
         # Where a run begins and where it lies
         "resume resume_from resume_from_checkpoint ckpt_path checkpoint ckpt": _resume,
         "weights pretrained pretrained_weights load_weights init_from": "a run may begin with the best weights of "

@@ -78,12 +78,14 @@ class Started(Event, Computed):
 
 class Evaluation(Event):
     """Figures after a number of steps. Beside these fields there is one for each metric, as `val/accuracy`, null where
-    it is no number: `metric_value` reads them. The last three stand where it was the best so far.
+    it is no number: `metric_value` reads them. `learning_rate` is that of the last update, not in older runs. The last
+    three stand where it was the best so far.
     """
 
     step: int
     improved: bool
     images_per_second: NotRequired[float | None]
+    learning_rate: NotRequired[float | None]
     checkpoint: NotRequired[str]
     sha256: NotRequired[str]
     confusions: NotRequired[list[list[int]]]

@@ -174,7 +174,9 @@ def _anybody_has(store: Store, kind: str, name: str) -> bool:
 def _names(store: Store) -> dict[str, list[str]]:
     """The names of metrics, settings and tags in use, as the latest runs tell: MLflow has no list of them."""
     latest = search(store, list(store.experiments(None)), OURS, ["attributes.start_time DESC"], 100)
-    return {kind: sorted({name for run in latest for name in getattr(run.data, kind)}) for kind in KINDS}
+    found = {kind: {name for run in latest for name in getattr(run.data, kind)} for kind in KINDS}
+    short = {re.sub("^class/.*/", "class/NAME/", name) for name in found["metrics"]}  # there may be a thousand
+    return {kind: sorted(short if kind == "metrics" else names) for kind, names in found.items()}
 
 
 def _nobody_has(option: str, name: str, what: str, names: list[str]) -> SettingsError:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from .names import (
 )
 from .refusals import is_permanent, lost_a_race, reason, remedy
 from .store import Store, connect, is_own_store, is_same_store
-from .translate import DESCRIPTION, dataset_of, figures, params_of, rows_of_an_evaluation, tags_of
+from .translate import DESCRIPTION, dataset_of, figures, params_of, rows_of_an_evaluation, rows_of_classes, tags_of
 from .writers import (
     OvertakenError,
     is_ours,
@@ -64,8 +64,10 @@ log = logging.getLogger("bestrun")
 # Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user.
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
-IN_ONE_REQUEST = 100  # evaluations: MLflow takes 1,000 rows
+IN_ONE_REQUEST = 100  # evaluations, after which MLflow's answer is noted
+ROWS_IN_ONE_REQUEST = 1000  # more MLflow does not take
 CHECKPOINTS = "checkpoints/"
+CLASSES = "class/..."  # the metrics of each class: as artifacts, they go beside the rest and hold nothing up
 
 
 class Sender:
@@ -358,17 +360,22 @@ class Sender:
     # ---- evaluations ----
 
     def _send_rows(self, evaluations: Sequence[Evaluation]) -> None:
-        """All figures of these evaluations, in one request; those that MLflow has from another journal stay single."""
-        from mlflow.entities import Metric
-
-        rows = [
-            Metric(key, value, event["time_ms"], event["step"])
+        """All figures of these evaluations; those that MLflow has from another journal stay single."""
+        self._log(
+            (key, value, event["time_ms"], event["step"])
             for event in evaluations
             for key, value in figures(event).items()
             if not self._has_row(key, event["step"], value)
-        ]
-        if rows:
-            self.store.client.log_batch(self.run_id, metrics=rows, synchronous=True)
+        )
+
+    def _log(self, figures: Iterable[tuple[str, float, int, int]]) -> None:
+        """Rows of metrics (key, value, time, step), as many in a request as MLflow takes."""
+        from mlflow.entities import Metric
+
+        rows = [Metric(*row) for row in figures]
+        for first in range(0, len(rows), ROWS_IN_ONE_REQUEST):
+            some = rows[first : first + ROWS_IN_ONE_REQUEST]
+            self.store.client.log_batch(self.run_id, metrics=some, synchronous=True)
 
     def _has_row(self, key: str, step: int, value: float) -> bool:
         there = (self._rows_there or {}).get((key, step), [])
@@ -506,6 +513,7 @@ class Sender:
                 self._offer([path], partial(send_model, self.store, self._run, source, path, sha256))
             elif kind == "stopped":
                 self._offer(["validation.json"], lambda: self._send_validation(history))
+                self._offer([CLASSES], lambda: self._send_classes(history))
                 if StopReason.of(event["reason"]).status == "FAILED":
                     self._offer(["run.log"], lambda: self._send_files([self.folder.log], None))
 
@@ -578,6 +586,12 @@ class Sender:
                 path.write_text(json.dumps({key: best[key] for key in ("step", "confusions")}, indent=2))
                 upload(self.store, self._run, path, None, began=self._began_upload)
 
+    def _send_classes(self, history: History) -> None:
+        """Recall and precision of each class at the best, once: a series of them at every best would be large."""
+        if best := history.best:
+            rows = rows_of_classes(history).items()
+            self._log((key, value, best["time_ms"], best["step"]) for key, value in rows)
+
 
 class _Noted:
     """MLflow's client; each of its answers is noted, as whoever waits for MLflow does so as long as it answers."""
@@ -627,7 +641,8 @@ def _artifacts_of(event: Event) -> list[str]:
     kind = event["event"]
     if kind in ("picture", "model"):
         return [event["path"]]
-    return {"started": ["config", "code"], "resumed": ["code"], "stopped": ["validation.json", "run.log"]}.get(kind, [])
+    others = {"started": ["config", "code"], "resumed": ["code"], "stopped": ["validation.json", CLASSES, "run.log"]}
+    return others.get(kind, [])
 
 
 def _rows_of(client: Any, run: Any) -> dict[tuple[str, int], list[float]]:

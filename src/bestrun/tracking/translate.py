@@ -1,15 +1,18 @@
 """A journal's events as MLflow has them, and back."""
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from unicodedata import combining, normalize
 
-from ..class_names import from_json
+from ..class_names import from_json, recorded
 from ..lab import METRIC_NAME
-from ..metrics import best_key, keys
+from ..metrics import best_key, by_class, keys
 from ..settings.config import Config, flatten
 from ..storage.events import Evaluation, Started, metric_value
 from ..storage.folder import RunFolder
+from ..storage.history import History
 from ..storage.journal import Event
 from . import page
 from .names import (
@@ -39,6 +42,7 @@ from .writers import writer
 
 # ---- to MLflow ----
 
+MAX_CLASSES = 1000  # with figures of their own in MLflow: two metrics each, which its page lists one by one
 DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a run's description
 
 
@@ -49,7 +53,7 @@ def rows_of_an_evaluation(there: Iterable[str]) -> list[str]:
         there: the fields of an evaluation, or the metrics of a run.
     """
     rows = [*keys("train"), *keys("val"), *sorted(key for key in there if key.startswith(("train/", "val/")))]
-    return list(dict.fromkeys([*rows, "images_per_second"]))
+    return list(dict.fromkeys([*rows, "images_per_second", "learning_rate"]))
 
 
 def figures(event: Evaluation) -> dict[str, float]:
@@ -59,6 +63,34 @@ def figures(event: Evaluation) -> dict[str, float]:
         best = {best_key(key): value for key, value in values.items() if key.startswith("val/")}
         values |= best | {"best/step": event["step"]}
     return {key: value for key, value in values.items() if value is not None}
+
+
+def rows_of_classes(history: History) -> dict[str, float]:
+    """Recall and precision of each class at the best evaluation, of as many classes as MLflow's page can stand.
+
+    A class without a validation image has no recall.
+    """
+    best, data = history.best, history.started["data"]
+    if not best or not best.get("confusions") or data["num_classes"] > MAX_CLASSES:
+        return {}
+    rows: dict[str, float | None] = {}
+    names = class_keys(recorded(data), data["num_classes"])
+    for name, each in zip(names, by_class(best["confusions"], data["num_classes"]), strict=True):
+        rows |= {f"class/{name}/recall": each.recall, f"class/{name}/precision": each.precision}
+    return {key: value for key, value in rows.items() if value is not None}
+
+
+def class_keys(names: Sequence[str] | None, count: int) -> list[str]:
+    """What classes are called in the names of MLflow's metrics, which take letters, digits and `_ - . space`.
+
+    Everything else becomes `_`, as do dots in front, which a path would read. Where two are alike then, for a database
+    that tells neither capitals nor accents apart, all have their numbers in front.
+    """
+    if not names:
+        return [str(number) for number in range(count)]
+    keys = [re.sub(r"^[.]+|[^\w.\- ]", "_", name) for name in names]
+    alike = {"".join(one for one in normalize("NFKD", key).casefold() if not combining(one)) for key in keys}
+    return keys if len(alike) == count else [f"{number}_{key}" for number, key in enumerate(keys)]
 
 
 def tags_of(folder: RunFolder, started: Started) -> dict[str, str]:
@@ -148,14 +180,16 @@ def events_of(
 
 def _evaluations_of(client: Any, run: Any) -> list[Event]:
     lines: dict[int, Event] = {}
-    run_id, there = run.info.run_id, rows_of_an_evaluation(run.data.metrics)
+    run_id, metrics = run.info.run_id, run.data.metrics
+    always = (*keys("train"), "val/loss", "val/accuracy", "images_per_second")  # what is newer, some runs lack
+    there = [key for key in rows_of_an_evaluation(metrics) if key in metrics or key in always]
     for key in there:
         for metric in client.get_metric_history(run_id, key):
             line = lines.setdefault(metric.step, {"event": "evaluation", "time_ms": metric.timestamp})
             line |= {"step": metric.step, "improved": False, key: metric.value}
     for step in lines.keys() & {metric.step for metric in client.get_metric_history(run_id, "best/step")}:
         lines[step] |= {"improved": True, "checkpoint": f"best-{step}.safetensors", "sha256": ""}
-    return [dict.fromkeys(there) | lines[step] for step in sorted(lines)]
+    return [dict.fromkeys(always) | lines[step] for step in sorted(lines)]
 
 
 def _tested_of(client: Any, run: Any) -> Event | None:

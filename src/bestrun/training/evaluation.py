@@ -1,6 +1,6 @@
 """Evaluation: exact figures over any split, with no remainder dropped."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..data.rows import Images, pieces
+from ..metrics import METRICS
 from . import device
 from .layers import values_per_image
 from .own import measure as measure_own
@@ -17,6 +18,7 @@ Array = np.ndarray[Any, Any]
 Predict = Callable[[Images], Array]
 
 MAX_VALUES_AT_ONCE = 1 << 26  # of a network's largest output: 256 MiB, and others beside it
+MAX_VALUES_COPIED = 1 << 22  # of logits: 32 MiB in float64
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,70 @@ class Figures:
         return self.correct / self.total
 
 
+def balanced_accuracy(logits: Array, labels: Array) -> float:
+    """The mean recall of the classes that are among the labels: each counts the same, however many images it has.
+
+    As scikit-learn's `balanced_accuracy_score` (Brodersen et al., ICPR 2010, doi:10.1109/ICPR.2010.764).
+    """
+    images, _, right = _of_classes(logits, labels)
+    return float((right[images > 0] / images[images > 0]).mean())
+
+
+def f1(logits: Array, labels: Array) -> float:
+    """The mean over classes of 2 precision recall / (precision + recall): the macro-averaged F1.
+
+    As scikit-learn's `f1_score(average="macro", zero_division=0)`: over the classes that are among the labels or were
+    predicted; it is 0 for one that was never predicted, and for one that was and is not among the labels (the mean of
+    the classes' F1, not the F1 of mean precision and recall: Opitz and Burst, arXiv:1911.03347).
+    """
+    images, predicted, right = _of_classes(logits, labels)
+    there = images + predicted > 0
+    return float((2 * right[there] / (images + predicted)[there]).mean())
+
+
+def top5(logits: Array, labels: Array) -> float:
+    """The share of images whose class is among the five of the highest logits (Russakovsky et al., arXiv:1409.0575).
+
+    As scikit-learn's `top_k_accuracy_score(k=5, labels=range(classes))`: of equal logits the later class comes first.
+    """
+    found, classes = 0, np.arange(logits.shape[1])
+    for part, right in _in_parts(logits, labels):
+        own = part[np.arange(len(right)), right][:, None]
+        before = ~(part <= own)  # not `>`: what is not a number is ahead of all, and no image is right by it
+        before |= (part == own) & (classes > right[:, None])
+        found += int((before.sum(axis=1) < 5).sum())
+    return found / len(labels)
+
+
+def _of_classes(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Of each class (classes,): its images, those that were taken for it, those that were so rightly."""
+    said, classes = logits.argmax(axis=1), logits.shape[1]
+    return tuple(np.bincount(each, minlength=classes) for each in (labels, said, labels[said == labels]))  # type: ignore[return-value]
+
+
+def _in_parts(logits: Array, labels: Array) -> Iterator[tuple[Array, Array]]:
+    """Some images after the other, so that what is computed of them is never large."""
+    rows = max(1, MAX_VALUES_COPIED // logits.shape[1])
+    for first in range(0, len(labels), rows):
+        yield logits[first : first + rows], labels[first : first + rows]
+
+
 # A metric beside loss and accuracy: a function of logits (n, classes) and labels (n,); its row is in metrics.py
-FURTHER: dict[str, Callable[[Array, Array], float]] = {}
+FURTHER: dict[str, Callable[[Array, Array], float]] = {
+    "balanced_accuracy": balanced_accuracy,
+    "f1": f1,
+    "top5": top5,
+}
 
 
 def further_figures(logits: Array, labels: Array, own: Sequence[str] = ()) -> dict[str, float | None]:
-    """Metric -> its value, of those that `figures` does not give; `own`: of the lab's, those of the run."""
-    further = {name: float(measure(logits, labels)) for name, measure in FURTHER.items()}
-    return further | measure_own(own, logits, labels)
+    """Metric -> its value, of those that `figures` does not give and that tell something of so many classes.
+
+    Args:
+        own: of the lab's metrics, those of the run; one that has the name of one of ours takes its place.
+    """
+    names = [name for name in FURTHER if name not in own and logits.shape[1] >= METRICS[name].least_classes]
+    return {name: float(FURTHER[name](logits, labels)) for name in names} | measure_own(own, logits, labels)
 
 
 def compile_predict(model: keras.Model, batch_size: int) -> Predict:
@@ -75,11 +133,16 @@ def are_probabilities(logits: Array) -> bool:
 
 def figures(logits: Array, labels: Array) -> Figures:
     """Loss and accuracy of logits (n, classes) against labels (n,), summed in float64."""
+    losses = np.concatenate([_losses(*part) for part in _in_parts(logits, labels)])
+    return Figures(float(losses.mean()), int((logits.argmax(axis=1) == labels).sum()), len(labels))
+
+
+def _losses(logits: Array, labels: Array) -> Array:
+    """The cross-entropy of each image (n,), in nats, float64."""
     scores = logits.astype(np.float64)
     highest = scores.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(scores - highest).sum(axis=1)) + highest[:, 0]
-    losses = log_sum - scores[np.arange(len(labels)), labels]
-    return Figures(float(losses.mean()), int((logits.argmax(axis=1) == labels).sum()), len(labels))
+    return log_sum - scores[np.arange(len(labels)), labels]  # type: ignore[no-any-return]
 
 
 def confusion_matrix(logits: Array, labels: Array, num_classes: int) -> Array:

@@ -106,6 +106,7 @@ def train(
     whole = initial if config.from_run and config.from_run_head == "keep" else None
     if source := own or whole:
         tell_of_another_function(source, proof.answers(model, predict, data.image_shape), config)
+    rates = np.empty(0, np.float32)
     chunk = 1  # the first says how long a step takes; one step is the shortest that a signal can wait
 
     # Asked before anything is trained, too: a run killed between its last evaluation and its end must not go on.
@@ -146,6 +147,7 @@ def train(
         began = time.perf_counter()
         logits, entry = evaluate(predict, data.validation, state, settings.batch_size, own_metrics)
         entry["images_per_second"] = rate
+        entry["learning_rate"] = float(str(rates[-1])) if len(rates) else None  # 0.0001, not what float32 makes of it
         tensors = read_variables(variables)
         if not (math.isfinite(entry["val/loss"]) and is_finite(tensors)):
             return Outcome("diverged", state.step, state)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..formatting import shortened
 from ..metrics import goodness, metric_of
-from .curves import finite_points, measured, new_figure
+from .curves import finite_points, label_steps, measured, new_figure, panel_grid
 from .lettering import class_labels
 
 if TYPE_CHECKING:
@@ -55,11 +55,12 @@ def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
     from matplotlib.lines import Line2D
 
     shown = measured([line for curve in curves for line in curve.history])
-    figure = new_figure(8.0, 0.6 + 3.2 * len(shown) + 0.22 * math.ceil(len(curves) / 3))
+    rows, columns = panel_grid(len(shown))
+    figure = new_figure(2.0 + 6.0 * columns, 0.6 + 3.2 * rows + 0.22 * math.ceil(len(curves) / 3))
     figure.suptitle(title, parse_math=False)
     first: Any = None
-    for row, metric in enumerate(shown, 1):
-        axes = figure.add_subplot(len(shown), 1, row, sharex=first)
+    for number, metric in enumerate(shown, 1):
+        axes = figure.add_subplot(rows, columns, number, sharex=first)
         first, key = first or axes, f"val/{metric.name}"
         for index, curve in enumerate(curves):
             (colour, style), (steps, values) = line_look(index), finite_points(curve.history, key)
@@ -77,12 +78,11 @@ def overlaid_figure(curves: Sequence[Curve], title: str) -> Figure:
                 )
         axes.grid(alpha=0.3)
         axes.set_ylabel(f"validation {metric.name} ({metric.unit})")
-        axes.tick_params(labelbottom=row == len(shown))
+        label_steps(axes, number > len(shown) - columns)
         if metric.is_share:
             _leave_out_the_begin(axes, curves, key)
         else:
             _log_where_positive(axes)
-    axes.set_xlabel("step (optimizer updates)")
     lines = [
         Line2D([], [], color=line_look(index)[0], linestyle=line_look(index)[1], label=shortened(curve.label, 26))
         for index, curve in enumerate(curves)

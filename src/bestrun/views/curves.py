@@ -101,7 +101,8 @@ def curve_text(
     labels = {0: shown_value(float(high), metric), height - 1: shown_value(float(low), metric)}
     lines = [f"{labels.get(index, ''):>9} |{''.join(row)}".rstrip() for index, row in enumerate(grid)]
     axis = f"{0:<{width - len(f'{last:,}')}}{last:,}"
-    return [f"{metric} (o), train/{name} (.), best (*)", *lines, f"{'':>9} +{'-' * width}", f"{'step':>9}  {axis}"]
+    train = f" train/{name} (.)," if kind.is_trained else ""
+    return [f"{metric} (o),{train} best (*)", *lines, f"{'':>9} +{'-' * width}", f"{'step':>9}  {axis}"]
 
 
 def curves_figure(
@@ -115,11 +116,12 @@ def curves_figure(
     from matplotlib.ticker import LogLocator, NullFormatter
 
     shown = measured(history)
-    figure = new_figure(8.0, 0.5 + 3.0 * len(shown))
+    rows, columns = panel_grid(len(shown))
+    figure = new_figure(2.0 + 6.0 * columns, 0.5 + 3.0 * rows)
     figure.suptitle(title, parse_math=False)
     first: Any = None
-    for row, metric in enumerate(shown, 1):
-        axes = figure.add_subplot(len(shown), 1, row, sharex=first)
+    for number, metric in enumerate(shown, 1):
+        axes = figure.add_subplot(rows, columns, number, sharex=first)
         first, name = first or axes, metric.name
         label = "loss (cross-entropy, nats)" if name == "loss" else name
         drawn: list[float] = []
@@ -135,8 +137,8 @@ def curves_figure(
                 axes.plot([best_step], [best], "*", color="black", markersize=12, label=f"best, {best:.4g}", zorder=3)
         if best_step is not None:
             axes.axvline(best_step, color="black", linewidth=0.8, linestyle=":")
-        for number, step in enumerate(resumed):
-            axes.axvline(step, color="#CC79A7", linewidth=1.2, linestyle="--", label="" if number else "resumed")
+        for again, step in enumerate(resumed):
+            axes.axvline(step, color="#CC79A7", linewidth=1.2, linestyle="--", label="" if again else "resumed")
         # The loss falls by orders of magnitude; on a linear axis only its first steps would be seen.
         if name == "loss" and drawn and min(drawn) > 0:
             axes.set_yscale("log")
@@ -145,8 +147,7 @@ def curves_figure(
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
-        axes.tick_params(labelbottom=row == len(shown))
-    axes.set_xlabel("step (optimizer updates)")
+        label_steps(axes, number > len(shown) - columns)
     return figure
 
 
@@ -203,6 +204,19 @@ def measured(history: Sequence[Mapping[str, Any]]) -> list[Metric]:
     """The metrics to draw: a run older than a metric has none of it. Accuracy and loss always are."""
     there = {key for line in history for key, value in line.items() if value is not None}
     return [metric for metric in panels() if metric.is_trained or f"val/{metric.name}" in there]
+
+
+def panel_grid(panels: int) -> tuple[int, int]:
+    """Rows and columns: two panels stand above each other; more in two columns, so that a page has room for them."""
+    columns = 1 if panels <= 2 else 2
+    return math.ceil(panels / columns), columns
+
+
+def label_steps(axes: Any, is_lowest: bool) -> None:
+    """Say what the horizontal axis is, below the lowest panel of a column."""
+    axes.tick_params(labelbottom=is_lowest)
+    if is_lowest:
+        axes.set_xlabel("step (optimizer updates)")
 
 
 def new_figure(width: float, height: float) -> Figure:

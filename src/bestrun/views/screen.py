@@ -17,7 +17,8 @@ from ..terminal import Unbreakable, printable
 
 log = logging.getLogger("bestrun")
 
-HEADER = "    step   train acc  train loss    val acc   val loss  steps/s"
+HEADER = "    step   train acc  train loss    val acc   val loss{}  steps/s"
+COLUMNS = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -43,6 +44,7 @@ class Screen:
         self._total = total_steps
         self._progress: Progress | None = None
         self._header = False
+        self.objective = "val/accuracy"  # of the run; another than these columns gets one of its own
 
     def reading(self, numbers: Sequence[int]) -> Iterable[int]:
         """As the function of this name."""
@@ -50,14 +52,20 @@ class Screen:
 
     def evaluation(self, entry: Event, state: LoopState) -> None:
         """One line for one evaluation; `*` where it is the best so far."""
+        objective = self.objective
+        title, value = "", ""
+        if objective not in COLUMNS:
+            title = f"  {objective.replace('/', ' '):>9}"
+            value = f"  {shown_value(entry.get(objective), objective):>{len(title) - 2}}"
         if not self._header:
-            log.info(HEADER)
+            log.info(HEADER.format(title))
             self._header = True
         rate = entry.get("images_per_second")
         log.info(
-            "%8d  %10s  %10s  %9s  %9s  %7s %s",
+            "%8d  %10s  %10s  %9s  %9s%s  %7s %s",
             entry["step"],
-            *(shown_value(entry.get(key), key) for key in ("train/accuracy", "train/loss", "val/accuracy", "val/loss")),
+            *(shown_value(entry.get(key), key) for key in COLUMNS),
+            value,
             f"{rate / self._batch_size:.1f}" if rate else "-",
             "*" if entry["improved"] else "",
         )
