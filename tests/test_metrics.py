@@ -105,6 +105,7 @@ def test_a_run_goes_by_f1_and_tells_each_class(bestrun, home, settings, small_mn
     words = [*settings, f"data.path={tmp_path / 'thin.npz'}", "name=r", "objective.metric=val/f1", "pictures=false"]
     trained = bestrun("train", *words, "schedule=one_cycle", "optimizer.learning_rate=0.01")
     assert trained.code == 0, trained.err
+    assert "network   cnn: " in trained.out and ", 9: 15\n" in trained.out and "9: 15 (0.8" in trained.out
     assert "   val loss     val f1  steps/s" in trained.out
     evaluations = History.read(home / "mlruns/runs/r/journal.jsonl").evaluations
     best = max(evaluations[1:], key=lambda line: line["val/f1"])

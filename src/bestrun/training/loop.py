@@ -29,7 +29,7 @@ from ..storage.history import History
 from ..storage.journal import Event, Journal
 from ..storage.provenance import computed_by
 from ..storage.reasons import stop_reason as stop_rule
-from . import proof
+from . import briefing, proof
 from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures, further_figures
 from .layers import freeze, unsteady_layer
 from .model import build_model
@@ -93,6 +93,8 @@ def train(
         assign_variables(named_variables(model, optimizer, own.form), own.tensors, folder.path)
         state, fresh = own.state, False
         tell_of_unsteady_layer(model, variables, own, data, config, journal)
+    else:
+        briefing.tell(model, data, config)
 
     run_steps = compile_steps(model, optimizer, data.train, config)
     predict = compile_predict(model, settings.evaluation_batch_size)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
@@ -10,7 +11,7 @@ from typing import IO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from ..formatting import shown_value
+from ..formatting import duration, shown_value
 from ..storage.checkpoint import LoopState
 from ..storage.journal import Event
 from ..terminal import Unbreakable, printable
@@ -19,6 +20,7 @@ log = logging.getLogger("bestrun")
 
 HEADER = "    step   train acc  train loss    val acc   val loss{}  steps/s"
 COLUMNS = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
+STEPS_TO_JUDGE_BY = 100  # before the end is estimated
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -44,6 +46,8 @@ class Screen:
         self._total = total_steps
         self._progress: Progress | None = None
         self._header = False
+        self._began: tuple[int, float] | None = None  # the first step that was told of, and when
+        self._end_told = False
         self.objective = "val/accuracy"  # of the run; another than these columns gets one of its own
 
     def reading(self, numbers: Sequence[int]) -> Iterable[int]:
@@ -72,6 +76,8 @@ class Screen:
         self.progress(state)
 
     def progress(self, state: LoopState) -> None:
+        """The bar on a terminal; and once, after this process' first 100 steps, when the run ends at the latest."""
+        self._tell_end(state.step)
         if self._progress is None and self.console.is_terminal and not self.console.quiet:
             self._progress = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -87,6 +93,18 @@ class Screen:
         if self._progress is not None:
             task = self._progress.task_ids[0]
             self._progress.update(task, completed=state.step, since=state.step - state.best_step)
+
+    def _tell_end(self, step: int) -> None:
+        now = time.monotonic()
+        if self._began is None:  # after the first step, which is compiled
+            self._began = step, now
+        first, began = self._began
+        if self._end_told or step - first < STEPS_TO_JUDGE_BY or step >= self._total:
+            return
+        self._end_told = True
+        left = (self._total - step) * (now - began) / (step - first)
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+        log.info("          at this speed step %s comes in %s, at %s", f"{self._total:,}", duration(left), end)
 
     def end_progress(self) -> None:
         """Take the bar away; what follows are the last lines."""
