@@ -112,8 +112,8 @@ def test_a_run_goes_by_f1_and_tells_each_class(bestrun, home, settings, small_mn
     assert f"best      val/f1 {100 * best['val/f1']:.2f} % at step {best['step']}" in trained.out
     shares = [one_cycle(line["step"] - 1, 60, warmup_share=0.3, final_share=1e-4) for line in evaluations[1:]]
     rates = [line["learning_rate"] for line in evaluations]
-    assert rates[0] is None and rates[1:] == pytest.approx([0.01 * share for share in shares])
-    assert all(np.float32(0.01 * share) == np.float32(rate) for share, rate in zip(shares, rates[1:], strict=True))
+    written = [float(str(np.float32(0.01 * share))) for share in shares]  # in as few digits as tell float32 apart
+    assert rates == [None, *written]
     assert all(line["val/top5"] > line["val/accuracy"] > line["val/f1"] for line in evaluations[1:])
 
     shown = json.loads(bestrun("show", "r", "--json").out)["classes"]

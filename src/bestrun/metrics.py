@@ -120,9 +120,15 @@ class OfClass:
 
 
 def by_class(confusions: Iterable[Sequence[int]], num_classes: int) -> list[OfClass]:
-    """Every class of an evaluation, from what the journal has of it: [true class, predicted class, images] a cell."""
+    """Every class of an evaluation, from what the journal has of it: [true class, predicted class, images] a cell.
+
+    Raises:
+        TypeError, ValueError: a cell is of no such class, or none at all.
+    """
     images, predicted, right = ([0] * num_classes for _ in range(3))
     for true, said, count in confusions:
+        if not (0 <= true < num_classes and 0 <= said < num_classes):
+            raise ValueError(f"{true}, {said}: not among {num_classes} classes")
         images[true] += count
         predicted[said] += count
         right[true] += count if true == said else 0

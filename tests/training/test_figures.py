@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from bestrun.metrics import METRICS, by_class, keys
+from bestrun.results.record import from_folder
 from bestrun.training import (
     device,  # noqa: F401  (first: it makes TensorFlow's start quiet)
     evaluation,
 )
 from bestrun.training.evaluation import balanced_accuracy, confusions, f1, figures, further_figures, top5
+from support.made_runs import make_run
 
 
 def cases():
@@ -77,3 +79,17 @@ def test_top5_is_measured_where_there_are_more_than_five_classes(classes):
 def test_every_metric_has_a_row_and_a_function():
     assert METRICS.keys() == {"loss", "accuracy", *evaluation.FURTHER}
     assert set(keys("train")) == {"train/loss", "train/accuracy"}
+
+
+def test_what_a_store_says_of_classes_is_looked_at(home):
+    record = from_folder(make_run(home))
+    assert record.by_class is None  # made before confusions were kept
+    good = [[0, 0, 3], [1, 0, 1]]
+    for cells in (good, [[0, 2, 1]], [[-1, 0, 1]], [[0, 0]], [None], "text", [["a", 0, 1]]):
+        record.best["confusions"] = cells
+        assert (record.by_class is None) == (cells is not good), cells
+    record.best["confusions"] = good
+    assert [each.recall for each in record.by_class] == [1.0, 0.0]
+    for classes in (0, -1, 10**12):
+        record.started["data"]["num_classes"] = classes
+        assert record.by_class is None

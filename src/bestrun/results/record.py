@@ -28,6 +28,7 @@ from ..tracking.store import Place, Store, connect, reaching
 from ..tracking.translate import events_of
 
 MAX_BYTES = 1 << 24  # of a file that only describes a run
+MAX_CLASSES = 1 << 16  # of a run that says so itself
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,16 @@ class Record:
 
     @property
     def by_class(self) -> list[OfClass] | None:
-        """Each class at the best evaluation, in the order of their numbers; None where that did not keep them."""
+        """Each class at the best evaluation, in the order of their numbers; None where that did not keep them, or what
+        MLflow has of them cannot be.
+        """
         cells = self.best.get("confusions") if self.best else None
-        return by_class(cells, self.started["data"]["num_classes"]) if cells else None
+        classes = self.started["data"].get("num_classes", 0)
+        if not cells or not 0 < classes <= MAX_CLASSES:
+            return None
+        with contextlib.suppress(TypeError, ValueError):
+            return by_class(cells, classes)
+        return None
 
 
 def find_record(lookup: Lookup, place: Place) -> Record:
