@@ -82,6 +82,10 @@ def test_a_run_of_a_metric_that_only_another_version_knows_is_listed_as_mlflow_h
     for words in ([], ["--sort", "started"]):
         listed = bestrun("runs", *words)
         assert listed.code == 0 and "recall 0." in listed.out, listed.err
+    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:  # a name that no search can ask for
+        database.execute("UPDATE params SET value = 'val/it''s' WHERE key = 'objective.metric'")
+    listed = bestrun("runs")
+    assert listed.code == 0 and listed.out.splitlines()[1].startswith("r "), listed.err
     from bestrun.tracking.page import view
 
     assert view("val/recall", ["seed"], None)["orderByKey"] == "metrics.`best/recall`"

@@ -11,11 +11,11 @@ from typing import Any
 from ..environment import user_name
 from ..errors import SettingsError, UnreadableError
 from ..formatting import nearest, shown
-from ..metrics import METRICS, best_key, objectives, panels
+from ..metrics import METRICS, best_key, metric_of, objectives
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.reasons import STATES
-from .lookup import LARGEST, OURS, of_sweep, ranked, search
+from .lookup import LARGEST, OURS, objectives_in_use, of_sweep, ranked, search
 from .names import TAG_CHANGED, TAG_RUN, TAG_STOP_REASON
 from .store import Store
 
@@ -98,10 +98,13 @@ def list_runs(
 
 
 def _best_of_each_objective(store: Store, experiments: list[str], asked: str, most: int) -> list[Any]:
-    runs = []
-    for metric in panels():
-        of_kind = f"{asked} and params.\"objective.metric\" = 'val/{metric.name}'"
-        runs += _first(store, experiments, of_kind, f"best/{metric.name}", metric.direction == "maximize", most)
+    runs, in_use = [], objectives_in_use(store, experiments, asked)
+    for key in objectives():
+        if key in in_use:
+            of_kind = f"{asked} and params.\"objective.metric\" = '{key}'"
+            runs += _first(store, experiments, of_kind, best_key(key), metric_of(key).direction == "maximize", most)
+    if set(in_use) <= set(objectives()):
+        return runs
     others = [f"params.\"objective.metric\" != '{key}'" for key in objectives()]  # of another version
     return runs + search(store, experiments, " and ".join([asked, *others]), ["attributes.start_time ASC"], most)
 
