@@ -4,7 +4,8 @@ import sqlite3
 from unicodedata import combining, normalize
 
 import pytest
-from mlflow.utils.validation import _validate_metric_name
+from mlflow import MlflowClient
+from mlflow.utils.validation import _validate_batch_log_limits, _validate_metric_name
 
 from bestrun import class_names
 from bestrun.storage.folder import RunFolder
@@ -35,6 +36,18 @@ def class_rows(home):
     return {key: found for key, found in rows.items() if key.startswith("class/")}
 
 
+@pytest.fixture
+def as_a_server(monkeypatch):
+    """A store that is opened without a server takes requests of any size; this one refuses what a server does."""
+    log_batch = MlflowClient.log_batch
+
+    def limited(client, run_id, metrics=(), params=(), tags=(), synchronous=None):
+        _validate_batch_log_limits(metrics, params, tags)
+        return log_batch(client, run_id, metrics, params, tags, synchronous)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", limited)
+
+
 def count_rows(home):
     with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
         return database.execute("SELECT count(*) FROM metrics WHERE key LIKE 'class/%'").fetchone()[0]
@@ -59,14 +72,14 @@ def test_mlflow_gets_the_figures_of_each_class_of_the_best_once(home):
 
 
 @pytest.mark.parametrize("classes", [MAX_CLASSES, MAX_CLASSES + 1])
-def test_a_thousand_classes_are_sent_in_parts_and_more_not_at_all(home, classes):
+def test_a_thousand_classes_are_sent_in_parts_and_more_not_at_all(home, as_a_server, classes):
     folder = run_of(home, classes, cells=[[label, label, 1] for label in range(classes)])
     sender = Sender(folder, sqlite_uri(home))
     sender.catch_up()
     assert not sender.missing and count_rows(home) == (2 * MAX_CLASSES if classes == MAX_CLASSES else 0)
 
 
-def test_a_hundred_improvements_go_though_they_are_more_rows_than_a_request_may_have(home):
+def test_a_hundred_improvements_go_though_they_are_more_rows_than_a_request_may_have(home, as_a_server):
     folder = make_run(home, steps=(), reason=None)
     figures = {f"val/{name}": 0.5 for name in ("balanced_accuracy", "f1", "top5")} | {"learning_rate": 1e-3}
     with Journal(folder.journal) as journal:
