@@ -96,7 +96,7 @@ def further_figures(logits: Array, labels: Array, own: Sequence[str] = ()) -> di
     Args:
         own: of the lab's metrics, those of the run; one that has the name of one of ours takes its place.
     """
-    names = [name for name in FURTHER if name not in own and logits.shape[1] >= METRICS[name].least_classes]
+    names = [name for name in FURTHER if logits.shape[1] >= METRICS[name].least_classes]
     return {name: float(FURTHER[name](logits, labels)) for name in names} | measure_own(own, logits, labels)
 
 
