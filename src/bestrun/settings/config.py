@@ -316,6 +316,19 @@ class OneCycle(Settings):
     final_share: UpToOne
 
 
+class Cosine(Settings):
+    name: Literal["cosine"]
+    warmup_share: BelowOne
+    final_share: UpToOne
+
+
+class Plateau(Settings):
+    name: Literal["plateau"]
+    factor: Annotated[float, _takes("a number between 0 and 1", "0.5", gt=0, lt=1)]
+    after_steps: Annotated[int, _whole(1, 10**9, 500)]
+    min_share: UpToOne
+
+
 class Unchanged(Settings):
     name: Literal["none"]
 
@@ -416,7 +429,7 @@ class Config(Settings):
     data: Annotated[Mnist | FashionMnist | Idx | Npz | Folder | Parquet | OwnImages, _among("data", OwnImages)]
     model: Annotated[Cnn | CnnBn | Backbone | Own, _among("model", Own)]  # one with checks of its own comes before Own
     optimizer: Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
-    schedule: Annotated[Constant | OneCycle, Field(discriminator="name")]
+    schedule: Annotated[Constant | OneCycle | Cosine | Plateau, Field(discriminator="name")]
     augmentation: Annotated[Unchanged | Affine | OwnAugmentation, _among("augmentation", OwnAugmentation)] = Unchanged(
         name="none"
     )
@@ -472,11 +485,23 @@ def doubts(config: Config) -> list[str]:
     elif patience % every and patience < steps:  # equal to max_steps is how patience is switched off
         given = f"training.patience_steps={patience}"
         lines.append(f"{given}: no multiple of training.evaluate_every_steps={every}; it acts at the evaluation after")
+    if isinstance(config.schedule, Plateau):
+        after, ended = config.schedule.after_steps, min(_rounded_up(patience, every), steps)
+        if _rounded_up(after, every) >= ended:
+            lines.append(
+                f"schedule.after_steps={after}: the run is over by then (training.patience_steps={patience}, "
+                f"training.max_steps={steps}), the rate is never lowered; type a smaller schedule.after_steps"
+            )
     if isinstance(config.model, Blocks) and any(size % 2 == 0 for size in config.model.filter_sizes):
         lines.append(f"model.filter_sizes={typed_form(config.model.filter_sizes)}: an even filter has no middle")
     if "***@" in (config.tracking.uri or ""):
         lines.append("tracking.uri: its credentials were masked when it was written; type tracking.uri=URI once more")
     return lines
+
+
+def _rounded_up(steps: int, every: int) -> int:
+    """The first evaluation at or after so many steps."""
+    return -(-steps // every) * every
 
 
 def _classes(field: FieldInfo) -> list[type[Settings]]:

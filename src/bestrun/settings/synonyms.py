@@ -110,6 +110,14 @@ def _data(value: str, _: Line) -> str:
     return f"pictures in folders are read as they are; type data=folder {shlex.quote(f'data.dir={shown(place)}')}"
 
 
+def _schedule(value: str, _: Line) -> str:
+    name = re.sub(r"[^a-z]", "", value.lower())
+    for part, option in (("plateau", "plateau"), ("onecycle", "one_cycle"), ("cos", "cosine"), ("const", "constant")):
+        if part in name:
+            return f"type schedule={option}"
+    return _rename("schedule", value)
+
+
 def _flag(setting: str, on: str, off: str) -> Callable[[str, Line], str]:
     """A switch of others: `on` or `off` is what to type."""
 
@@ -204,13 +212,21 @@ WORDS = _rows(
         "num_threads n_threads": "threads",
         "net network arch architecture": "model",
         "dataset": "data",
-        "lr_scheduler scheduler lr_scheduler_type lr_schedule": "schedule",
+        "lr_scheduler scheduler lr_scheduler_type lr_schedule sched": _schedule,
+        "reducelronplateau reduce_lr_on_plateau lr_plateau": "type schedule=plateau",
+        "cosineannealinglr cosineannealing cosine_annealing cosinedecay cosine_decay": "type schedule=cosine",
+        "onecyclelr onecycle": "type schedule=one_cycle",
+        "lr_patience plateau_patience decay_epochs": "the rate is lowered after so many steps without a better "
+        "evaluation; type schedule=plateau schedule.after_steps=500",
         "config preset": "a named set of changes is a recipe; type recipe={name}",
         "plots": _flag("pictures", "true", "false"),
-        "cos_lr": _flag("schedule", "one_cycle", "constant"),
+        "cos_lr": _flag("schedule", "cosine", "constant"),
         "augment augmentations": _flag("augmentation", "affine", "none"),
         "warmup_ratio pct_start": "schedule.warmup_share",
         "lrf": "schedule.final_share",
+        "min_lr eta_min": "the lowest rate is a share of optimizer.learning_rate; type schedule=cosine "
+        "schedule.final_share=0.01",
+        "lr_factor lr_gamma": "schedule.factor",
         "degrees": "augmentation.rotation_degrees",
         "dropout_rate drop_rate": "model.dropout",
         "filters": "model.num_filters",

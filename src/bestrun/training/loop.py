@@ -35,7 +35,7 @@ from .layers import freeze, unsteady_layer
 from .model import build_model
 from .optimizers import build_optimizer
 from .pretrained import start_from
-from .schedules import learning_rates
+from .schedules import Course, learning_rates
 from .steps import compile_steps
 from .variables import assign_variables, named_variables, read_variables
 from .watcher import Watcher
@@ -127,7 +127,7 @@ def train(
             began = time.perf_counter()
             steps = min(chunk, due - state.step)
             batches = batch_indices(config.seed, state.step, steps, settings.batch_size, len(data.train))
-            rates = rates_of(config, state.step, steps)
+            rates = rates_of(config, state.step, steps, journal)
             loss_sum, correct, diverged_at = run_steps(batches, rates, state.step, state.loss_sum, state.correct)
             if diverged_at >= 0:  # `last` stays as it was: good weights, from before
                 return Outcome("diverged", diverged_at, state)
@@ -263,13 +263,14 @@ def next_evaluation(step: int, config: Config) -> int:
     return min((step // every + 1) * every, config.training.max_steps)
 
 
-def rates_of(config: Config, first_step: int, steps: int) -> Array:
+def rates_of(config: Config, first_step: int, steps: int, journal: Journal) -> Array:
     """The learning rate of each of these steps: float32 (steps,)."""
+    evaluations = [(line["step"], line["improved"]) for line in History(journal.events).evaluations]
     return learning_rates(
         peak=config.optimizer.learning_rate,
         first_step=first_step,
         steps=steps,
-        total=config.training.max_steps,
+        course=Course(config.training.max_steps, evaluations),
         **dict(config.schedule),
     )
 
