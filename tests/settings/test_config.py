@@ -67,6 +67,8 @@ REFUSED = [
     *rows("training.patience_steps", "0", "-1", "nan", "1.5", "null", "50"),
     *rows("training.evaluate_every_steps", "0", "-100", "10001"),
     *rows("training.max_steps", "0", "-1", "inf", "1e400", "null", "1000000001"),
+    *rows("training.max_epochs", "0", "-1", "nan", "true", "many", "1e7"),
+    *rows("training.max_hours", "0", "-0.5", "inf", "1h"),
     *rows("data.validation_size", "0", "1.0", "-0.1", "1.2", "-5", "true", "null", "nan", "half"),
     *rows("data.validation_seed", "-1", "1.5"),
     *rows("data.class_names", "cat", "3", "[]", "[cat]", "[cat,cat]", "[cat,' ']", "[cat,[dog]]", "{cat:0}", "cat,dog"),

@@ -50,7 +50,9 @@ def answers(line: str) -> list[str]:
         ("+lr=0.1", "optimizer.learning_rate=0.1"),
         ("++trainer.lr=0.1", "optimizer.learning_rate=0.1"),
         # Lightning
-        ("trainer.max_epochs=10", "training.max_steps=8594"),
+        ("trainer.max_epochs=10", "training.max_epochs=10"),
+        ("trainer.max_time=00:01:30:00", "training.max_hours=1.5"),
+        ("max_time=3600", "training.max_hours=8"),
         ("gradient_clip_val=0.5", "leave it out"),
         ("accumulate_grad_batches=4", "training.batch_size=256"),
         ("trainer.precision=16-mixed", "leave it out"),
@@ -58,7 +60,8 @@ def answers(line: str) -> list[str]:
         ("ckpt_path=last.ckpt", "bestrun resume RUN"),
         ("trainer.val_check_interval=50", "training.evaluate_every_steps=STEPS"),
         # Keras
-        ("epochs=10", "training.max_steps=8594"),
+        ("epochs=10", "training.max_epochs=10"),
+        ("epochs=20", "training.max_epochs=20 training.max_steps=17188"),
         ("batch_size=32", "training.batch_size=32"),
         ("learning_rate=1e-3", "optimizer.learning_rate=1e-3"),
         ("validation_split=0.2", "data.validation_size=0.2"),
@@ -101,7 +104,7 @@ def answers(line: str) -> list[str]:
         ("--lr 0.1", "optimizer.learning_rate=0.1"),
         ("-lr 0.1", "optimizer.learning_rate=0.1"),
         ("--lr=0.1", "optimizer.learning_rate=0.1"),
-        ("--epochs=5", "training.max_steps=4297"),
+        ("--epochs=5", "training.max_epochs=5"),
         ("--batch-size 32", "training.batch_size=32"),
         ("-b 32", "training.batch_size=32"),
         ("--seed 3", "seed=3"),
@@ -149,14 +152,20 @@ def test_whatever_value_a_word_of_others_has_the_advice_is_taken() -> None:
 PLACEHOLDERS = {"RUN", "NAME", "STEPS", "N", "URI", "A,B", "FOLDER", "FILE"}
 
 
-def test_epochs_are_counted_with_the_figures_of_the_line_and_with_none_where_it_has_none() -> None:
-    assert "training.max_steps=4297" in answers("epochs=10 training.batch_size=128")[0]
-    assert "training.max_steps=4297" in answers("epochs=10 --batch-size 128")[0], "also in words of others"
-    assert "training.max_steps=9375" in answers("epochs=10 data=fashion_mnist validation_split=1e-9")[0]
-    for line in ("data=npz data.path=x", "recipe=quick", "training.batch_size=0", "data.validation_size=60000"):
-        assert "EPOCHS x images / training.batch_size" in answers(f"epochs=10 {line}")[0]
-    for value in ("ten", "0", "-1", "1e300", "nan", "inf", "1,2"):
-        assert answers(f"epochs={value}")[0].endswith("type training.max_steps=STEPS")
+def test_epochs_that_are_more_than_the_usual_steps_are_advised_with_these_where_the_line_leaves_no_doubt() -> None:
+    advised = {
+        "epochs=30 training.batch_size=128": "type training.max_epochs=30 training.max_steps=12891",
+        "epochs=30 --batch-size 128": "type training.max_epochs=30 training.max_steps=12891",  # also in words of others
+        "epochs=30 training.max_steps=30000": "type training.max_epochs=30",
+        "epochs=11 data=fashion_mnist validation_split=1e-9": "type training.max_epochs=11 training.max_steps=10313",
+        "epochs=30 data=npz": "type training.max_epochs=30",
+        "epochs=30 recipe=quick": "type training.max_epochs=30",
+        "epochs=ten": "type training.max_epochs=10",
+        "epochs=0": "type training.max_epochs=10",
+        "epochs=1e300": "type training.max_epochs=10",
+    }
+    for line, advice in advised.items():
+        assert answers(line)[0].endswith(advice), line
 
 
 def test_a_word_with_a_dash_is_not_said_to_be_typed_as_a_setting_unless_it_is_one() -> None:

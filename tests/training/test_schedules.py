@@ -91,8 +91,8 @@ class Lines:
 def test_a_rate_that_was_typed_at_a_resume_is_lowered_as_the_old_one_was_and_the_length_changes_nothing():
     journal = Lines(EVALUATIONS)
     line = ["schedule=plateau", "schedule.after_steps=200", "training.max_steps=1000"]
-    before = rates_of(compose([*line, "optimizer.learning_rate=0.1"]).config, 600, 1, journal)
-    after = rates_of(compose([*line, "optimizer.learning_rate=0.2", "training.max_steps=2000"]).config, 600, 1, journal)
+    before = rates_of(compose([*line, "optimizer.learning_rate=0.1"]).config, 600, 1, 1000, journal)
+    after = rates_of(compose([*line, "optimizer.learning_rate=0.2"]).config, 600, 1, 2000, journal)
     assert before[0] == np.float32(0.025) and after[0] == np.float32(0.05)
 
 
@@ -100,7 +100,7 @@ def test_a_line_that_stands_twice_counts_once():
     """That of a best that was lost and saved anew: the second one comes behind later evaluations."""
     config = compose(["schedule=plateau", "schedule.after_steps=100", "training.max_steps=1000"]).config
     lines = [(0, False), (100, True), (200, False), (100, True)]
-    assert rates_of(config, 200, 1, Lines(lines)) == rates_of(config, 200, 1, Lines(lines[:3]))
+    assert rates_of(config, 200, 1, 1000, Lines(lines)) == rates_of(config, 200, 1, 1000, Lines(lines[:3]))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,11 @@ def _text(row: Row, column: str) -> str:
         return ago(row.started_ms)
     if column == "best":
         return f"{metric_of(row.objective).name} {shown_value(row.best, row.objective)}"
-    if column == "state" and row.state != "interrupted" and row.stop_reason not in (None, "patience", "max_steps"):
+    if (
+        column == "state"
+        and row.state != "interrupted"
+        and row.stop_reason not in (None, "patience", "max_steps", "max_epochs")
+    ):
         return f"{row.state}: {row.stop_reason}"
     if isinstance(found, float) and column == "test":
         return shown_value(found, "test/accuracy")

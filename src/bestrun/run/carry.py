@@ -19,10 +19,11 @@ from ..storage.files import StorageError, write_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Event, Journal
-from ..storage.reasons import StopReason
+from ..storage.reasons import StopReason, last_step
 from ..tracking import page
 from ..tracking.mirror import Mirror
 from ..views.screen import Screen
+from .limits import Pace, tell_of_epochs
 
 if TYPE_CHECKING:  # TensorFlow is imported once a run is on disk
     from ..training.evaluation import Array, Predict
@@ -57,16 +58,19 @@ class Result:
 
 @dataclass(frozen=True)
 class Watchers:
-    """The screen and the gallery, as the loop's one watcher."""
+    """The screen, the gallery and the pace, as the loop's one watcher."""
 
     screen: Screen
     gallery: "Gallery"
+    pace: Pace | None = None
 
     def progress(self, state: LoopState) -> None:
         self.screen.progress(state)
 
     def evaluation(self, entry: Event, state: LoopState) -> None:
         self.screen.evaluation(entry, state)
+        if self.pace:
+            self.pace.look(state)
 
     def offer(self, step: int, tensors: Tensors, logits: "Array") -> None:
         self.gallery.offer(step, tensors, logits)
@@ -119,6 +123,8 @@ def carry_through(run: Prepared, screen: Screen, stop_requested: Callable[[], st
         BestrunError: how it ended, where that is an error; everything is written and said by then.
     """
     mirror, signals = Mirror(run.folder, run.uri, lambda: run.journal.end), Signals()
+    tell_of_epochs(run.config, len(run.data.train))
+    screen.expect(last_step(dict(run.config.training), len(run.data.train)))
     began, screen.objective = time.perf_counter(), run.config.objective.metric
     with signals.handled():
         end = train(run, screen, mirror, signals, stop_requested)
@@ -166,7 +172,7 @@ def train(
                 run.data,
                 run.folder,
                 journal,
-                watcher=Watchers(screen, gallery),
+                watcher=Watchers(screen, gallery, Pace(run.config, journal, len(run.data.train))),
                 interrupted=lambda: signals.reason() or stop_requested(),
                 initial=run.initial,
             )

@@ -21,6 +21,7 @@ from ..storage.files import make_folder
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Journal
+from ..storage.reasons import last_step
 from ..training.evaluation import Array, Predict, confusion_matrix
 from ..training.variables import assign_variables
 from ..views import tiles
@@ -38,7 +39,8 @@ class Gallery:
 
     def __init__(self, folder: RunFolder, journal: Journal, data: Dataset, config: Config) -> None:
         self._folder, self._journal, self._data, self._wanted = folder, journal, data, config.pictures
-        self._doubling = [config.training.max_steps / 2**power for power in range(MAX_SETS - 2, 0, -1)]
+        last = last_step(dict(config.training), len(data.train))
+        self._doubling = [last / 2**power for power in range(MAX_SETS - 2, 0, -1)]
         self._sets = {event["step"] for event in journal.events if event["event"] == "picture" and event.get("key")}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

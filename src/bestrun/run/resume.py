@@ -29,6 +29,7 @@ from ..storage.history import CHANGEABLE, PLACES, History
 from ..storage.home import settle
 from ..storage.journal import Journal, read_lines
 from ..storage.provenance import computed_by, environment_differences
+from ..storage.reasons import StopReason
 from ..storage.reference import local_folder, run_folders
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import download
@@ -264,7 +265,7 @@ def differences(before: Config, after: Config, name: str) -> dict[str, list[str]
     old, new = flatten(before), flatten(after)
     changed = {key: [old.get(key, "-"), value] for key, value in new.items() if old.get(key) != value}
     refused = [
-        f"{key}: run {name} has {values[0]}, given {values[1]}; a resume may change only {', '.join(CHANGEABLE[:4])}. "
+        f"{key}: run {name} has {values[0]}, given {values[1]}; a resume may change only {', '.join(CHANGEABLE[:-2])}. "
         f"Another experiment is another run: bestrun train {key}={values[1]}"
         for key, values in changed.items()
         if key not in (*CHANGEABLE, *PLACES)
@@ -275,20 +276,22 @@ def differences(before: Config, after: Config, name: str) -> dict[str, list[str]
 
 
 def refuse_if_over(history: History, config: Config, name: str) -> None:
-    """A run that has reached its end needs a later one before it can go on."""
-    stopped, training, best = history.stopped, config.training, history.best
-    if not stopped:
+    """Raises SettingsError: a run that has reached its end needs a later one before it can go on."""
+    stopped, training = history.stopped, config.training
+    reason = history.over(dict(training))
+    if not stopped or reason is None or stopped["reason"] != reason:
         return
-    if stopped["reason"] == "max_steps" and stopped["step"] >= training.max_steps:
-        raise SettingsError(
-            f"run {name} is complete: it reached training.max_steps={training.max_steps}; to train it further: "
-            f"bestrun resume {name} training.max_steps={2 * training.max_steps}"
-        )
-    if stopped["reason"] == "patience" and stopped["step"] - (best["step"] if best else 0) >= training.patience_steps:
-        raise SettingsError(
-            f"run {name} is complete: nothing improved within training.patience_steps={training.patience_steps}; to "
-            f"train it further: bestrun resume {name} training.patience_steps={2 * training.patience_steps}"
-        )
+    what, setting = {
+        StopReason.MAX_STEPS: ("it reached", "max_steps"),
+        StopReason.MAX_EPOCHS: ("it reached", "max_epochs"),
+        StopReason.MAX_HOURS: ("another interval would not fit into", "max_hours"),
+        StopReason.PATIENCE: ("nothing improved within", "patience_steps"),
+    }[reason]
+    limit = dict(training)[setting]
+    raise SettingsError(
+        f"run {name} is complete: {what} training.{setting}={limit}; to train it further: "
+        f"bestrun resume {name} training.{setting}={2 * limit}"
+    )
 
 
 class NotExchangedError(SettingsError):

@@ -347,6 +347,8 @@ class Training(Settings):
     max_steps: Annotated[int, _whole(1, 10**9, 10000)]
     evaluate_every_steps: Annotated[int, _whole(1, 10**9, 100)]
     patience_steps: Annotated[int, _whole(1, 10**9, 1000)]
+    max_epochs: Annotated[float, _takes("a number above 0, up to 1000000", "10", gt=0, le=10**6)] | None = None
+    max_hours: Annotated[float, _takes("a number above 0, up to 1000000", "8", gt=0, le=10**6)] | None = None
     label_smoothing: BelowOne = 0.0  # runs older than the setting had none
     freeze: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[\w.*?/-]+\Z", max_length=200, strict=True)], ...],
@@ -567,12 +569,13 @@ def flatten(config: Config) -> dict[str, str]:
     return flat | {"tracking.uri": mask_uri(flat["tracking.uri"])}
 
 
+TRAINING_NOT_DECIDING = {"max_hours"}  # a limit by the clock: the same steps, of which fewer may be made
 DATA_NOT_DECIDING = {"dir", "path", "layout", "class_names", "in_memory"}  # the data has a digest of its own
 
 
 def digest(config: Config) -> str:
     """SHA-256 (hex) of the settings that decide what training gives. Where data is, how its files are read and what its
-    classes are called do not: data has a digest of its own.
+    classes are called do not: data has a digest of its own. Nor does what ends a run by the clock.
 
     A setting with a default in its class is younger than some runs: at that default it does not count, so that their
     digests stay what they are.
@@ -580,6 +583,9 @@ def digest(config: Config) -> str:
     deciding = {"seed", "data", "model", "optimizer", "schedule", "augmentation", "training", "objective"}
     deciding |= {"threads", "from_run", "from_run_head"}
     settings = config.model_dump(
-        mode="json", include=deciding, exclude={"data": DATA_NOT_DECIDING}, exclude_defaults=True
+        mode="json",
+        include=deciding,
+        exclude={"data": DATA_NOT_DECIDING, "training": TRAINING_NOT_DECIDING},
+        exclude_defaults=True,
     )
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

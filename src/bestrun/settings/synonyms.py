@@ -31,18 +31,24 @@ def _rows(table: Mapping[str, Row]) -> dict[str, Row]:
 
 
 def _epochs(value: str, line: Line) -> str:
-    formula = "training counts steps, EPOCHS x images / training.batch_size of them"
+    told = "a run ends after training.max_steps or training.max_epochs, whichever comes first"
+    epochs, steps = _number(value), _steps_of(value, line)
+    if epochs is None or not _is_taken("training.max_epochs", value):
+        return f"{told}; type training.max_epochs=10"
+    most = _number(line.get("training.max_steps", "10000"))
+    if steps and most and steps > most:
+        return f"{told}, and they are {steps:,} steps; type training.max_epochs={value} training.max_steps={steps}"
+    return f"{told}; type training.max_epochs={value}"
+
+
+def _steps_of(value: str, line: Line) -> int | None:
+    """The steps of so many epochs, where the line leaves no doubt of them."""
     figures, epochs = _figures(line), _number(value)
     if figures is None or epochs is None:
-        return f"{formula}; type training.max_steps=STEPS"
+        return None
     images, batch = figures
     steps = math.ceil(epochs * images / batch)
-    if not 1 <= steps <= 10**9:
-        return f"{formula}; type training.max_steps=STEPS"
-    return (
-        f"training counts steps: {value} x {images:,} images / batches of {batch:,} are {steps:,} of them; "
-        f"type training.max_steps={steps}"
-    )
+    return steps if 1 <= steps <= 10**9 else None
 
 
 def _figures(line: Line) -> tuple[int, int] | None:
@@ -108,6 +114,15 @@ def _data(value: str, _: Line) -> str:
         return f"a file is named beside its format; {_rename('data.path', value)}"
     place = "FOLDER" if re.search(r"\.\w+$", value) else value  # a description of others, as coco.yaml
     return f"pictures in folders are read as they are; type data=folder {shlex.quote(f'data.dir={shown(place)}')}"
+
+
+def _hours(value: str, _: Line) -> str:
+    """Lightning's max_time is days:hours:minutes:seconds; Keras and others have seconds, minutes or hours."""
+    parts = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", value)
+    if not parts:
+        return "a limit is in hours, over all resumes; type training.max_hours=8, or of a sweep sweep.max_hours=8"
+    days, hours, minutes, seconds = map(int, parts.groups())
+    return f"type training.max_hours={days * 24 + hours + minutes / 60 + seconds / 3600:.4g}"
 
 
 def _schedule(value: str, _: Line) -> str:
@@ -194,6 +209,7 @@ WORDS = _rows(
         "comes every so many steps, and the best is kept at each; type training.evaluate_every_steps=STEPS",
         "save_period check_val_every_n_epoch validation_freq": "an evaluation comes every so many steps, and the best "
         "is kept at each; type training.evaluate_every_steps=STEPS",
+        "max_time time_limit max_hours max_runtime timeout": _hours,
         "fast_dev_run overfit_batches debug smoke_test": "a run of some steps: type training.max_steps=20",
         "warmup_epochs warmup_steps": "the schedule climbs for a share of all steps; type schedule=one_cycle "
         "schedule.warmup_share=0.3",

@@ -86,6 +86,7 @@ class Evaluation(Event):
     improved: bool
     images_per_second: NotRequired[float | None]
     learning_rate: NotRequired[float | None]
+    seconds: NotRequired[float]
     checkpoint: NotRequired[str]
     sha256: NotRequired[str]
     confusions: NotRequired[list[list[int]]]

@@ -1,6 +1,6 @@
 """What a journal says of its run, read in one way by everybody who asks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
@@ -9,12 +9,14 @@ from ..errors import VerificationError
 from ..metrics import metric_of
 from .events import Evaluation, Resumed, Started, Stopped, Tested, metric_value
 from .journal import Event, read_journal
-from .reasons import StopReason
+from .reasons import StopReason, last_step, stop_reason
 
 # What may change at a resume. Everything else decides shapes, data or the sequence of random numbers, and would make
 # one run of two experiments.
 CHANGEABLE = (
     "training.max_steps",
+    "training.max_epochs",
+    "training.max_hours",
     "training.patience_steps",
     "training.evaluation_batch_size",
     "optimizer.learning_rate",
@@ -134,6 +136,30 @@ class History:
     @property
     def last_evaluation_step(self) -> int:
         return int(self.evaluations[-1]["step"]) if self.evaluations else 0
+
+    @property
+    def last_step(self) -> int:
+        """Its steps at most, by its settings now."""
+        epochs = self.settings.get("training.max_epochs", "null")
+        return last_step(
+            {
+                "max_steps": int(self.settings["training.max_steps"]),
+                "max_epochs": None if epochs == "null" else epochs,
+                "batch_size": int(self.settings["training.batch_size"]),
+            },
+            self.started["data"]["train"],
+        )
+
+    def over(self, training: Mapping[str, Any]) -> StopReason | None:
+        """Why the run is over at its last evaluation under these settings, if it is."""
+        return stop_reason(
+            step=self.last_evaluation_step,
+            best_step=self.best["step"] if self.best else 0,
+            seconds=self.evaluations[-1].get("seconds", 0.0) if self.evaluations else 0.0,
+            evaluations=self.evaluations,
+            training=training,
+            images=self.started["data"]["train"],
+        )
 
     @property
     def best_checkpoint(self) -> dict[str, Any] | None:

@@ -133,7 +133,7 @@ class Manifest:
             return []
         metric, best, stopped = self.objective["metric"], history.best, history.stopped
         run.best, run.best_step = metric_value(best, metric), best and best["step"]
-        run.max_steps = int(history.settings["training.max_steps"])
+        run.max_steps = history.last_step
         run.seconds, run.step = history.seconds, history.step
         if stopped:
             run.stop_reason = stopped["reason"]

@@ -13,7 +13,7 @@ from ..storage.folder import RunFolder
 from ..storage.history import DIED, History
 from ..storage.home import settle
 from ..storage.journal import Journal
-from ..storage.reasons import StopReason, stop_reason
+from ..storage.reasons import StopReason
 from .refusals import is_permanent, reason, remedy
 from .sender import DeletedError, Sender
 from .store import TrackingError, is_own_store, resolve_uri, sqlite_path, store_of
@@ -81,12 +81,7 @@ def end_for_dead_process(folder: RunFolder) -> str | None:
                 write_json(folder.result, _result(folder, history))
             return None
         training = config_now(folder.config, history).training
-        rule = stop_reason(
-            step=history.last_evaluation_step,
-            best_step=history.best["step"] if history.best else 0,
-            max_steps=training.max_steps,
-            patience_steps=training.patience_steps,
-        )
+        rule = history.over(dict(training))
         step, best = history.last_evaluation_step, history.best_checkpoint
         if rule and not _has_state(folder, step):  # killed before `last` was saved: a resume trains the rest again
             rule = None

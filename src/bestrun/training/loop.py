@@ -28,6 +28,7 @@ from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Event, Journal
 from ..storage.provenance import computed_by
+from ..storage.reasons import last_step
 from ..storage.reasons import stop_reason as stop_rule
 from . import briefing, proof
 from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures, further_figures
@@ -76,6 +77,7 @@ def train(
         StorageError: the disk refused; what was saved before is whole.
     """
     settings, objective = config.training, config.objective
+    last = last_step(dict(settings), len(data.train))
 
     # How a run starts, in order: a fresh network from the seed; over it the weights of another run or of a file, if it
     # starts from one; over both the newest good checkpoint of its own, if there is one. So starting and resuming are
@@ -109,12 +111,13 @@ def train(
     if source := own or whole:
         tell_of_another_function(source, proof.answers(model, predict, data.image_shape), config)
     rates = np.empty(0, np.float32)
+    clock = Clock()
     chunk = 1  # the first says how long a step takes; one step is the shortest that a signal can wait
 
     # Asked before anything is trained, too: a run killed between its last evaluation and its end must not go on.
-    while (reason := stop_reason(state, config)) is None:
+    while (reason := stop_reason(state, config, journal, len(data.train))) is None:
         # Train up to the next evaluation. The untrained network is evaluated as well, at step 0.
-        due = 0 if fresh else next_evaluation(state.step, config)
+        due = 0 if fresh else next_evaluation(state.step, settings.evaluate_every_steps, last)
         fresh = False
         interval_began, interval_images = time.perf_counter(), state.images
         while state.step < due:
@@ -127,7 +130,7 @@ def train(
             began = time.perf_counter()
             steps = min(chunk, due - state.step)
             batches = batch_indices(config.seed, state.step, steps, settings.batch_size, len(data.train))
-            rates = rates_of(config, state.step, steps, journal)
+            rates = rates_of(config, state.step, steps, last, journal)
             loss_sum, correct, diverged_at = run_steps(batches, rates, state.step, state.loss_sum, state.correct)
             if diverged_at >= 0:  # `last` stays as it was: good weights, from before
                 return Outcome("diverged", diverged_at, state)
@@ -138,7 +141,7 @@ def train(
                 loss_sum=loss_sum,
                 correct=correct,
                 images=state.images + batches.size,
-                seconds=state.seconds + seconds,
+                seconds=state.seconds + clock.lap(),
             )
             # The result does not depend on how steps are cut into chunks, so their size may follow the clock
             chunk = max(1, min(100, int(steps / seconds * CHUNK_SECONDS)))
@@ -146,7 +149,6 @@ def train(
 
         # Evaluate: one exact pass over the validation split, and the training figures since the last one.
         rate = (state.images - interval_images) / (time.perf_counter() - interval_began) if state.images else None
-        began = time.perf_counter()
         logits, entry = evaluate(predict, data.validation, state, settings.batch_size, own_metrics)
         entry["images_per_second"] = rate
         entry["learning_rate"] = float(str(rates[-1])) if len(rates) else None  # 0.0001, not what float32 makes of it
@@ -161,7 +163,9 @@ def train(
             entry["improved"] = state.step > 0 and objective.improves(entry[objective.metric], state.best_value)
         if entry["improved"]:
             state = replace(state, best_step=state.step, best_value=entry[objective.metric])
-        state = replace(state, loss_sum=0.0, correct=0, images=0, seconds=state.seconds + time.perf_counter() - began)
+        state = replace(state, loss_sum=0.0, correct=0, images=0, seconds=state.seconds + clock.lap())
+        if not known:
+            entry["seconds"] = state.seconds
 
         # Test, then commit.
         replies = proof.answers(model, predict, data.image_shape)
@@ -244,33 +248,45 @@ def commit(
     return entry
 
 
-def stop_reason(state: LoopState, config: Config) -> str | None:
+class Clock:
+    """What a run has taken, piece by piece: steps, evaluations, and the saving between them."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last call, or since the beginning."""
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+def stop_reason(state: LoopState, config: Config, journal: Journal, images: int) -> str | None:
     """Why to stop at this evaluation, if so. In the middle of an interval there is no reason."""
     if state.images:
         return None
-    training = config.training
     return stop_rule(
         step=state.step,
         best_step=state.best_step,
-        max_steps=training.max_steps,
-        patience_steps=training.patience_steps,
+        seconds=state.seconds,
+        evaluations=History(journal.events).evaluations,
+        training=dict(config.training),
+        images=images,
     )
 
 
-def next_evaluation(step: int, config: Config) -> int:
+def next_evaluation(step: int, every: int, last: int) -> int:
     """The first step after this one to evaluate at: a multiple of the interval, or the last step."""
-    every = config.training.evaluate_every_steps
-    return min((step // every + 1) * every, config.training.max_steps)
+    return min((step // every + 1) * every, last)
 
 
-def rates_of(config: Config, first_step: int, steps: int, journal: Journal) -> Array:
-    """The learning rate of each of these steps: float32 (steps,)."""
+def rates_of(config: Config, first_step: int, steps: int, last: int, journal: Journal) -> Array:
+    """The learning rate of each of these steps, of `last` in all: float32 (steps,)."""
     evaluations = [(line["step"], line["improved"]) for line in History(journal.events).evaluations]
     return learning_rates(
         peak=config.optimizer.learning_rate,
         first_step=first_step,
         steps=steps,
-        course=Course(config.training.max_steps, evaluations),
+        course=Course(last, evaluations),
         **dict(config.schedule),
     )
 

@@ -50,6 +50,10 @@ class Screen:
         self._end_told = False
         self.objective = "val/accuracy"  # of the run; another than these columns gets one of its own
 
+    def expect(self, total_steps: int) -> None:
+        """How many steps there are at most, which depends on the data where a run is limited by epochs."""
+        self._total = total_steps
+
     def reading(self, numbers: Sequence[int]) -> Iterable[int]:
         """As the function of this name."""
         return reading(numbers, quiet=self.console.quiet)
