@@ -163,6 +163,8 @@ REFUSED = [
     (["sweep=study", "sweep.sampler.startup=3"], "TPESampler has no such argument"),
     (["sweep=study", "sweep.pruner.percentile=200"], "PercentilePruner"),
     (["sweep=study", "sweep.n_trials=0"], "sweep.n_trials=0"),
+    (["seed=0,1", "sweep.max_hours=0"], "sweep.max_hours=0: takes a number above 0"),
+    (["seed=0,1", "sweep.max_hours=1h"], "sweep.max_hours=1h: takes a number above 0"),
     (["sweep=study", "optimizer.learning_rate=interval(1e-2,1e-4)"], "from a lower to a higher number"),
     (["sweep=study", "optimizer.learning_rate=tag(log,interval(0,1e-2))"], "from above 0"),
     (["sweep=study", "model.fc_size=interval(16,64)"], "whole number"),

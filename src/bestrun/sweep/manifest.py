@@ -83,6 +83,7 @@ class Manifest:
         uri: the tracking URI, credentials masked.
         data_digests: of the images, by the values of the data that are tried; "data" where none is.
         config_dir: the folder of one's own that was named, absolute.
+        seconds: in which a scheduler worked on it, over all calls.
     """
 
     path: Path
@@ -97,6 +98,7 @@ class Manifest:
     trials: list[Trial] = field(default_factory=list)
     data_digests: dict[str, str] = field(default_factory=dict)
     config_dir: str | None = None
+    seconds: float = 0.0
 
     @property
     def home(self) -> Path:

@@ -41,6 +41,7 @@ from .study import Study
 from .summary import summary, write_plots
 
 POLL_SECONDS = 0.1
+SAVE_SECONDS = 20.0  # so much of its time a sweep forgets at most when its scheduler is killed
 PARENT_SECONDS = 15.0  # so long the end of a sweep waits for MLflow
 
 
@@ -61,6 +62,8 @@ class Scheduler:
         self.active: dict[str, tuple[Trial, Run]] = {}
         self.attempts: dict[str, int] = {}
         self.received: int | None = None  # a signal: nothing new begins
+        self.out_of_time = False  # nor when sweep.max_hours are over
+        self.before, self.saved, self.began = manifest.seconds, manifest.seconds, time.monotonic()
         self.told_of_waiting = False
 
     def carry_through(self, signals: Signals) -> None:
@@ -68,10 +71,10 @@ class Scheduler:
         while True:
             self.watch(signals)
             started = False
-            if len(self.active) < self.settings.workers and not self.received and (task := self.next_task()):
+            if len(self.active) < self.settings.workers and not self.is_ending and (task := self.next_task()):
                 self.backend.start(task, lambda: self.watch(signals))
                 started = True
-            if not self.active and (self.received or not self.left_over()):
+            if not self.active and (self.is_ending or not self.left_over()):
                 return
             if not self.active and not self.told_of_waiting:
                 self.told_of_waiting = True
@@ -80,6 +83,16 @@ class Scheduler:
                 )
             if not started:
                 time.sleep(POLL_SECONDS)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing new begins, and what runs is to save and leave."""
+        return bool(self.received) or self.out_of_time
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether its hours were over before its trials were."""
+        return self.out_of_time and self.manifest.over() < self.manifest.n_trials
 
     def left_over(self) -> list[str]:
         """Begun runs that another process still owns: a worker of a killed scheduler, which saves and leaves."""
@@ -137,9 +150,13 @@ class Scheduler:
         return Task(run.name, composed, self.manifest.home, extra, self.manifest.config_dir)
 
     def watch(self, signals: Signals) -> None:
-        """Read the journals of what runs; ask the pruner; take in what has ended; hear a signal."""
+        """Read the journals of what runs; ask the pruner; take in what has ended; hear a signal, and the clock."""
+        self.count_time()
         if signals.received and not self.received:
             self.received = signals.received
+            self.backend.stop()
+        if self.settings.max_hours and self.manifest.seconds >= 3600 * self.settings.max_hours and not self.is_ending:
+            self.out_of_time = True
             self.backend.stop()
         for trial, run in list(self.active.values()):
             values = self.manifest.look(run)
@@ -151,6 +168,12 @@ class Scheduler:
             self.take_in(ended)
         self.board.show(self.manifest)
 
+    def count_time(self) -> None:
+        self.manifest.seconds = self.before + time.monotonic() - self.began
+        if self.manifest.seconds - self.saved > SAVE_SECONDS:
+            self.saved = self.manifest.seconds
+            self.manifest.save()
+
     def take_in(self, ended: Ended) -> None:
         trial, run = self.active.pop(ended.run_name)
         run.state = "waiting"  # of a run without a journal
@@ -159,7 +182,7 @@ class Scheduler:
             self.received = ended.signal
         if run.state in ("waiting", "interrupted") or run.stop_reason == "error":
             run.error = ended.error or run.error
-            if not self.received:
+            if not self.is_ending:
                 self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
                 run.state = "interrupted" if self.attempts[run.name] <= self.settings.retries else "failed"
         if self.study and run is trial.runs[0]:
@@ -250,13 +273,19 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
     received = scheduler.received
     if received:
         board.line(f"\nstopped by a signal; the same line again goes on, with sweep.name={name}")
+    if scheduler.is_cut_short and not received:
+        board.line(
+            f"\nsweep.max_hours={settings.max_hours:g} are over; the same line again with more of them goes on, with "
+            f"sweep.name={name}"
+        )
     if scheduler.gave_up():
         board.line(
             f"\ngiven up: more than sweep.max_failures={settings.max_failures} trials failed; see run.log of each"
         )
     if not mirrored or behind:
         board.line("\nMLflow does not have everything yet: bestrun sync --all, then the same line again")
-    code = 128 + received if received else 1 if status == "FAILED" else 0 if mirrored and not behind else 6
+    is_fruitless = status == "FAILED" or not count["complete"]
+    code = 128 + received if received else 1 if is_fruitless else 0 if mirrored and not behind else 6
     return Outcome(report, code)
 
 
@@ -316,7 +345,7 @@ def is_untold(manifest: Manifest, run: Run, uri: str) -> bool:
 
 
 def _status(scheduler: Scheduler, complete: int) -> str:
-    if scheduler.received:
+    if scheduler.received or scheduler.is_cut_short:
         return "KILLED"
     return "FAILED" if scheduler.gave_up() or not complete else "FINISHED"
 

@@ -75,6 +75,12 @@ class SweepSettings(Settings):
     )
     retries: Annotated[int, _whole(0, 100, 1)]
     max_failures: Annotated[int, _whole(0, MAX_POINTS, 5)] | None
+    max_hours: (
+        Annotated[
+            float, Field(gt=0, le=10**6, description="a number above 0, up to 1000000", examples=["8"], strict=True)
+        ]
+        | None
+    ) = None
     seed: Seed
     sampler: Algorithm
     pruner: Algorithm

@@ -1,0 +1,107 @@
+"""Hours of a sweep: no trial after them, what runs is saved, and the same line with more of them goes on."""
+
+import json
+import os
+
+import pytest
+
+from bestrun.storage.files import read_json
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.history import History
+from bestrun.sweep.space import plan
+from support.looks import evaluations
+from support.processes import bestrun_command
+from support.stores import sqlite_uri
+
+
+def _by_evaluations(argv):
+    """The command, with a clock on which each evaluation of a sweep's runs takes a second."""
+    from bestrun.sweep import scheduler
+
+    def count_time(self):
+        folders = [self.manifest.folder(run) for run in self.manifest.runs()]
+        self.manifest.seconds = float(sum(len(evaluations(folder)) for folder in folders if folder.journal.exists()))
+
+    scheduler.Scheduler.count_time = count_time
+    bestrun_command(argv)
+
+
+@pytest.fixture
+def sweep(start_process, home):
+    def sweep(*words, target=_by_evaluations):
+        return start_process(target, ("train", "-m", *words), cwd=home).wait(250)
+
+    return sweep
+
+
+def manifest(home, name):
+    return read_json(home / "mlruns" / "sweeps" / name / "manifest.json")
+
+
+def states(home, name):
+    return [run["state"] for trial in manifest(home, name)["trials"] for run in trial["runs"]]
+
+
+def folder(home, name):
+    return RunFolder(home / "mlruns" / "runs" / name)
+
+
+def parent_status(home, name):
+    from mlflow import MlflowClient
+
+    return MlflowClient(sqlite_uri(home)).get_run(manifest(home, name)["parent_run_id"]).info.status
+
+
+def hours(seconds):
+    return f"sweep.max_hours={seconds / 3600!r}"
+
+
+def test_a_sweep_ends_with_its_hours_and_the_same_line_with_more_of_them_goes_on(sweep, home, settings):
+    """Three trials of four evaluations each, the one at step 0 among them."""
+    words = [*settings, "seed=0,1,2", "sweep.name=night"]
+    none = sweep(*words, hours(1), "--json")
+    assert none.code == 1 and "are over; the same line again with more of them goes on" in none.err
+    assert states(home, "night") == ["interrupted"] and parent_status(home, "night") == "KILLED"
+
+    some = sweep(*words, hours(6))
+    assert some.code == 0, some.out + some.err
+    assert "sweep.max_hours=0.00166667 are over" in some.out and "with sweep.name=night" in some.out
+    assert states(home, "night") == ["complete", "interrupted"]
+    assert History.read(folder(home, "night-001").journal).stopped["reason"] == "interrupted"
+    assert parent_status(home, "night") == "KILLED"
+    before = folder(home, "night-001").journal.read_bytes()
+    assert sweep(*words, hours(6)).code == 0 and folder(home, "night-001").journal.read_bytes() == before
+
+    whole = sweep(*words, hours(100), "--json")
+    assert whole.code == 0 and "are over" not in whole.out + whole.err
+    report = json.loads(whole.out)
+    assert report["count"] == {"complete": 3} and report["cost"]["steps_run"] == 180
+    assert [len(evaluations(folder(home, f"night-00{number}"))) for number in range(3)] == [4, 4, 4]
+    assert parent_status(home, "night") == "FINISHED" and os.listdir(home / "mlruns" / "sweeps") == ["night"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["seed=0,1,2,3", "sweep.workers=2"], ["sweep=study", "sweep.n_trials=4"]])
+def test_hours_by_the_real_clock_over_workers_and_studies(sweep, home, settings, words):
+    space = [] if "sweep=study" not in words else ["optimizer.learning_rate=1e-3,2e-3,3e-3", "sweep.pruner=NopPruner"]
+    kept = [word for word in settings if not (space and word.startswith(("model.", "optimizer.")))]
+    words = [*kept, *words, *space, "training.max_steps=400", "training.patience_steps=400", "sweep.name=real"]
+    limit, worked = 0.0, []
+    for _ in range(12):
+        limit += 8
+        result = sweep(*words, hours(limit), target=bestrun_command)
+        assert result.code in (0, 1), result.out + result.err
+        worked.append(manifest(home, "real")["seconds"])
+        assert worked[-1] < limit + 12  # its runs save and leave, and a worker's process begins in some seconds
+        if states(home, "real") == 4 * ["complete"]:
+            break
+        assert "are over" in result.out
+    assert states(home, "real") == 4 * ["complete"] and worked == sorted(worked) and len(worked) > 1
+    for number in range(4):
+        assert [line["step"] for line in evaluations(folder(home, f"real-00{number}"))] == list(range(0, 401, 20))
+
+
+def test_hours_are_no_part_of_what_a_sweep_is():
+    line = ["seed=0,1", "sweep.name=x"]
+    assert plan([*line, "sweep.max_hours=8"]).says() == plan(line).says()
+    assert plan([*line, "sweep.max_hours=8"]).settings.max_hours == 8.0 and plan(line).settings.max_hours is None
