@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from bestrun.errors import SettingsError
 from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.history import History
@@ -105,3 +106,30 @@ def test_hours_are_no_part_of_what_a_sweep_is():
     line = ["seed=0,1", "sweep.name=x"]
     assert plan([*line, "sweep.max_hours=8"]).says() == plan(line).says()
     assert plan([*line, "sweep.max_hours=8"]).settings.max_hours == 8.0 and plan(line).settings.max_hours is None
+
+
+def was_tested(home, name):
+    return [event for event in History.read(folder(home, name).journal).events if event["event"] == "tested"]
+
+
+def test_only_the_winner_of_a_sweep_is_tested_once_nothing_is_left_to_choose(sweep, home, settings):
+    words = [*settings, "optimizer.learning_rate=1e-5,5e-3", "training.test_at_end=true", "sweep.name=w", "--json"]
+    words = [word for word in words if word != "optimizer.learning_rate=2e-3"]
+    cut = sweep(*words, hours(5))
+    assert cut.code == 0 and json.loads(cut.out)["test"] is None and not was_tested(home, "w-000")
+    for _ in range(2):
+        result = sweep(*words, target=bestrun_command)
+        assert result.code == 0, result.out + result.err
+        (line,) = was_tested(home, "w-001")
+        report = json.loads(result.out)
+        assert not was_tested(home, "w-000") and report["best"]["trial"] == 1
+        assert report["test"]["run_name"] == "w-001" and report["test"]["accuracy"] == line["test/accuracy"]
+    from mlflow import MlflowClient
+
+    metrics = MlflowClient(sqlite_uri(home)).get_run(report["best"]["runs"][0]["run_id"]).data.metrics
+    assert metrics["test/accuracy"] == line["test/accuracy"]
+
+
+def test_whether_it_is_tested_cannot_be_tried():
+    with pytest.raises(SettingsError, match="of a sweep the winner alone is tested"):
+        plan(["training.test_at_end=true,false"])

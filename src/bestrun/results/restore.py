@@ -18,8 +18,10 @@ from ..settings.config import Config
 from ..settings.own import needed
 from ..storage.files import StorageError, make_folder, write_atomically
 from ..storage.folder import RunFolder
+from ..storage.history import History
 from ..storage.home import foreign_owners, settle
-from ..storage.journal import Journal
+from ..storage.journal import Event, Journal
+from ..storage.workplace import Workplace
 from ..tracking.artifacts import upload
 from ..tracking.refusals import is_permanent, reason
 from ..tracking.sender import Sender, send_tested
@@ -28,7 +30,7 @@ from ..tracking.sync import own_uri
 from ..training import proof
 from ..training.proof import Function
 from ..views.screen import reading
-from .fetch import Fetched
+from .fetch import Fetched, fetch_local
 from .own_code import other_code, read_data
 
 log = logging.getLogger("bestrun")
@@ -73,8 +75,7 @@ def restore(
         )
     is_named = bool(config.data.class_names) and data.num_classes == fetched.num_classes  # now, or when it began
     names = data.class_names if is_named else fetched.class_names
-    from ..training import device, evaluation
-    from ..views import tiles  # device first: it makes TensorFlow's start quiet
+    from ..training import device, evaluation  # device first: it makes TensorFlow's start quiet
 
     device.prepare(config.threads)
 
@@ -83,38 +84,21 @@ def restore(
     validation = evaluation.figures(predict(data.validation.images), data.validation.labels)
     is_own_data = data.digest == fetched.checkpoint.data_digest
     agrees = agreement(validation, fetched) if is_own_data else None
-    if agrees is False and not allow_other_code:
-        raise VerificationError(
-            f"run {fetched.run_name}: its checkpoint scores {figures_text(validation.accuracy, validation.loss)} on "
-            f"the validation split, but {figures_text(*logged_figures(fetched))} was logged: the code is another one "
-            "now, or the record is not this checkpoint's; the test split was not looked at; --allow-other-code does"
-        )
-    logits = predict(data.test.images)
-    test = evaluation.figures(logits, data.test.labels)
-    more = evaluation.further_figures(logits, data.test.labels, fetched.own_metrics)
-    matrix = evaluation.confusion_matrix(logits, data.test.labels, fetched.num_classes)
-    step = fetched.checkpoint.state.step
-
-    pictures = out / "pictures"
-    title = f"{fetched.run_name}, step {step:,}: test split"
-    tiles.write(tiles.confusion_matrix(matrix, title, names), pictures / "confusion_matrix.png")
-    errors = tiles.example_errors(data.test.images, data.test.labels, logits.argmax(axis=1), title, names)
-    tiles.write(errors, pictures / "example_errors.png")
+    if is_own_data and not allow_other_code:
+        refuse_disagreement(validation, fetched)
+    found = examine(fetched, data, predict, out / "pictures", names)
     recorded = False
     if fetched.best and is_own_data and agrees is not False and rebuilt.function.is_same is not False:
-        recorded = log_test(
-            fetched,
-            tracking_uri,
-            home,
-            pictures,
-            {"split": "test", "step": step, "test/accuracy": test.accuracy, "test/loss": test.loss}
-            | {f"test/{name}": value for name, value in more.items()},
-        )
-    logged = logged_figures(fetched)
+        recorded = log_test(fetched, tracking_uri, home, out / "pictures", found.event)
+    logged, test = logged_figures(fetched), found.figures
     return {
         "run_id": fetched.run_id,
         "run_name": fetched.run_name,
-        "checkpoint": {"step": step, "sha256": fetched.checkpoint.sha256, "path": fetched.path},
+        "checkpoint": {
+            "step": fetched.checkpoint.state.step,
+            "sha256": fetched.checkpoint.sha256,
+            "path": fetched.path,
+        },
         "function": vars(rebuilt.function),
         "validation": {
             "accuracy": validation.accuracy,
@@ -123,11 +107,81 @@ def restore(
             "logged_loss": logged[1],
             "agrees": agrees,
         },
-        "test": {"accuracy": test.accuracy, "correct": test.correct, "total": test.total, "loss": test.loss} | more,
-        "confusion_matrix": matrix.tolist(),
+        "test": {"accuracy": test.accuracy, "correct": test.correct, "total": test.total, "loss": test.loss}
+        | found.more,
+        "confusion_matrix": found.confusion_matrix.tolist(),
         "class_names": names,
         "recorded": recorded,
     }
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What the test split says of a checkpoint.
+
+    Attributes:
+        figures: evaluation.Figures.
+        more: further metrics: name -> value.
+        event: the fields of the journal's `tested`.
+        confusion_matrix: images (num_classes, num_classes), row = true class, column = predicted class.
+    """
+
+    figures: Any
+    more: dict[str, float | None]
+    event: dict[str, Any]
+    confusion_matrix: Any
+
+
+def examine(fetched: Fetched, data: Dataset, predict: Any, pictures: Path, names: Sequence[str] | None) -> Examined:
+    """Evaluate the test split, and draw what was taken for what, and the first errors.
+
+    Args:
+        predict: evaluation.Predict of the checkpoint's network.
+        pictures: where they are drawn.
+        names: of the classes.
+    """
+    from ..training import evaluation
+    from ..views import tiles
+
+    step, labels = fetched.checkpoint.state.step, data.test.labels
+    logits = predict(data.test.images)
+    figures = evaluation.figures(logits, labels)
+    more = evaluation.further_figures(logits, labels, fetched.own_metrics)
+    matrix = evaluation.confusion_matrix(logits, labels, fetched.num_classes)
+    title = f"{fetched.run_name}, step {step:,}: test split"
+    tiles.write(tiles.confusion_matrix(matrix, title, names), pictures / "confusion_matrix.png")
+    errors = tiles.example_errors(data.test.images, labels, logits.argmax(axis=1), title, names)
+    tiles.write(errors, pictures / "example_errors.png")
+    event = {"split": "test", "step": step, "test/accuracy": figures.accuracy, "test/loss": figures.loss}
+    event |= {f"test/{name}": value for name, value in more.items()}
+    return Examined(figures, more, event, matrix)
+
+
+def record_test(folder: RunFolder, journal: Journal, data: Dataset) -> Event | None:
+    """Test the best of an owned run whose data is at hand, as `restore` would, into its journal: once for each best.
+
+    Returns:
+        The journal's line; None where there is no best.
+
+    Raises:
+        VerificationError: the checkpoint is damaged, or does not score as logged; the test split was not looked at.
+        StorageError: it cannot be written.
+    """
+    if History(journal.events).best is None:
+        return None
+    fetched = fetch_local(folder)
+    known = journal.find("tested", step=fetched.checkpoint.state.step, split="test")
+    if known:  # killed after it was tested, and before its end was written
+        return known
+    from ..training import evaluation
+
+    config = fetched.config
+    predict = evaluation.compile_predict(rebuild(fetched).model, config.training.evaluation_batch_size)
+    refuse_disagreement(evaluation.figures(predict(data.validation.images), data.validation.labels), fetched)
+    with Workplace() as place:
+        found = examine(fetched, data, predict, place / "pictures", data.class_names)
+        write_test(folder, journal, place / "pictures", found.event)
+    return journal.events[-1]
 
 
 LOSS_TOLERANCE = 1e-3  # relative: other processors and versions add up in another order
@@ -149,6 +203,16 @@ def agreement(validation: Any, fetched: Fetched) -> bool | None:
         return None
     is_near = abs(validation.accuracy - accuracy) <= ACCURACY_TOLERANCE
     return is_near and math.isclose(validation.loss, loss, rel_tol=LOSS_TOLERANCE, abs_tol=1e-6)
+
+
+def refuse_disagreement(validation: Any, fetched: Fetched) -> None:
+    """Raises VerificationError: a checkpoint does not score on the run's own validation split what was logged."""
+    if agreement(validation, fetched) is False:
+        raise VerificationError(
+            f"run {fetched.run_name}: its checkpoint scores {figures_text(validation.accuracy, validation.loss)} on "
+            f"the validation split, but {figures_text(*logged_figures(fetched))} was logged: the code is another one "
+            "now, or the record is not this checkpoint's; the test split was not looked at; --allow-other-code does"
+        )
 
 
 def figures_text(accuracy: float | None, loss: float | None) -> str:
@@ -266,13 +330,17 @@ def keep_test(folder: RunFolder, pictures: Path, tested: Mapping[str, Any]) -> N
         StorageError: it cannot be written; no figure stands there without its pictures.
     """
     with Journal(folder.journal) as journal:
-        if journal.find("tested", step=tested["step"], split=tested["split"]):
-            return
-        make_folder(folder.pictures)
-        for picture in sorted(pictures.glob("*.png")):
-            write_atomically(folder.pictures / picture.name, picture.read_bytes())
-            journal.append("picture", path=f"pictures/{picture.name}", step=tested["step"])
-        journal.append("tested", **tested)
+        if not journal.find("tested", step=tested["step"], split=tested["split"]):
+            write_test(folder, journal, pictures, tested)
+
+
+def write_test(folder: RunFolder, journal: Journal, pictures: Path, tested: Mapping[str, Any]) -> None:
+    """Write a test into a journal, its pictures first. Raises as `keep_test` does."""
+    make_folder(folder.pictures)
+    for picture in sorted(pictures.glob("*.png")):
+        write_atomically(folder.pictures / picture.name, picture.read_bytes())
+        journal.append("picture", path=f"pictures/{picture.name}", step=tested["step"])
+    journal.append("tested", **tested)
 
 
 def _further(test: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ class Result:
 
     Attributes:
         best: step, metric, value, sha256 and file of the best evaluation; None before the first.
+        test: step, accuracy, loss and further metrics of the test split, where the best was tested.
         mirrored: whether MLflow has everything.
         exit_code: of the command, see `bestrun --help`.
     """
@@ -52,6 +53,7 @@ class Result:
     stop_reason: str
     steps: int
     seconds: float
+    test: dict[str, Any] | None = None
     mirrored: bool = field(default=True)
     exit_code: int = field(default=0)
 
@@ -130,7 +132,8 @@ def carry_through(run: Prepared, screen: Screen, stop_requested: Callable[[], st
         end = train(run, screen, mirror, signals, stop_requested)
         signals.graceful, signals.answer = True, "leaving as soon as MLflow has everything"
         screen.end_progress()
-        best = History(run.journal.events).best_checkpoint
+        history = History(run.journal.events)
+        best = history.best_checkpoint
         unwritten = write_stopped(run.journal, end, best)
         mirrored = wait_for_mirror(mirror, signals)
         run.journal.close()
@@ -142,6 +145,7 @@ def carry_through(run: Prepared, screen: Screen, stop_requested: Callable[[], st
         end.reason,
         end.step,
         time.perf_counter() - began,
+        history.test,
         mirrored,
         exit_code(end.reason, mirrored, signals.received, end.error),
     )
@@ -180,12 +184,26 @@ def train(
             from ..results.export import log_model
 
             log_model(run.folder, journal)
+        if StopReason.of(outcome.reason).is_finished and History(journal.events).is_to_be_tested:
+            test_best(run)
         return End(outcome.reason, outcome.step)
     except Interrupted:
         return End("interrupted", History(journal.events).last_evaluation_step)
     except Exception as error:
         log.error("%s", error, exc_info=True, extra={"file_only": True})
         return End("error", History(journal.events).last_evaluation_step, error)
+
+
+def test_best(run: Prepared) -> None:
+    """Test the best, before the end is written: a run that is killed here goes through it again. What forbids it is
+    told, and makes no error of a run that is finished.
+    """
+    from ..results.restore import record_test
+
+    try:
+        record_test(run.folder, run.journal, run.data)
+    except BestrunError as error:
+        log.warning("it is not tested: %s; bestrun restore %s tests it", error, run.folder.name)
 
 
 def write_stopped(journal: Journal, end: End, best: Mapping[str, Any] | None) -> StorageError | None:
@@ -262,6 +280,10 @@ def say_end(result: Result, config: Config, mirror: Mirror, received: int | None
     if best:
         value = shown_value(best["value"], best["metric"])
         log.info("best      %s %s at step %s", best["metric"], value, f"{best['step']:,}")
+    if result.test:
+        test = result.test
+        accuracy, loss = shown_value(test["accuracy"], "test/accuracy"), shown_value(test["loss"], "test/loss")
+        log.info("test      test/accuracy %s, test/loss %s: of that step", accuracy, loss)
     log.info("stopped   step %s: %s", f"{result.steps:,}", reason.sentence(dict(config.training)))
     log.info("took      %s", duration(result.seconds))
     log.info("run       %s  %s", result.run_name, result.run_id or "(no MLflow run ID yet)")

@@ -349,6 +349,7 @@ class Training(Settings):
     patience_steps: Annotated[int, _whole(1, 10**9, 1000)]
     max_epochs: Annotated[float, _takes("a number above 0, up to 1000000", "10", gt=0, le=10**6)] | None = None
     max_hours: Annotated[float, _takes("a number above 0, up to 1000000", "8", gt=0, le=10**6)] | None = None
+    test_at_end: Annotated[bool, _takes("true or false", "true")] = False
     label_smoothing: BelowOne = 0.0  # runs older than the setting had none
     freeze: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[\w.*?/-]+\Z", max_length=200, strict=True)], ...],
@@ -569,7 +570,7 @@ def flatten(config: Config) -> dict[str, str]:
     return flat | {"tracking.uri": mask_uri(flat["tracking.uri"])}
 
 
-TRAINING_NOT_DECIDING = {"max_hours"}  # a limit by the clock: the same steps, of which fewer may be made
+TRAINING_NOT_DECIDING = {"max_hours", "test_at_end"}  # the same steps, of which the clock may allow fewer
 DATA_NOT_DECIDING = {"dir", "path", "layout", "class_names", "in_memory"}  # the data has a digest of its own
 
 

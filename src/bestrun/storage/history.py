@@ -18,6 +18,7 @@ CHANGEABLE = (
     "training.max_epochs",
     "training.max_hours",
     "training.patience_steps",
+    "training.test_at_end",
     "training.evaluation_batch_size",
     "optimizer.learning_rate",
     "tracking.log_model",
@@ -168,6 +169,21 @@ class History:
             return None
         value = {"step": self.best["step"], "metric": self.metric, "value": metric_value(self.best, self.metric)}
         return value | {key: self.best[key] for key in ("checkpoint", "sha256")}
+
+    @property
+    def is_to_be_tested(self) -> bool:
+        """Whether its best is to be tested at its end and was not; of a sweep, the winner alone is."""
+        wanted = self.settings.get("training.test_at_end") == "true" and not self.started.get("sweep")
+        return wanted and self.best is not None and self.test is None
+
+    @property
+    def test(self) -> dict[str, Any] | None:
+        """The test of its best, as result.json and `--json` say it: step, accuracy, loss and further metrics."""
+        line, best = self.tested, self.best
+        if not line or not best or line["step"] != best["step"]:
+            return None
+        figures = {key.removeprefix("test/"): value for key, value in line.items() if key.startswith("test/")}
+        return {"step": line["step"], **figures}
 
     @property
     def seconds(self) -> float:

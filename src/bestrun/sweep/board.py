@@ -125,5 +125,8 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"best      {shown_value(best['value'], metric)}, trial {best['trial']}: {shown_point(best['settings'])}"
         )
+        if test := report["test"]:
+            figures = f"test/accuracy {shown_value(test['accuracy'], 'test/accuracy')}, test/loss "
+            lines.append(f"test      {figures}{shown_value(test['loss'], 'test/loss')}, run {test['run_name']}")
         lines.append(f"restore   bestrun restore best --sweep {report['name']}{lab.flag()}")
     return lines

@@ -39,6 +39,7 @@ from .parent import find_or_create, outline
 from .space import Plan, plan
 from .study import Study
 from .summary import summary, write_plots
+from .winner import examine
 
 POLL_SECONDS = 0.1
 SAVE_SECONDS = 20.0  # so much of its time a sweep forgets at most when its scheduler is killed
@@ -265,12 +266,17 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
                 home=home,
                 setting=uri,
             )
+        untested = None
+        if config.training.test_at_end and not scheduler.is_ending and not scheduler.gave_up():
+            untested = examine(manifest, config, uri, home=home, stderr=stderr)
     behind = any(is_untold(manifest, run, uri) for run in manifest.runs() if run.state in OVER)
     report = summary(manifest)
     for text in report_lines(report):
         board.line(text)
     board.line(page.sweep_page(uri, experiment_id, metric, name))
     received = scheduler.received
+    if untested:
+        board.line(f"\n{untested}")
     if received:
         board.line(f"\nstopped by a signal; the same line again goes on, with sweep.name={name}")
     if scheduler.is_cut_short and not received:

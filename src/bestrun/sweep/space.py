@@ -31,6 +31,7 @@ NOT_TRIED = {  # setting -> why it cannot differ between the trials of one sweep
     "name": "the sweep names its runs; type sweep.name=NAME",
     "experiment": "a sweep stands in one experiment",
     "tracking.uri": "a sweep is tracked in one store",
+    "training.test_at_end": "of a sweep the winner alone is tested",
     "objective.metric": "trials are compared by one objective",
     "objective.direction": "trials are compared by one objective",
 }

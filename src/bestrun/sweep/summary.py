@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..metrics import goodness
 from ..views import charts, curves
 from .manifest import Manifest, Trial, is_running
+from .winner import figures_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "n_trials": manifest.n_trials,
         "count": {state: number for state, number in sorted(count.items()) if number},
         "best": _trial(best) if best else None,
+        "test": figures_of(manifest),
         "cost": {
             "steps_run": run,
             "steps_saved_by_pruning": saved,

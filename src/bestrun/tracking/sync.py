@@ -83,7 +83,8 @@ def end_for_dead_process(folder: RunFolder) -> str | None:
         training = config_now(folder.config, history).training
         rule = history.over(dict(training))
         step, best = history.last_evaluation_step, history.best_checkpoint
-        if rule and not _has_state(folder, step):  # killed before `last` was saved: a resume trains the rest again
+        # Killed before `last` was saved, or before it was tested: a resume does the rest
+        if rule and (history.is_to_be_tested or not _has_state(folder, step)):
             rule = None
         message = "its process could not write this line" if rule else DIED
         why = rule or StopReason.INTERRUPTED
@@ -112,6 +113,7 @@ def _result(folder: RunFolder, history: History) -> dict[str, Any]:
         "stop_reason": history.stopped["reason"] if history.stopped else None,
         "steps": history.step,
         "seconds": history.seconds,
+        "test": history.test,
     }
 
 
