@@ -14,6 +14,7 @@ from typing import Any
 from .errors import SettingsError
 
 CONFIG_DIR = "BESTRUN_CONFIG_DIR"  # names a folder of one's own, see lab.py; --config-dir wins
+NOTIFY = "BESTRUN_NOTIFY"  # an address that is told when a run or a sweep has ended, see run/notify.py
 PACKAGE = Path(__file__).parent  # the folder of our own code
 
 DEFAULTS = {

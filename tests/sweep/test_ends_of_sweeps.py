@@ -10,6 +10,7 @@ from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.history import History
 from bestrun.sweep.space import plan
+from support.listener import listening
 from support.looks import evaluations
 from support.processes import bestrun_command
 from support.stores import sqlite_uri
@@ -29,8 +30,8 @@ def _by_evaluations(argv):
 
 @pytest.fixture
 def sweep(start_process, home):
-    def sweep(*words, target=_by_evaluations):
-        return start_process(target, ("train", "-m", *words), cwd=home).wait(250)
+    def sweep(*words, target=_by_evaluations, env=None):
+        return start_process(target, ("train", "-m", *words), cwd=home, env=env).wait(250)
 
     return sweep
 
@@ -115,7 +116,10 @@ def was_tested(home, name):
 def test_only_the_winner_of_a_sweep_is_tested_once_nothing_is_left_to_choose(sweep, home, settings):
     words = [*settings, "optimizer.learning_rate=1e-5,5e-3", "training.test_at_end=true", "sweep.name=w", "--json"]
     words = [word for word in words if word != "optimizer.learning_rate=2e-3"]
-    cut = sweep(*words, hours(5))
+    with listening() as listener:
+        env = {"BESTRUN_NOTIFY": f"http://127.0.0.1:{listener.port}/", "no_proxy": "127.0.0.1"}
+        cut = sweep(*words, hours(5), env=env)
+    assert listener.bodies == [json.loads(cut.out)], "its runs tell nobody"
     assert cut.code == 0 and json.loads(cut.out)["test"] is None and not was_tested(home, "w-000")
     for _ in range(2):
         result = sweep(*words, target=bestrun_command)

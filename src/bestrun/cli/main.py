@@ -37,6 +37,10 @@ EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected; 2 bad settings or usage; 3 bad or missing data; 4 diverged;
 5 a checkpoint failed verification; 6 finished, but MLflow does not have everything yet;
 129, 130 and 143 interrupted (SIGHUP, Ctrl-C, SIGTERM), with everything saved.
+
+\b
+Environment: BESTRUN_MLRUNS the mlruns folder; BESTRUN_CONFIG_DIR a folder of your own, as --config-dir;
+BESTRUN_NOTIFY an http(s) address that is sent the --json result, by one POST, when a run or a sweep ends.
 """
 
 

@@ -106,5 +106,5 @@ def screen_for(config: Any, as_json: bool) -> Any:
 
 def finish(result: Any, as_json: bool) -> NoReturn:
     if as_json:
-        say_json({key: value for key, value in vars(result).items() if key != "exit_code"})
+        say_json(result.as_json())
     sys.exit(result.exit_code)

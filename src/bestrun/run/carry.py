@@ -24,6 +24,7 @@ from ..tracking import page
 from ..tracking.mirror import Mirror
 from ..views.screen import Screen
 from .limits import Pace, tell_of_epochs
+from .notify import doubt, notify
 
 if TYPE_CHECKING:  # TensorFlow is imported once a run is on disk
     from ..training.evaluation import Array, Predict
@@ -56,6 +57,10 @@ class Result:
     test: dict[str, Any] | None = None
     mirrored: bool = field(default=True)
     exit_code: int = field(default=0)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {key: value for key, value in vars(self).items() if key != "exit_code"}
 
 
 @dataclass(frozen=True)
@@ -115,16 +120,21 @@ class End:
         return str(self.error).splitlines()[0] if self.error and str(self.error) else None
 
 
-def carry_through(run: Prepared, screen: Screen, stop_requested: Callable[[], str | None] = lambda: None) -> Result:
-    """Train to whatever end, and say so everywhere: journal, MLflow, result.json, screen.
+def carry_through(
+    run: Prepared, screen: Screen, stop_requested: Callable[[], str | None] = lambda: None, *, tells: bool = True
+) -> Result:
+    """Train to whatever end, and say so everywhere: journal, MLflow, result.json, screen, BESTRUN_NOTIFY.
 
     Args:
         stop_requested: called between chunks of steps; the stop reason it gives ends the run, as a signal does.
+        tells: whether BESTRUN_NOTIFY is told; of a sweep's runs it is not.
 
     Raises:
         BestrunError: how it ended, where that is an error; everything is written and said by then.
     """
     mirror, signals = Mirror(run.folder, run.uri, lambda: run.journal.end), Signals()
+    if tells and (words := doubt()):
+        log.warning("%s", words)
     tell_of_epochs(run.config, len(run.data.train))
     screen.expect(last_step(dict(run.config.training), len(run.data.train)))
     began, screen.objective = time.perf_counter(), run.config.objective.metric
@@ -152,6 +162,8 @@ def carry_through(run: Prepared, screen: Screen, stop_requested: Callable[[], st
     unwritten = unwritten or write_result(run.folder, result)
     told = replace(result, mirrored=False, exit_code=result.exit_code or 1) if unwritten else result
     say_end(told, run.config, mirror, signals.received)
+    if tells and (why := notify(told.as_json())):
+        log.warning("%s", why)
     raise_error(end, result, unwritten)
     return told
 

@@ -106,8 +106,9 @@ def resume(
     home: Path,
     screen: Screen,
     stop_requested: Callable[[], str | None] = lambda: None,
+    tells: bool = True,
 ) -> Result:
-    """Train a run further from its newest state. `stop_requested` is that of `carry_through`.
+    """Train a run further from its newest state. `stop_requested` and `tells` are those of `carry_through`.
 
     Raises:
         SettingsError: a setting that may not change was given, the run is in use, somebody else has gone on with it,
@@ -172,7 +173,8 @@ def resume(
                 "resumed", from_step=last, changed=told, **now, differs=other, **(places if places["places"] else {})
             )
             write_atomically(folder.config, to_yaml(config).encode())
-            return carry_through(Prepared(config, data, folder, journal, uri, initial), screen, stop_requested)
+            prepared = Prepared(config, data, folder, journal, uri, initial)
+            return carry_through(prepared, screen, stop_requested, tells=tells)
 
 
 class Others:

@@ -41,13 +41,14 @@ def start(
     extra: Mapping[str, Any] | None = None,
     stop_requested: Callable[[], str | None] = lambda: None,
     data: Dataset | None = None,
+    tells: bool = True,
 ) -> Result:
     """A new run.
 
     Args:
         data: what `load_data` gave for these settings, where that was done already.
         extra: more fields of the `started` event: sweep, trial, parent_run_id.
-        stop_requested: as in `carry_through`.
+        stop_requested, tells: as in `carry_through`.
 
     Raises:
         BestrunError: nothing was started, and nothing was left on disk.
@@ -84,7 +85,8 @@ def start(
                 data.num_classes,
                 time.perf_counter() - began,
             )
-            return carry_through(Prepared(config, data, folder, journal, uri, source), screen, stop_requested)
+            prepared = Prepared(config, data, folder, journal, uri, source)
+            return carry_through(prepared, screen, stop_requested, tells=tells)
 
 
 def look_at_network(config: Config, data: Dataset, source: Checkpoint | None) -> Checkpoint | None:

@@ -18,6 +18,7 @@ from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
 from ..metrics import metric_of
 from ..results.own_code import read_data
+from ..run.notify import doubt, notify
 from ..settings.own import is_own_data
 from ..signals import Signals
 from ..storage.folder import new_name
@@ -245,13 +246,15 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
             page.save_view(store.client, experiment, metric, list(planned.space), name)
         manifest.save()
         parent = Parent(store, manifest.parent_run_id)
-        board.begin(manifest, planned.warnings)
+        board.begin(manifest, [*planned.warnings, *filter(None, [doubt()])])
         scheduler = Scheduler(planned, manifest, backend, threads, parent, board)
         try:
             with board.live():
                 scheduler.carry_through(signals)
         except Exception:
             parent.end("FAILED", [], PARENT_SECONDS)  # else it would be running for ever
+            with suppress(Exception):  # what went wrong first is what counts
+                notify(summary(manifest))
             raise
         finally:
             backend.close()
@@ -290,6 +293,8 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         )
     if not mirrored or behind:
         board.line("\nMLflow does not have everything yet: bestrun sync --all, then the same line again")
+    if why := notify(report):
+        board.line(f"\nwarning: {why}")
     is_fruitless = status == "FAILED" or not count["complete"]
     code = 128 + received if received else 1 if is_fruitless else 0 if mirrored and not behind else 6
     return Outcome(report, code)

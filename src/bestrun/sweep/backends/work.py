@@ -62,18 +62,15 @@ def work(task: Task, on_chunk: Callable[[], None] = lambda: None) -> Ended:
             return folder.stop.read_text("utf-8") or None
         return None
 
+    how: dict[str, Any] = dict(home=task.home, screen=screen, stop_requested=stop_requested, tells=False)
     try:
         if not sweep_path(task.home, task.extra["sweep"]).exists():  # else the run would be made where nobody looks
             return Ended(task.run_name, f"{task.home} is gone: it was moved or deleted")
         use(task.config_dir)  # in a process that was started for it, perhaps on another machine
         if folder.exists():
-            result = resume(
-                folder, places(task.composed.config), home=task.home, screen=screen, stop_requested=stop_requested
-            )
+            result = resume(folder, places(task.composed.config), **how)
         else:
-            result = start(
-                task.composed, home=task.home, screen=screen, extra=task.extra, stop_requested=stop_requested
-            )
+            result = start(task.composed, extra=task.extra, **how)
     except BestrunError as error:
         return Ended(task.run_name, str(error))
     except Exception as error:
