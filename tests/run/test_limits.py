@@ -3,6 +3,9 @@
 import json
 import logging
 import random
+import signal
+import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +20,8 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.history import History
 from bestrun.storage.journal import Journal
 from bestrun.tracking.sync import end_for_dead_process
-from support.looks import assert_same_tensors, evaluations
+from support.looks import assert_same_tensors, evaluations, until
+from support.stores import assert_record_agrees, run_folder, sqlite_uri
 from support.stub import STARTED, replace_what_computes, stub_data
 
 STEP, EVALUATION = 1.0, 3.0  # seconds on the test's clock
@@ -208,3 +212,29 @@ def test_a_schedule_that_the_hours_cut_short_is_told_once(words, told, caplog):
     assert len(caplog.records) == told
     if told:
         assert "near step 1,800 of 10,000" in caplog.text and "training.max_steps=1800 would let it" in caplog.text
+
+
+@pytest.mark.slow
+def test_hours_by_the_real_clock_twice_interrupted(bestrun, home, settings):
+    """0.02 hours are 72 s; the interruptions fall where they fall, in the middle of intervals."""
+    words = ["training.max_hours=0.02", "training.max_steps=1000000", "training.patience_steps=1000000"]
+    process = bestrun.start("train", *settings, *words, "training.evaluate_every_steps=150", "name=r")
+    folder = run_folder(home, "r")
+    for _ in range(2):
+        known = len(evaluations(folder)) if folder.journal.exists() else 0
+        until(lambda known=known: folder.journal.exists() and len(evaluations(folder)) > known + 2, process)
+        time.sleep(0.5)
+        process.kill(signal.SIGTERM)
+        assert process.wait().code == 143
+        process = bestrun.start("resume", "r")
+    result = process.wait(200)
+    assert result.code == 0 and "training.max_hours=0.02 has no room for another interval" in result.out, result.err
+    lines = evaluations(folder)
+    took = [after["seconds"] - before["seconds"] for before, after in pairwise(lines)]
+    seconds = load(folder.last).state.seconds
+    assert seconds == lines[-1]["seconds"] and seconds < 72 + max(took)
+    assert seconds > 72 - 2 * max(took), "and little of it is wasted"
+    history = History.read(folder.journal)
+    print(f"{seconds:.1f} s trained, {history.seconds:.1f} s of processes, intervals up to {max(took):.1f} s")
+    assert history.stopped["reason"] == "max_hours" and len(history.resumed) == 2
+    assert assert_record_agrees(sqlite_uri(home), folder).info.status == "FINISHED"
