@@ -100,6 +100,8 @@ def answers(line: str) -> list[str]:
         ("ReduceLROnPlateau.factor=0.1", "schedule=plateau schedule.factor=0.1"),
         ("min_lr=1e-5", "schedule=cosine schedule.final_share=0.01"),
         ("plots=False", "pictures=false"),
+        ("do_test=true", "training.test_at_end=true"),
+        ("webhook=https://host/x", "BESTRUN_NOTIFY=URL before the command"),
         # argparse
         ("--lr 0.1", "optimizer.learning_rate=0.1"),
         ("-lr 0.1", "optimizer.learning_rate=0.1"),

@@ -235,6 +235,9 @@ WORDS = _rows(
         "lr_patience plateau_patience decay_epochs": "the rate is lowered after so many steps without a better "
         "evaluation; type schedule=plateau schedule.after_steps=500",
         "config preset": "a named set of changes is a recipe; type recipe={name}",
+        "do_test run_test test_after_fit test_after_training": _flag("training.test_at_end", "true", "false"),
+        "webhook webhook_url notify notify_url slack_webhook": "an address that is told of the end stands in no "
+        "setting; leave it out: BESTRUN_NOTIFY=URL before the command",
         "plots": _flag("pictures", "true", "false"),
         "cos_lr": _flag("schedule", "cosine", "constant"),
         "augment augmentations": _flag("augmentation", "affine", "none"),
