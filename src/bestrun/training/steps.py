@@ -13,6 +13,7 @@ from ..settings.config import Config
 from . import device
 from .augmentation import augmentation
 from .layers import sees_whole_batches
+from .loss import losses
 
 
 class Batches(Protocol):
@@ -102,13 +103,10 @@ def compile_steps(
             for x, y in zip(tf.split(batch, sizes), tf.split(labels, sizes), strict=True):
                 with tf.GradientTape() as tape:
                     logits = model(x, training=True)
-                    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-                    if smoothing:  # that share of each label spread over all classes: the difference it makes
-                        right = tf.gather(logits, y, axis=1, batch_dims=1)
-                        losses += smoothing * (right - tf.reduce_mean(logits, axis=1))
-                    part = tf.reduce_sum(losses) / sum(sizes)
-                found = tape.gradient(part, weights)
-                gradients.append([_or_zeros(each, weight) for each, weight in zip(found, weights, strict=True)])
+                    found = losses(logits, y, smoothing=smoothing)
+                    part = tf.reduce_sum(found) / sum(sizes)
+                slopes = tape.gradient(part, weights)
+                gradients.append([_or_zeros(each, weight) for each, weight in zip(slopes, weights, strict=True)])
                 loss += part
                 hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y)
                 correct += tf.reduce_sum(tf.cast(hits, tf.int64))
