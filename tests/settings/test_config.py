@@ -78,6 +78,7 @@ REFUSED = [
     *rows("schedule", "cosin", "One_Cycle", "bestrun.schedule.constant"),
     *rows("augmentation", "mixup", "Affine", "true"),
     *rows("training.label_smoothing", "1.0", "-0.1", "true", "nan", "null"),
+    *rows("training.micro_batches", "0", "1.5", "null", "3", "128"),
     *rows("model", "resnet", "CNN", "keras.Model"),
     *rows("data", "cifar", "MNIST"),
     *rows("recipe", "quik"),

@@ -54,7 +54,7 @@ def answers(line: str) -> list[str]:
         ("trainer.max_time=00:01:30:00", "training.max_hours=1.5"),
         ("max_time=3600", "training.max_hours=8"),
         ("gradient_clip_val=0.5", "leave it out"),
-        ("accumulate_grad_batches=4", "training.batch_size=256"),
+        ("accumulate_grad_batches=4", "training.batch_size=256 training.micro_batches=4"),
         ("trainer.precision=16-mixed", "leave it out"),
         ("trainer.devices=2", "leave it out"),
         ("ckpt_path=last.ckpt", "bestrun resume RUN"),

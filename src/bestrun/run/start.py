@@ -101,19 +101,21 @@ def look_at_network(config: Config, data: Dataset, source: Checkpoint | None) ->
     Raises:
         SettingsError: it cannot; says why.
     """
-    is_ours = isinstance(config.model, Cnn | CnnBn)
-    if is_ours and not needed(config, lab.metrics()) and not config.training.freeze and config.from_run_head == "keep":
+    training = config.training
+    is_plain = not training.freeze and training.micro_batches == 1 and config.from_run_head == "keep"
+    if is_plain and isinstance(config.model, Cnn | CnnBn) and not needed(config, lab.metrics()):
         return source
     from ..training import device  # first, as it makes TensorFlow's start quiet
 
     device.prepare(config.threads)  # before the first operation, which code of one's own may ask for
-    from ..training.layers import freeze
+    from ..training.layers import freeze, refuse_parts
     from ..training.own import refuse_unfit
     from ..training.pretrained import from_file, refuse_other_network
 
     shape, classes = data.image_shape, data.num_classes
     sketch = refuse_unfit(config, data)  # code of one's own may be anything
-    freeze(sketch, config.training.freeze)
+    freeze(sketch, training.freeze)
+    refuse_parts(sketch, training.micro_batches)
     if source:
         refuse_other_network(sketch, source, config)
     if isinstance(config.model, Backbone) and config.model.weights:

@@ -351,6 +351,7 @@ class Training(Settings):
     max_hours: Annotated[float, _takes("a number above 0, up to 1000000", "8", gt=0, le=10**6)] | None = None
     test_at_end: Annotated[bool, _takes("true or false", "true")] = False
     label_smoothing: BelowOne = 0.0  # runs older than the setting had none
+    micro_batches: Annotated[int, _whole(1, 10**6, 4)] = 1  # runs older than the setting took a batch as a whole
     freeze: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[\w.*?/-]+\Z", max_length=200, strict=True)], ...],
         _takes(
@@ -472,9 +473,22 @@ class Config(Settings):
         elif patience < every:
             limit = f"training.evaluate_every_steps={every}"
             lines.append(f"training.patience_steps={patience}: takes at least {limit}; type a larger number")
+        if training.batch_size % training.micro_batches:
+            lines.append(
+                f"training.micro_batches={training.micro_batches}: does not divide training.batch_size="
+                f"{training.batch_size}; its parts are of one size: type one of "
+                f"{_divisors_near(training.batch_size, training.micro_batches)}"
+            )
         if lines:
             raise ValueError("\n".join(lines))
         return self
+
+
+def _divisors_near(size: int, count: int) -> str:
+    """The numbers of equal parts of a batch next to `count`: the nearest below and above."""
+    below = next(number for number in range(min(count, size), 0, -1) if size % number == 0)
+    above = next((number for number in range(count + 1, size + 1) if size % number == 0), None)
+    return " or ".join(str(number) for number in (below, above) if number)
 
 
 def doubts(config: Config) -> list[str]:

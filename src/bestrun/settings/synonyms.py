@@ -133,6 +133,17 @@ def _schedule(value: str, _: Line) -> str:
     return _rename("schedule", value)
 
 
+def _accumulate(value: str, line: Line) -> str:
+    """Others count batches to a step, we parts of a batch: the batch is theirs together."""
+    parts, batch = _number(value) or 4, _number(line.get("training.batch_size", "64")) or 64
+    if "recipe" in line or parts != int(parts) or batch != int(batch) or parts * batch > 10**6:
+        parts, batch = 4, 64
+    return (
+        "a batch is computed in parts of one size; "
+        f"type training.batch_size={int(parts * batch)} training.micro_batches={int(parts)}"
+    )
+
+
 def _flag(setting: str, on: str, off: str) -> Callable[[str, Line], str]:
     """A switch of others: `on` or `off` is what to type."""
 
@@ -295,8 +306,7 @@ WORDS = _rows(
         # What there is not
         "gradient_clip_val gradient_clip_algorithm max_grad_norm grad_clip": _CLIP,
         "clipnorm clipvalue global_clipnorm": _CLIP,
-        "accumulate_grad_batches gradient_accumulation_steps accumulate": "gradients are not summed over steps; type "
-        "training.batch_size=256 for a larger batch",
+        "accumulate_grad_batches gradient_accumulation_steps accumulate": _accumulate,
         "precision amp fp16 bf16 half mixed_precision": "everything is computed in 32 bits; leave it out",
         "strategy ddp num_nodes world_size local_rank nodes sync_batchnorm": "one run computes in one process; runs of "
         "a sweep side by side: type bestrun train -m sweep.workers=2",

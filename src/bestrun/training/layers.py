@@ -33,7 +33,23 @@ def sees_whole_batches(network: keras.Model) -> bool:
 
     Frozen weights are nothing of that kind, and a frozen batch norm computes as in inference.
     """
-    return any(_keeps_state(layer) for _, layer in [("", network), *layers_inside(network)])
+    return _first_with_state(network) is not None
+
+
+def refuse_parts(network: keras.Model, micro_batches: int) -> None:
+    """Raises SettingsError where `training.micro_batches` would make another training of a batch than the batch is."""
+    path = _first_with_state(network)
+    if micro_batches > 1 and path is not None:
+        raise SettingsError(
+            f"training.micro_batches={micro_batches}: layer {path} has to see whole batches, as batch norm and dropout "
+            "do; leave it out, and for less memory type a smaller training.batch_size"
+        )
+
+
+def _first_with_state(network: keras.Model) -> str | None:
+    """The path of the first layer that keeps something of what it saw; None where there is none."""
+    layers = [("", network), *layers_inside(network)]
+    return next((path or network.name for path, layer in layers if _keeps_state(layer)), None)
 
 
 def _keeps_state(layer: Any) -> bool:

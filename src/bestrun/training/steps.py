@@ -4,16 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from ..data.dataset import Split
 from ..data.rows import Ahead, Stored
 from ..settings.config import Config
-from . import device
 from .augmentation import augmentation
-from .layers import sees_whole_batches
-from .loss import losses
+from .gradients import batch_gradients
 
 
 class Batches(Protocol):
@@ -76,9 +73,7 @@ def compile_steps(
     """
     images = train.images
     source: Batches = Read(images, train, config) if isinstance(images, Stored) else Gathered(train)
-    weights, smoothing = model.trainable_variables, config.training.label_smoothing
-    parts = 1 if sees_whole_batches(model) else device.parts()
-    sizes = [len(part) for part in np.array_split(range(config.training.batch_size), parts) if len(part)]
+    gradients_of = batch_gradients(model, config)
     augment = augmentation(**config.augmentation.model_dump())
 
     # Without AutoGraph, which takes a second to rewrite this file's source, and turns the loop into the same while_loop
@@ -99,19 +94,10 @@ def compile_steps(
             number = first_step + tf.cast(i, tf.int64)
             batch, labels = source.take(tensors, i)
             batch = augment(batch, config.seed, number)
-            gradients, loss = [], 0.0
-            for x, y in zip(tf.split(batch, sizes), tf.split(labels, sizes), strict=True):
-                with tf.GradientTape() as tape:
-                    logits = model(x, training=True)
-                    found = losses(logits, y, smoothing=smoothing)
-                    part = tf.reduce_sum(found) / sum(sizes)
-                slopes = tape.gradient(part, weights)
-                gradients.append([_or_zeros(each, weight) for each, weight in zip(slopes, weights, strict=True)])
-                loss += part
-                hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y)
-                correct += tf.reduce_sum(tf.cast(hits, tf.int64))
+            gradients, loss, hits = gradients_of(batch, labels, None, None)
+            correct += hits
             optimizer.learning_rate = rates[i]
-            optimizer.apply([tf.add_n(each) for each in zip(*gradients, strict=True)], weights)
+            optimizer.apply(gradients, model.trainable_variables)
             loss_sum += tf.cast(loss, tf.float64)
             bad = tf.logical_and(diverged_at < 0, tf.logical_not(tf.math.is_finite(loss)))
             return i + 1, loss_sum, correct, tf.where(bad, number + 1, diverged_at)
@@ -131,8 +117,3 @@ def compile_steps(
         return float(loss_sum), int(correct), int(diverged_at)
 
     return run_steps
-
-
-def _or_zeros(gradient: Any, weight: Any) -> Any:
-    """A weight that does not lead to the logits has no gradient; its optimizer takes a zero."""
-    return tf.zeros(weight.shape, weight.dtype) if gradient is None else gradient
