@@ -78,6 +78,11 @@ REFUSED = [
     *rows("schedule", "cosin", "One_Cycle", "bestrun.schedule.constant"),
     *rows("augmentation", "mixup", "Affine", "true"),
     *rows("training.label_smoothing", "1.0", "-0.1", "true", "nan", "null"),
+    *rows("training.class_weights", "balance", "1", "[]", "[-1,1]", "[0,0]", "[1,nan]", "[1,true]", "true"),
+    *rows("optimizer.clip_norm", "0", "-1", "inf", "true"),
+    *rows("optimizer.ema", "0", "1", "1.5", "true", "nan"),
+    *rows("optimizer.beta_1", "1", "-0.1", "null"),
+    *rows("precision", "float16", "bfloat16", "16", "null", "true"),
     *rows("training.micro_batches", "0", "1.5", "null", "3", "128"),
     *rows("model", "resnet", "CNN", "keras.Model"),
     *rows("data", "cifar", "MNIST"),
@@ -132,6 +137,7 @@ def test_a_bad_value_is_refused_on_one_line_that_names_it(override: str) -> None
         (["optimizer.name=sgd"], "type optimizer=sgd"),
         (["optimizer.momentum=0.9"], "only with optimizer=sgd"),
         (["optimizer=sgd", "optimizer.momentum=1.0"], "optimizer.momentum=1.0: takes a number from 0 to just below 1"),
+        (["optimizer=sgd", "optimizer.momentum=0.0", "optimizer.nesterov=true"], "type optimizer.momentum=0.9"),
         (["optimizer=adamw", "optimizer.weight_decay=-0.1"], "optimizer.weight_decay=-0.1: takes a number from 0 to 1"),
         (["schedule=one_cycle", "schedule.warmup_share=2"], "schedule.warmup_share=2: takes"),
         (["schedule=plateau", "schedule.factor=1"], "schedule.factor=1: takes a number between 0 and 1"),
@@ -379,8 +385,12 @@ def test_names_of_classes_that_yaml_read_as_something_else_are_asked_for_in_quot
 def test_a_setting_that_older_runs_had_not_leaves_their_digest_alone() -> None:
     # Checkpoints of before augmentation and label smoothing carry these
     assert digest(compose([]).config) == "8a906dc78601a6d4481498a58654de0860489e6dbe74743ec9c63bd27a5f6759"
-    others = {digest(compose([words]).config) for words in ("augmentation=affine", "training.label_smoothing=0.1")}
-    assert len(others | {digest(compose([]).config)}) == 3
+    changes = ["augmentation=affine", "training.label_smoothing=0.1", "training.class_weights=balanced"]
+    changes += ["training.micro_batches=2", "optimizer.ema=0.9", "optimizer.clip_norm=1.0", "optimizer.beta_1=0.8"]
+    changes += ["precision=mixed_bfloat16"]
+    assert (
+        len({digest(compose([words]).config) for words in changes} | {digest(compose([]).config)}) == len(changes) + 1
+    )
 
 
 def test_a_config_from_another_run_is_only_data(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def _look(record: Record, overrides: Sequence[str], at_hand: dict[str, Dataset |
             at_hand[key] = read_data(config, is_own_data(config), None)
         except (SettingsError, DataError) as error:
             at_hand[key] = error
-    data, tensors = at_hand[key], checkpoint.tensors
+    data, tensors = at_hand[key], checkpoint.weights
     if isinstance(data, BestrunError):
         return Look(f"its data is not at hand, hence no errors: {data}; {WHERE}", checkpoint.state.step, tensors)
     if data.digest != checkpoint.data_digest:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,8 @@ def source_checkpoint(config: Config, data: Dataset, home: Path) -> Checkpoint:
             f"from_run={config.from_run}: it learned images of {theirs}, here {ours}; weights fit only the same; "
             "from_run_head=fresh makes the layer that gives the logits anew"
         )
+    if fetched.config.precision != config.precision:  # other answers are no sign of other code then
+        return replace(fetched.checkpoint, answers=None)
     return fetched.checkpoint
 
 

@@ -261,21 +261,23 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
         VerificationError: the checkpoint does not fit the network of its own settings, for which no memory was taken;
             or the network's function is another one now, unless `allow_other_code`.
     """
+    from ..training import device  # first, as it makes TensorFlow's start quiet
     from ..training.evaluation import compile_predict
     from ..training.model import build_restored
 
     fetched.refuse_missing_code(["network"])
     if any(kind == "network" for kind, _ in needed(fetched.config)):
         lab.load()  # what is wrong in it is told in its own words
-    model = build_restored(
-        image_shape=fetched.image_shape,
-        num_classes=fetched.num_classes,
-        tensors=fetched.checkpoint.tensors,
-        form=fetched.checkpoint.form,
-        source=fetched.path,
-        seed=fetched.config.seed,
-        **dict(fetched.config.model),
-    )
+    with device.precision(fetched.config.precision):
+        model = build_restored(
+            image_shape=fetched.image_shape,
+            num_classes=fetched.num_classes,
+            tensors=fetched.checkpoint.weights,
+            form=fetched.checkpoint.form,
+            source=fetched.path,
+            seed=fetched.config.seed,
+            **dict(fetched.config.model),
+        )
     replies = proof.answers(model, compile_predict(model, proof.COUNT), fetched.image_shape)
     function = proof.same_function(fetched.checkpoint, replies, fetched.config.threads)
     if function.is_same is False:

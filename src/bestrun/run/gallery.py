@@ -62,8 +62,8 @@ class Gallery:
             with contextlib.suppress(VerificationError):  # restoring it will say so
                 best = load(self._folder.best(best_step))
                 model = {name: variable for name, variable in variables.items() if name.startswith("model/")}
-                assign_variables(model, best.tensors, best.path)
-                self._add(best_step, best.tensors, predict(self._data.validation.images))
+                assign_variables(model, best.weights, best.path)
+                self._add(best_step, best.weights, predict(self._data.validation.images))
         self._work.put(lambda: self._draw_curves(best_step))
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from ..storage.journal import Journal
 from ..storage.provenance import code, computed_by
 from ..tracking.direct import refuse_unusable
 from ..tracking.store import resolve_uri
+from ..training.class_weights import class_weights, words_of
 from ..views.screen import Screen
 from .carry import Prepared, Result, carry_through
 
@@ -56,6 +57,7 @@ def start(
     config = composed.config
     began = time.perf_counter()
     data = data or load_data(config, screen.reading)
+    weights = class_weights(config.training.class_weights, data.train.labels, data.num_classes)
     source = source_checkpoint(config, data, home) if config.from_run else None
     source = look_at_network(config, data, source)
     uri = resolve_uri(config.tracking.uri, home)
@@ -85,6 +87,8 @@ def start(
                 data.num_classes,
                 time.perf_counter() - began,
             )
+            if weights is not None:
+                log.info("%s", words_of(weights, data.class_names))
             prepared = Prepared(config, data, folder, journal, uri, source)
             return carry_through(prepared, screen, stop_requested, tells=tells)
 

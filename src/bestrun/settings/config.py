@@ -5,11 +5,12 @@ Networks, data sets and augmentations of one's own need no class: own.py makes o
 option is a name that is looked up here, and nothing is imported or called because a file says so.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -19,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     WrapValidator,
     model_validator,
@@ -287,23 +289,31 @@ def _among(group: str, own: type[Settings]) -> Any:
     return WrapValidator(choose)
 
 
-class Optimizer(Settings):
+class Optimizer(Settings):  # runs older than those settings that have a default here had none of them
     name: str
     learning_rate: Annotated[float, _takes("a number above 0", "0.001", gt=0)]
+    clip_norm: Annotated[float, _takes("a number above 0, or null", "1.0", gt=0)] | None = None
+    ema: Annotated[float, _takes("a number between 0 and 1, or null", "0.999", gt=0, lt=1)] | None = None
 
 
 class Adam(Optimizer):
     name: Literal["adam"]
+    beta_1: BelowOne = 0.9
+    beta_2: BelowOne = 0.999
 
 
 class AdamW(Optimizer):
     name: Literal["adamw"]
     weight_decay: UpToOne
+    beta_1: BelowOne = 0.9
+    beta_2: BelowOne = 0.999
 
 
 class Sgd(Optimizer):
     name: Literal["sgd"]
     momentum: BelowOne
+    nesterov: Annotated[bool, _takes("true or false", "true")] = False
+    weight_decay: UpToOne = 0.0
 
 
 class Constant(Settings):
@@ -341,6 +351,27 @@ class Affine(Settings):
     shift_pixels: Annotated[float, _takes("a number from 0 to 1000", "2.0", ge=0, le=1000)]
 
 
+def _weights(given: object, check: Callable[[object], Any]) -> Any:
+    """One line for what is neither, in place of one for each kind that it might have been."""
+    with contextlib.suppress(ValidationError):
+        found = check(given)
+        if not isinstance(found, tuple) or any(found):  # all 0, nothing would be learned
+            return found
+    raise ValueError(
+        "takes balanced, null or a list of numbers from 0 to 1000000, one a class and not all 0; "
+        "type training.class_weights=balanced"
+    )
+
+
+ClassWeights = Annotated[
+    Literal["balanced"]
+    | Annotated[tuple[Annotated[float, Field(ge=0, le=10**6, strict=True)], ...], Field(min_length=1, strict=False)]
+    | None,
+    WrapValidator(_weights),
+    _takes("balanced, null or a list of numbers from 0 to 1000000, one a class", "balanced"),
+]
+
+
 class Training(Settings):
     batch_size: Annotated[int, _whole(1, 10**6, 64)]
     evaluation_batch_size: Annotated[int, _whole(1, 10**6, 1000)]
@@ -351,6 +382,7 @@ class Training(Settings):
     max_hours: Annotated[float, _takes("a number above 0, up to 1000000", "8", gt=0, le=10**6)] | None = None
     test_at_end: Annotated[bool, _takes("true or false", "true")] = False
     label_smoothing: BelowOne = 0.0  # runs older than the setting had none
+    class_weights: ClassWeights = None  # runs older than the setting had none
     micro_batches: Annotated[int, _whole(1, 10**6, 4)] = 1  # runs older than the setting took a batch as a whole
     freeze: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[\w.*?/-]+\Z", max_length=200, strict=True)], ...],
@@ -455,6 +487,9 @@ class Config(Settings):
     )
 
     from_run_head: Literal["keep", "fresh"] = "keep"  # runs older than the setting kept it
+    precision: Annotated[
+        Literal["float32", "mixed_bfloat16"], _takes("float32 or mixed_bfloat16", "mixed_bfloat16")
+    ] = "float32"  # runs older than the setting had it
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Config":
@@ -473,6 +508,10 @@ class Config(Settings):
         elif patience < every:
             limit = f"training.evaluate_every_steps={every}"
             lines.append(f"training.patience_steps={patience}: takes at least {limit}; type a larger number")
+        if isinstance(self.optimizer, Sgd) and self.optimizer.nesterov and not self.optimizer.momentum:
+            lines.append(
+                "optimizer.nesterov=true: is a kind of momentum, and there is none; type optimizer.momentum=0.9"
+            )
         if training.batch_size % training.micro_batches:
             lines.append(
                 f"training.micro_batches={training.micro_batches}: does not divide training.batch_size="
@@ -596,7 +635,7 @@ def digest(config: Config) -> str:
     digests stay what they are.
     """
     deciding = {"seed", "data", "model", "optimizer", "schedule", "augmentation", "training", "objective"}
-    deciding |= {"threads", "from_run", "from_run_head"}
+    deciding |= {"threads", "from_run", "from_run_head", "precision"}
     settings = config.model_dump(
         mode="json",
         include=deciding,

@@ -155,7 +155,9 @@ def _flag(setting: str, on: str, off: str) -> Callable[[str, Line], str]:
 
 
 _LINES = "a line is printed at each evaluation; leave it out, or type training.evaluate_every_steps=100"
-_CLIP = "gradients are not clipped; leave it out: schedule=one_cycle starts gently"
+_CLIP = "gradients are clipped by the length of all together; type optimizer.clip_norm=1.0"
+_AVERAGE = _flag("optimizer.ema", "0.999", "null")
+_BITS = _flag("precision", "mixed_bfloat16", "float32")
 
 # A word of Hydra, from its beginning: hydra.run.dir is found by hydra.run
 HYDRA = _rows(
@@ -232,6 +234,14 @@ WORDS = _rows(
         "random_seed random_state manual_seed": "seed",
         "smoothing": "training.label_smoothing",
         "wd decay": "optimizer.weight_decay",
+        "gradient_clip_val max_grad_norm grad_clip clipnorm global_clipnorm": "optimizer.clip_norm",
+        "class_weight": "training.class_weights",
+        "beta1": "optimizer.beta_1",
+        "beta2": "optimizer.beta_2",
+        "betas": "each is a setting; type optimizer.beta_1=0.9 optimizer.beta_2=0.999",
+        "ema_decay": "optimizer.ema",
+        "swa use_ema": _AVERAGE,
+        "trainer.precision amp fp16 bf16 half mixed_precision": _BITS,
         "run_name run_id exp_name trial_name": "name",
         "project experiment_name project_name": "experiment",
         "description comment notes": "note",
@@ -304,19 +314,16 @@ WORDS = _rows(
         "callbacks plugins logger wandb entity report_to": "runs are tracked in MLflow; type tracking.uri=URI for a "
         "server of your own",
         # What there is not
-        "gradient_clip_val gradient_clip_algorithm max_grad_norm grad_clip": _CLIP,
-        "clipnorm clipvalue global_clipnorm": _CLIP,
+        "gradient_clip_algorithm clipvalue": _CLIP,
         "accumulate_grad_batches gradient_accumulation_steps accumulate": _accumulate,
-        "precision amp fp16 bf16 half mixed_precision": "everything is computed in 32 bits; leave it out",
         "strategy ddp num_nodes world_size local_rank nodes sync_batchnorm": "one run computes in one process; runs of "
         "a sweep side by side: type bestrun train -m sweep.workers=2",
         "jit_compile run_eagerly compile": "steps are always compiled; leave it out",
         "limit_train_batches fraction": "every training image is used; to train for less, type training.max_steps=500",
-        "class_weight sample_weight": "all images weigh the same; leave it out",
-        "beta1 beta_1 beta2 beta_2 betas epsilon eps nesterov": "optimizers keep Keras' other values; leave it out",
+        "sample_weight": "images weigh what their class does; type training.class_weights=balanced",
+        "epsilon eps": "optimizers keep Keras' value; leave it out",
         "fliplr flipud mosaic mixup cutmix hsv_h hsv_s hsv_v": "images are turned, scaled, sheared and shifted; "
         "type augmentation=affine",
-        "swa ema ema_decay use_ema": "weights are not averaged; leave it out",
         "task": "images are classified, and nothing else; leave it out",
     }
 )

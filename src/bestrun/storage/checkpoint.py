@@ -30,6 +30,7 @@ log = logging.getLogger("bestrun")
 FORMAT = 2
 READABLE = (1, 2)
 MAX_BYTES = 4 << 30  # of a file, which is read whole: 350 million weights with Adam's state
+AVERAGE = "optimizer/average/"  # begins the names of the averages of weights (`optimizer.ema`)
 Tensors = dict[str, np.ndarray[Any, Any]]
 
 
@@ -74,6 +75,22 @@ class Checkpoint:
     answers: np.ndarray[Any, Any] | None = None
     made_on: Mapping[str, Any] | None = None
     form: int = FORMAT
+
+    @property
+    def weights(self) -> Tensors:
+        """Those that the network is used with: what a run goes on from are `tensors`, for all else take these."""
+        return in_use(self.tensors)
+
+
+def in_use(tensors: Tensors) -> Tensors:
+    """The weights of a network as it is evaluated and used: the average of each weight that has one, else the weight.
+
+    Args:
+        tensors: all of a checkpoint.
+    """
+    weights = {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}
+    averages = {name: tensor for name, tensor in tensors.items() if name.startswith(AVERAGE)}
+    return weights | {f"model/{name.removeprefix(AVERAGE)}": tensor for name, tensor in averages.items()}
 
 
 def encode(

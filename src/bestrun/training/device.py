@@ -105,6 +105,21 @@ def _fix_keras() -> None:
     keras.config.set_image_data_format("channels_last")
 
 
+@contextlib.contextmanager
+def precision(policy: str) -> Iterator[None]:
+    """Layers that are built in here compute as `policy` says, float32 or mixed_bfloat16 (arXiv:1905.12322): weights,
+    gradients and the loss are float32 with both. Keras has one such setting a process; it is put back.
+    """
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def parts() -> int:
     """Into how many parts a batch is cut that are computed at once: 2 on the threads of a processor, else 1.
 

@@ -113,11 +113,11 @@ def compile_predict(model: keras.Model, batch_size: int) -> Predict:
     )
     def predict_batch(images: Any) -> Any:
         if device.parts() == 1:
-            return model(images, training=False)
+            return tf.cast(model(images, training=False), tf.float32)  # from bfloat16, as it may be
         count = tf.shape(images)[0]
         half = (count + 1) // 2
         halves = images[:half], images[tf.minimum(half, count - 1) :]  # one image twice: oneDNN takes no empty batch
-        return tf.concat([model(images, training=False) for images in halves], axis=0)[:count]
+        return tf.cast(tf.concat([model(images, training=False) for images in halves], axis=0)[:count], tf.float32)
 
     def predict(images: Images) -> Array:
         return np.concatenate([predict_batch(batch).numpy() for batch in pieces(images, at_once)])

@@ -34,7 +34,7 @@ def batch_gradients(model: keras.Model, config: Config, class_weights: Any = Non
 
     def piece_of(images: Any, labels: Any, others: Any, share: Any) -> tuple[list[Any], Any, Any]:
         with tf.GradientTape() as tape:
-            logits = model(images, training=True)
+            logits = tf.cast(model(images, training=True), tf.float32)  # from bfloat16, as it may be
             found = losses(
                 logits, labels, others, share, smoothing=training.label_smoothing, class_weights=class_weights
             )

@@ -18,6 +18,7 @@ from ..storage.checkpoint import (
     LoopState,
     Tensors,
     encode,
+    in_use,
     is_recorded,
     newest_checkpoint,
     remove_older,
@@ -30,11 +31,11 @@ from ..storage.journal import Event, Journal
 from ..storage.provenance import computed_by
 from ..storage.reasons import last_step
 from ..storage.reasons import stop_reason as stop_rule
-from . import briefing, proof
+from . import briefing, device, proof
 from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures, further_figures
 from .layers import freeze, unsteady_layer
 from .model import build_model
-from .optimizers import build_optimizer
+from .optimizers import averaged, build_optimizer
 from .pretrained import start_from
 from .schedules import Course, learning_rates
 from .steps import compile_steps
@@ -82,9 +83,10 @@ def train(
     # How a run starts, in order: a fresh network from the seed; over it the weights of another run or of a file, if it
     # starts from one; over both the newest good checkpoint of its own, if there is one. So starting and resuming are
     # one path.
-    model = build_model(
-        image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model)
-    )
+    with device.precision(config.precision):
+        model = build_model(
+            image_shape=data.image_shape, num_classes=data.num_classes, seed=config.seed, **dict(config.model)
+        )
     freeze(model, settings.freeze)
     optimizer = build_optimizer(model=model, **dict(config.optimizer))
     variables = named_variables(model, optimizer)
@@ -109,7 +111,8 @@ def train(
     made_on = computed_by(config.threads) | code_of(config, own_metrics)
     whole = initial if config.from_run and config.from_run_head == "keep" else None
     if source := own or whole:
-        tell_of_another_function(source, proof.answers(model, predict, data.image_shape), config)
+        with averaged(optimizer):
+            tell_of_another_function(source, proof.answers(model, predict, data.image_shape), config)
     rates = np.empty(0, np.float32)
     clock = Clock()
     chunk = 1  # the first says how long a step takes; one step is the shortest that a signal can wait
@@ -149,10 +152,12 @@ def train(
 
         # Evaluate: one exact pass over the validation split, and the training figures since the last one.
         rate = (state.images - interval_images) / (time.perf_counter() - interval_began) if state.images else None
-        logits, entry = evaluate(predict, data.validation, state, settings.batch_size, own_metrics)
+        tensors = read_variables(variables)
+        with averaged(optimizer):
+            logits, entry = evaluate(predict, data.validation, state, settings.batch_size, own_metrics)
+            replies = proof.answers(model, predict, data.image_shape)
         entry["images_per_second"] = rate
         entry["learning_rate"] = float(str(rates[-1])) if len(rates) else None  # 0.0001, not what float32 makes of it
-        tensors = read_variables(variables)
         if not (math.isfinite(entry["val/loss"]) and is_finite(tensors)):
             return Outcome("diverged", state.step, state)
         known = journal.find("evaluation", step=state.step)
@@ -168,13 +173,12 @@ def train(
             entry["seconds"] = state.seconds
 
         # Test, then commit.
-        replies = proof.answers(model, predict, data.image_shape)
         encoded = encode(tensors, state, **stamp, answers=replies, made_on=made_on)
         confused = confusions(logits, data.validation.labels) if entry["improved"] else []
         entry = commit(entry, known, encoded, confused, state.best_step, folder, journal)
         watcher.evaluation(entry, state)
         if entry["improved"] or state.step == 0:
-            watcher.offer(state.step, tensors, logits)
+            watcher.offer(state.step, in_use(tensors), logits)
 
     # A crash at the last evaluation came before its older best was deleted, and the loop above was not entered again
     remove_older(folder.bests(), keep=folder.best(state.best_step))

@@ -1,15 +1,25 @@
-"""Optimizers: settings in, a Keras optimizer out, whose steps are short and leave nothing behind."""
+"""Optimizers: settings in, a Keras optimizer out, whose steps are short and leave nothing behind.
 
-from collections.abc import Callable, Iterator
+With `optimizer.ema` each trainable weight has an average beside it, with which the network is used; see `averaged`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+
+def _sgd(weight_decay: float = 0.0, **settings: Any) -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(weight_decay=weight_decay or None, **settings)  # 0 would be operations for nothing
+
 
 OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "adam": keras.optimizers.Adam,
     "adamw": keras.optimizers.AdamW,
-    "sgd": keras.optimizers.SGD,
+    "sgd": _sgd,
 }
 SLOTS: dict[type, dict[str, str]] = {  # of an optimizer -> name in checkpoints: the list Keras keeps them in
     keras.optimizers.Adam: {"momentum": "_momentums", "velocity": "_velocities"},  # AdamW is one
@@ -17,9 +27,16 @@ SLOTS: dict[type, dict[str, str]] = {  # of an optimizer -> name in checkpoints:
 }
 
 
-def build_optimizer(name: str, model: keras.Model, **settings: Any) -> keras.optimizers.Optimizer:
-    """An optimizer with its variables made for the model's trainable variables."""
-    optimizer = OPTIMIZERS[name](**settings)
+def build_optimizer(
+    name: str, model: keras.Model, *, clip_norm: float | None = None, ema: float | None = None, **settings: Any
+) -> keras.optimizers.Optimizer:
+    """An optimizer with its variables made for the model's trainable variables.
+
+    Args:
+        clip_norm: all gradients together are made shorter where they are longer than this (arXiv:1211.5063).
+        ema: how much of an average of the weights stays at a step (Polyak and Juditsky 1992); None: no averages.
+    """
+    optimizer = OPTIMIZERS[name](global_clipnorm=clip_norm, **settings)
     optimizer.build(model.trainable_variables)
 
     # Keras' own way to these calls goes through tf.distribute, which keeps every function it was part of, and with it
@@ -33,7 +50,49 @@ def build_optimizer(name: str, model: keras.Model, **settings: Any) -> keras.opt
                 optimizer.update_step(gradient, variable, learning_rate)
 
     optimizer._backend_update_step = update_each
+    if ema is not None:
+        optimizer.average_decay = ema
+        optimizer.averages = [
+            optimizer.add_variable_from_reference(weight, "average") for weight in optimizer._trainable_variables
+        ]
+        restart_averages(optimizer)
     return optimizer
+
+
+def update(optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any], weights: Sequence[Any], rate: Any) -> None:
+    """One update of the weights, and of their averages. Keras' own averages are zeros before the first."""
+    optimizer.learning_rate = rate
+    optimizer.apply(gradients, weights)
+    for weight, average in averages(optimizer):
+        average.assign(average + (1 - optimizer.average_decay) * (weight - average))
+
+
+def averages(optimizer: keras.optimizers.Optimizer) -> Sequence[tuple[Any, Any]]:
+    """Each trainable weight with the variable of its average; none without `optimizer.ema`."""
+    kept = getattr(optimizer, "averages", ())
+    return list(zip(optimizer._trainable_variables, kept, strict=True)) if kept else ()
+
+
+def restart_averages(optimizer: keras.optimizers.Optimizer) -> None:
+    """Averages begin as the weights, also as those that a run starts from."""
+    for weight, average in averages(optimizer):
+        average.assign(weight)
+
+
+@contextmanager
+def averaged(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """In here the network has the averages of its weights, where there are such, as whoever uses it later.
+
+    Batch norm's means and variances are no trained weights: they are averages already, and stay what they are.
+    """
+    kept = [(weight, np.array(keras.ops.convert_to_numpy(weight))) for weight, _ in averages(optimizer)]
+    for weight, average in averages(optimizer):
+        weight.assign(average)
+    try:
+        yield
+    finally:
+        for weight, value in kept:
+            weight.assign(value)
 
 
 def slots(optimizer: keras.optimizers.Optimizer) -> Iterator[tuple[str, Any, Any]]:
@@ -44,6 +103,8 @@ def slots(optimizer: keras.optimizers.Optimizer) -> Iterator[tuple[str, Any, Any
         kept = getattr(optimizer, attribute)  # none, for an SGD without momentum
         for weight in optimizer._trainable_variables if kept else []:
             yield slot, weight, kept[optimizer._get_variable_index(weight)]
+    for weight, average in averages(optimizer):
+        yield "average", weight, average
 
 
 def update_adam(optimizer: keras.optimizers.Adam, gradient: Any, variable: Any, learning_rate: Any) -> None:

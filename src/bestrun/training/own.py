@@ -11,6 +11,7 @@ from .. import lab
 from ..data.dataset import Dataset
 from ..errors import BestrunError, SettingsError
 from ..settings.config import Config, OwnAugmentation
+from . import device
 from .augmentation import augmentation
 from .model import refuse_unfit as refuse_network
 
@@ -26,7 +27,8 @@ def refuse_unfit(config: Config, data: Dataset) -> keras.Model:
     Raises:
         SettingsError: something of it cannot be trained with; says why.
     """
-    sketch = refuse_network(image_shape=data.image_shape, num_classes=data.num_classes, **dict(config.model))
+    with device.precision(config.precision):
+        sketch = refuse_network(image_shape=data.image_shape, num_classes=data.num_classes, **dict(config.model))
     if isinstance(config.augmentation, OwnAugmentation):
         _try_augmentation(config, data)
     split = data.validation

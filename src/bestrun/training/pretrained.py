@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import SettingsError, UnreadableError, VerificationError
 from ..settings.config import Config
-from ..storage.checkpoint import FORMAT, MAX_BYTES, Checkpoint, LoopState
+from ..storage.checkpoint import AVERAGE, FORMAT, MAX_BYTES, Checkpoint, LoopState
 from ..storage.files import unreadable
 from ..storage.workplace import Workplace
 
@@ -54,7 +54,8 @@ def from_file(config: Config, image_shape: tuple[int, int, int], num_classes: in
     path, application = Path(settings["weights"]), settings["application"]
     content = read_weights_file(path)
     device.prepare(config.threads)  # before the first operation
-    network = build_model(image_shape=image_shape, num_classes=num_classes, seed=config.seed, **settings)
+    with device.precision(config.precision):
+        network = build_model(image_shape=image_shape, num_classes=num_classes, seed=config.seed, **settings)
     with Workplace() as place:  # what is read is what was hashed
         copy = place / ("backbone.weights.h5" if path.name.endswith(".weights.h5") else "backbone.h5")
         copy.write_bytes(content)
@@ -114,14 +115,14 @@ def refuse_other_network(network: "keras.Model", source: Checkpoint, config: Con
 
     variables = named_variables(network, form=source.form)
     try:
-        refuse_misfit(taken_over(network, variables, config), source.tensors, f"from_run={config.from_run}")
+        refuse_misfit(taken_over(network, variables, config), source.weights, f"from_run={config.from_run}")
     except UnreadableError:
         raise
     except VerificationError as error:
         path = head_of(network)[0]
         but = f"; with from_run_head=fresh only the layer {path} may differ" if config.from_run_head == "fresh" else ""
         raise SettingsError(f"{error}{but}") from error
-    if more := [name for name in source.tensors if name.startswith("model/") and name not in variables]:
+    if more := [name for name in source.weights if name not in variables]:
         raise SettingsError(f"from_run={config.from_run}: has {more[0]}, which this network has no place for")
 
 
@@ -129,15 +130,18 @@ def start_from(
     source: Checkpoint, network: "keras.Model", optimizer: "keras.optimizers.Optimizer", config: Config
 ) -> None:
     """Take over another run's weights, and its optimizer variables where all weights are taken and the optimizer has
-    the same ones; or the weights of a file.
+    the same ones; or the weights of a file. Averages of weights are taken for the weights, and begin anew.
     """
+    from .optimizers import restart_averages
     from .variables import assign_variables, named_variables
 
     variables = named_variables(network, optimizer, source.form if config.from_run else FORMAT)
     where = f"run {source.run_name}" if config.from_run else str(source.path)
     weights = taken_over(network, variables, config)
-    assign_variables(weights, source.tensors, where)
-    slots = {name: variable for name, variable in variables.items() if not name.startswith("model/")}
+    assign_variables(weights, source.weights, where)
+    others = ("model/", AVERAGE)
+    slots = {name: variable for name, variable in variables.items() if not name.startswith(others)}
     is_whole = config.from_run and config.from_run_head == "keep"
-    if is_whole and slots.keys() == {name for name in source.tensors if not name.startswith("model/")}:
+    if is_whole and slots.keys() == {name for name in source.tensors if not name.startswith(others)}:
         assign_variables(slots, source.tensors, where)
+    restart_averages(optimizer)

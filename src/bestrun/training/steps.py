@@ -10,7 +10,9 @@ from ..data.dataset import Split
 from ..data.rows import Ahead, Stored
 from ..settings.config import Config
 from .augmentation import augmentation
+from .class_weights import class_weights
 from .gradients import batch_gradients
+from .optimizers import update
 
 
 class Batches(Protocol):
@@ -73,7 +75,8 @@ def compile_steps(
     """
     images = train.images
     source: Batches = Read(images, train, config) if isinstance(images, Stored) else Gathered(train)
-    gradients_of = batch_gradients(model, config)
+    weights = class_weights(config.training.class_weights, train.labels, model.output_shape[1])
+    gradients_of = batch_gradients(model, config, None if weights is None else tf.constant(weights))
     augment = augmentation(**config.augmentation.model_dump())
 
     # Without AutoGraph, which takes a second to rewrite this file's source, and turns the loop into the same while_loop
@@ -96,8 +99,7 @@ def compile_steps(
             batch = augment(batch, config.seed, number)
             gradients, loss, hits = gradients_of(batch, labels, None, None)
             correct += hits
-            optimizer.learning_rate = rates[i]
-            optimizer.apply(gradients, model.trainable_variables)
+            update(optimizer, gradients, model.trainable_variables, rates[i])
             loss_sum += tf.cast(loss, tf.float64)
             bad = tf.logical_and(diverged_at < 0, tf.logical_not(tf.math.is_finite(loss)))
             return i + 1, loss_sum, correct, tf.where(bad, number + 1, diverged_at)
