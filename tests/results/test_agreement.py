@@ -49,6 +49,7 @@ def _every_way(words):
                 "accuracy": run.best["val/accuracy"],
                 "averages": any((raw[name] != best.weights[name]).any() for name in raw),
                 "kept": sum(name.startswith("optimizer/average/") for name in first.tensors),
+                "computes": sorted({layer.compute_dtype for layer in run.model.layers}),
                 "policy": keras.config.dtype_policy().name,
                 "kinds": sorted({str(tensor.dtype) for tensor in raw.values()}),
             }
@@ -70,4 +71,5 @@ def test_restore_predict_export_and_from_run_agree_with_what_was_logged(name, st
     assert found["kind"] == ["float32", "float64"] and found["confidence"] > 0.3
     assert found["begins"] == found["accuracy"], "a run from it begins with the network that was evaluated"
     assert (found["averages"], found["kept"] > 0) == (name == "ema", name == "ema")
+    assert found["computes"] == ["bfloat16" if name == "bfloat16" else "float32"]
     assert found["policy"] == "float32" and found["kinds"] == ["float32"]

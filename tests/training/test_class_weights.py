@@ -50,3 +50,24 @@ def test_a_list_for_another_number_of_classes_leaves_nothing_on_disk(home, small
     with pytest.raises(SettingsError, match=r"training\.class_weights=\[1.0, 2.0, 3.0\]: 3 numbers, .* 10 classes"):
         start(compose(words), home=home / "mlruns", screen=Screen(quiet=True))
     assert not list((home / "mlruns").glob("runs/*"))
+
+
+def test_a_step_counts_each_image_by_its_class():
+    """Weights of 2 are twice the loss; of 0, none."""
+    from bestrun.data.dataset import Split
+    from bestrun.training.model import build_model
+    from bestrun.training.optimizers import build_optimizer
+    from bestrun.training.steps import compile_steps
+
+    random = np.random.default_rng(0)
+    train = Split(random.integers(0, 256, (16, 8, 8, 1), np.uint8), np.arange(16) % 2 * 2)
+
+    def loss(weights):
+        config = compose(["training.batch_size=16", "model.fc_size=8", f"training.class_weights={weights}"]).config
+        network = build_model(image_shape=(8, 8, 1), num_classes=3, seed=0, **dict(config.model))
+        run = compile_steps(network, build_optimizer(model=network, **dict(config.optimizer)), train, config)
+        return run(np.arange(16, dtype="int32")[None], np.full(1, 0.01, "float32"), 0, 0.0, 0)[0]
+
+    usual, balanced, double, first, last = map(loss, ("null", "balanced", "[2,2,2]", "[1,0,0]", "[0,0,1]"))
+    assert abs(double - 2 * usual) < 1e-5 * usual and abs(first + last - usual) < 1e-5 * usual
+    assert abs(balanced - usual) < 1e-5 * usual and first > 0.1 * usual and last > 0.1 * usual

@@ -20,7 +20,7 @@ def build_model(
     name: str, image_shape: tuple[int, int, int], num_classes: int, *, seed: int, **settings: Any
 ) -> keras.Model:
     """A fresh network: the same seed gives the same weights, also after other models in this process."""
-    keras.utils.clear_session()  # else Keras numbers names and seeds on from the last model
+    _begin_anew()
     keras.utils.set_random_seed(seed)
     return _builder(name)(image_shape, num_classes, **settings)
 
@@ -59,6 +59,13 @@ def build_restored(
     return model
 
 
+def _begin_anew() -> None:
+    """Else Keras numbers names and seeds on from the last model. With them it forgets the precision, which is kept."""
+    policy = keras.config.dtype_policy()
+    keras.utils.clear_session()
+    keras.config.set_dtype_policy(policy)
+
+
 def _builder(name: str) -> Callable[..., keras.Model]:
     """The function `build` of a network's file; else the one that the lab registers."""
     own = lab.current()
@@ -70,7 +77,7 @@ def _builder(name: str) -> Callable[..., keras.Model]:
 
 def _sketch(name: str, image_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> keras.Model:
     """A network's names and shapes alone, with variables that have no values."""
-    keras.utils.clear_session()  # as in build_model: the same names
+    _begin_anew()  # as in build_model: the same names
     keras.utils.set_random_seed(0)  # random operations want one where they are deterministic
     with keras.StatelessScope(initialize_variables=False):
         return _builder(name)(image_shape, num_classes, **settings)
