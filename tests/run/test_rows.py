@@ -21,7 +21,8 @@ IN_THE_FILE = ["data.in_memory=false", "data.validation_size=200"]
 SMALL = ["model=cnn_bn", "model.num_filters=[8,16,16]", "model.filter_sizes=[3,3,3]", "training.batch_size=32"]
 STEPS = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
 PLAIN = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3", *STEPS]
-WHOLE = ["model=cnn_bn", "model.num_filters=[4]", "model.filter_sizes=[3]", "augmentation=affine", *STEPS]
+MIXED = ["training.mixup_share=0.3", "training.cutmix_share=0.3"]
+WHOLE = ["model=cnn_bn", "model.num_filters=[4]", "model.filter_sizes=[3]", "augmentation=images", *MIXED, *STEPS]
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +59,7 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("network", [PLAIN, WHOLE], ids=["in two halves", "batch norm, augmented"])
+@pytest.mark.parametrize("network", [PLAIN, WHOLE], ids=["in two halves", "batch norm, augmented, mixed"])
 def test_training_from_a_file_gives_the_very_tensors_of_training_in_memory(
     bestrun, start_process, home, small_mnist_npz, network
 ):

@@ -102,6 +102,12 @@ def answers(line: str) -> list[str]:
         ("plots=False", "pictures=false"),
         ("do_test=true", "training.test_at_end=true"),
         ("webhook=https://host/x", "BESTRUN_NOTIFY=URL before the command"),
+        ("fliplr=0.3", "augmentation=images augmentation.flip_horizontal_share=0.3"),
+        ("mixup=0.2", "training.mixup_share=0.2"),
+        ("cutmix_alpha=1.0", "training.cutmix_share=0.5"),
+        ("hsv_h=0.015", "augmentation=images augmentation.hue_share=0.015"),
+        ("erasing=0.4", "augmentation=images augmentation.cutout_pixels=4"),
+        ("auto_augment=randaugment", "augmentation=images, or augmentation=affine"),
         # argparse
         ("--lr 0.1", "optimizer.learning_rate=0.1"),
         ("-lr 0.1", "optimizer.learning_rate=0.1"),

@@ -18,7 +18,7 @@ from ..metrics import METRICS, metric_of, objectives
 from ..results.fetch import source_checkpoint
 from ..results.own_code import read_data
 from ..settings.compose import Composed
-from ..settings.config import Backbone, Cnn, CnnBn, Config, digest, flatten, to_yaml
+from ..settings.config import Backbone, Cnn, CnnBn, Config, PerImage, digest, flatten, to_yaml
 from ..settings.own import code_of, needed
 from ..storage.checkpoint import Checkpoint
 from ..storage.files import write_atomically
@@ -76,7 +76,7 @@ def start(
         with screen.shown(folder.log):
             for warning in (*composed.warnings, *data.warnings):
                 log.warning("%s", warning)
-            for remark in data.remarks:
+            for remark in (*data.remarks, *without_colour(config, data)):
                 log.info("%s", remark)
             log.info(
                 "run %s: %s, %s training, %s validation and %s test images of %s x %s x %s, %s classes (%.1f s)",
@@ -155,7 +155,30 @@ def load_data(config: Config, progress: Callable[[Sequence[int]], Iterable[int]]
             f"objective.metric={config.objective.metric}: it tells nothing of {data.num_classes} classes, only of "
             f"{objective.least_classes} or more; type another one: objective.metric={objectives()[0]}"
         )
+    refuse_black_images(config, data)
     return data
+
+
+def refuse_black_images(config: Config, data: Dataset) -> None:
+    """Raises SettingsError where an augmentation would leave nothing of some images."""
+    side = min(data.image_shape[:2])
+    for key in ("crop_padding_pixels", "cutout_pixels") if isinstance(config.augmentation, PerImage) else ():
+        pixels = getattr(config.augmentation, key)
+        if pixels >= side:
+            raise SettingsError(
+                f"augmentation.{key}={pixels}: some images would be all black, as a side has {side} pixels; at most "
+                f"augmentation.{key}={side - 1}"
+            )
+
+
+def without_colour(config: Config, data: Dataset) -> list[str]:
+    """What is said where an augmentation has to do with colours and the images do not: one line, or none."""
+    keys = [key for key in ("saturation_share", "hue_share") if getattr(config.augmentation, key, 0)]
+    channels = data.image_shape[2]
+    if not isinstance(config.augmentation, PerImage) or not keys or channels == 3:
+        return []
+    settings = " and ".join(f"augmentation.{key}" for key in keys)
+    return [f"{settings}: nothing is done, as that is for 3 channels and these images have {channels}"]
 
 
 def own_code(config: Config) -> dict[str, Any]:

@@ -351,6 +351,23 @@ class Affine(Settings):
     shift_pixels: Annotated[float, _takes("a number from 0 to 1000", "2.0", ge=0, le=1000)]
 
 
+Pixels = Annotated[int, _whole(0, 1000, 4)]
+
+
+class PerImage(Settings):
+    """TensorFlow's image functions, each image with draws of its own; 0 switches one off."""
+
+    name: Literal["images"]
+    flip_horizontal_share: UpToOne
+    flip_vertical_share: UpToOne
+    crop_padding_pixels: Pixels
+    brightness_share: UpToOne
+    contrast_share: UpToOne
+    saturation_share: UpToOne
+    hue_share: Annotated[float, _takes("a number from 0 to 0.5", "0.02", ge=0, le=0.5)]
+    cutout_pixels: Pixels
+
+
 def _weights(given: object, check: Callable[[object], Any]) -> Any:
     """One line for what is neither, in place of one for each kind that it might have been."""
     with contextlib.suppress(ValidationError):
@@ -393,6 +410,9 @@ class Training(Settings):
             strict=False,
         ),
     ] = ()
+    mixup_share: UpToOne = 0.0  # runs older than these three mixed no images
+    mixup_alpha: Annotated[float, _takes("a number from 0.01 to 100", "0.2", ge=0.01, le=100)] = 0.2
+    cutmix_share: UpToOne = 0.0
 
 
 def _objective(key: str, info: ValidationInfo) -> str:
@@ -466,9 +486,9 @@ class Config(Settings):
     model: Annotated[Cnn | CnnBn | Backbone | Own, _among("model", Own)]  # one with checks of its own comes before Own
     optimizer: Annotated[Adam | AdamW | Sgd, Field(discriminator="name")]
     schedule: Annotated[Constant | OneCycle | Cosine | Plateau, Field(discriminator="name")]
-    augmentation: Annotated[Unchanged | Affine | OwnAugmentation, _among("augmentation", OwnAugmentation)] = Unchanged(
-        name="none"
-    )
+    augmentation: Annotated[
+        Unchanged | Affine | PerImage | OwnAugmentation, _among("augmentation", OwnAugmentation)
+    ] = Unchanged(name="none")
     training: Training
     objective: Objective
     tracking: Tracking
@@ -501,6 +521,9 @@ class Config(Settings):
                 f"from_run={self.from_run} model.weights={self.model.weights}: weights come from one of them; leave "
                 "one out"
             )
+        if training.mixup_share + training.cutmix_share > 1 + 1e-9:  # 0.7 and 0.3 are 1
+            given = f"training.mixup_share={training.mixup_share} training.cutmix_share={training.cutmix_share}"
+            lines.append(f"{given}: an image is mixed in one way; together they take at most 1; type smaller shares")
         every, patience = training.evaluate_every_steps, training.patience_steps
         if every > training.max_steps:
             limit = f"training.max_steps={training.max_steps}, else nothing is ever evaluated"
@@ -548,6 +571,8 @@ def doubts(config: Config) -> list[str]:
                 f"schedule.after_steps={after}: the run is over by then (training.patience_steps={patience}, "
                 f"training.max_steps={steps}), the rate is never lowered; type a smaller schedule.after_steps"
             )
+    if training.mixup_alpha != Training.model_fields["mixup_alpha"].default and not training.mixup_share:
+        lines.append(f"training.mixup_alpha={training.mixup_alpha}: nothing is blended; type training.mixup_share too")
     if isinstance(config.model, Blocks) and any(size % 2 == 0 for size in config.model.filter_sizes):
         lines.append(f"model.filter_sizes={typed_form(config.model.filter_sizes)}: an even filter has no middle")
     if "***@" in (config.tracking.uri or ""):

@@ -268,6 +268,17 @@ WORDS = _rows(
         "schedule.final_share=0.01",
         "lr_factor lr_gamma": "schedule.factor",
         "degrees": "augmentation.rotation_degrees",
+        "fliplr hflip horizontal_flip random_horizontal_flip": "augmentation.flip_horizontal_share",
+        "flipud vflip vertical_flip random_vertical_flip": "augmentation.flip_vertical_share",
+        "random_crop crop_padding": "augmentation.crop_padding_pixels",
+        "hsv_v brightness": "augmentation.brightness_share",
+        "contrast": "augmentation.contrast_share",
+        "hsv_s saturation": "augmentation.saturation_share",
+        "hsv_h hue": "augmentation.hue_share",
+        "color_jitter colour_jitter": "lighter, darker, recoloured; type augmentation=images",
+        "cutout erasing random_erasing": "augmentation.cutout_pixels",
+        "mixup mixup_prob": "training.mixup_share",
+        "cutmix cutmix_prob": "training.cutmix_share",
         "dropout_rate drop_rate": "model.dropout",
         "filters": "model.num_filters",
         "kernel_size": "model.filter_sizes",
@@ -322,8 +333,9 @@ WORDS = _rows(
         "limit_train_batches fraction": "every training image is used; to train for less, type training.max_steps=500",
         "sample_weight": "images weigh what their class does; type training.class_weights=balanced",
         "epsilon eps": "optimizers keep Keras' value; leave it out",
-        "fliplr flipud mosaic mixup cutmix hsv_h hsv_s hsv_v": "images are turned, scaled, sheared and shifted; "
-        "type augmentation=affine",
+        "mosaic copy_paste auto_augment autoaugment randaugment trivialaugment augmix": "images are mirrored, shifted, "
+        "recoloured and mixed, or turned, scaled and sheared; type augmentation=images, or augmentation=affine",
+        "cutmix_alpha": "the area of a rectangle is drawn uniformly, as by alpha 1; type training.cutmix_share=0.5",
         "task": "images are classified, and nothing else; leave it out",
     }
 )

@@ -1,4 +1,4 @@
-"""Augmentation: training images moved and bent a little, inside the graph, as a function of (seed, step) alone.
+"""Augmentation: training images varied, and mixed, inside the graph, as a function of (seed, step) alone.
 
 No generator keeps a state, so a resumed run draws what the uninterrupted one would have drawn.
 """
@@ -11,6 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from .. import lab
+from ..settings.config import Config
+from .mixing import mixing
+from .per_image import images
 
 
 def affine(
@@ -61,4 +64,22 @@ def augmentation(name: str, **settings: Any) -> Callable[[Any, Any, Any], Any]:
     return partial(AUGMENTATIONS.get(name) or lab.function("augmentation", name), **settings)
 
 
-AUGMENTATIONS: dict[str, Callable[..., Any]] = {"none": lambda images, seed, step: images, "affine": affine}
+def variation(config: Config) -> Callable[[Any, Any, Any], tuple[Any, ...]]:
+    """What training makes of a batch: a function of (images, labels, step) -> (images, labels, others, share), as
+    `gradients.batch_gradients` takes them; others and share are None where no images are mixed.
+    """
+    augment, training = augmentation(**config.augmentation.model_dump()), config.training
+    mix = mixing(mixup_share=training.mixup_share, mixup_alpha=training.mixup_alpha, cutmix_share=training.cutmix_share)
+    return lambda images, labels, step: mix(augment(images, config.seed, step), labels, config.seed, step)
+
+
+def varies(config: Config) -> bool:
+    """Whether training sees other images than there are."""
+    return config.augmentation.name != "none" or config.training.mixup_share + config.training.cutmix_share > 0
+
+
+AUGMENTATIONS: dict[str, Callable[..., Any]] = {
+    "none": lambda images, seed, step: images,
+    "affine": affine,
+    "images": images,
+}

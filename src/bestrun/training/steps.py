@@ -9,7 +9,7 @@ import tensorflow as tf
 from ..data.dataset import Split
 from ..data.rows import Ahead, Stored
 from ..settings.config import Config
-from .augmentation import augmentation
+from .augmentation import variation
 from .class_weights import class_weights
 from .gradients import batch_gradients
 from .optimizers import update
@@ -77,7 +77,7 @@ def compile_steps(
     source: Batches = Read(images, train, config) if isinstance(images, Stored) else Gathered(train)
     weights = class_weights(config.training.class_weights, train.labels, model.output_shape[1])
     gradients_of = batch_gradients(model, config, None if weights is None else tf.constant(weights))
-    augment = augmentation(**config.augmentation.model_dump())
+    vary = variation(config)
 
     # Without AutoGraph, which takes a second to rewrite this file's source, and turns the loop into the same while_loop
     @tf.function(  # type: ignore[untyped-decorator]
@@ -95,9 +95,7 @@ def compile_steps(
 
         def step(i: Any, loss_sum: Any, correct: Any, diverged_at: Any) -> Any:
             number = first_step + tf.cast(i, tf.int64)
-            batch, labels = source.take(tensors, i)
-            batch = augment(batch, config.seed, number)
-            gradients, loss, hits = gradients_of(batch, labels, None, None)
+            gradients, loss, hits = gradients_of(*vary(*source.take(tensors, i), number))
             correct += hits
             update(optimizer, gradients, model.trainable_variables, rates[i])
             loss_sum += tf.cast(loss, tf.float64)
