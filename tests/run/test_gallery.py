@@ -1,11 +1,18 @@
 """Pictures of a run while it learns: which sets there are, that MLflow's slider finds them, that they cost no run."""
 
+import contextlib
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from bestrun.storage.journal import read_journal
+from bestrun.data.dataset import Dataset, Split
+from bestrun.data.order import batch_indices
+from bestrun.settings.compose import compose
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.journal import Journal, read_journal
+from bestrun.views import tiles
 from support.stores import mlflow_record, run_folder, sqlite_uri
 
 LONGER = ["training.max_steps=160", "training.evaluate_every_steps=10", "training.patience_steps=160"]
@@ -43,7 +50,7 @@ def test_a_run_has_at_most_six_sets_of_pictures_the_last_of_the_best(bestrun, ho
 
 
 def test_mlflow_has_each_picture_once_under_its_step_also_when_sent_again(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=k").code == 0
+    assert bestrun("train", *settings, "augmentation=images", "name=k").code == 0
     folder, uri = run_folder(home, "k"), sqlite_uri(home)
     run, _, artifacts = mlflow_record(uri, "k")
     drawn = [(event["key"], event["step"]) for event in events(folder, "picture") if "key" in event]
@@ -52,15 +59,70 @@ def test_mlflow_has_each_picture_once_under_its_step_also_when_sent_again(bestru
         (key, str(step)) for key, step in drawn
     )
     assert len(artifacts["images"]) == 2 * len(full) and run.data.tags["mlflow.loggedImages"] == "True"
-    assert "pictures/curves.png" in artifacts["pictures"]
+    assert {"pictures/curves.png", "pictures/augmentation.png"} <= set(artifacts["pictures"])
     state = json.loads(folder.mirror.read_text())
     folder.mirror.write_text(json.dumps(state | {"acknowledged": 0}))
     assert bestrun("sync", "k").code == 0
     assert mlflow_record(uri, "k")[2] == artifacts
 
 
+def drawn_first(home, words, name="k"):
+    """The first pictures of a run that trains no step: its gallery alone."""
+    from bestrun.run.gallery import Gallery
+    from bestrun.training import device
+
+    device.prepare(None)
+    folder = RunFolder(home / name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    split = Split(random.integers(0, 256, (30, 8, 8, 3), np.uint8), np.arange(30) % 3)
+    data = Dataset("drawn", split, split, split, 3, "digest", (), class_names=("cat", "dog", "emu"))
+    config = compose([*words, "training.batch_size=20"]).config
+    with Journal(folder.journal) as journal:
+        with contextlib.closing(Gallery(folder, journal, data, config)):
+            pass
+        return folder, config, data, [event["path"] for event in journal.events]
+
+
+@pytest.mark.parametrize("words", [["augmentation=images"], ["augmentation=affine", "training.cutmix_share=1"]])
+def test_a_run_that_varies_its_images_begins_with_a_picture_of_what_its_first_step_sees(tmp_path, words):
+    from bestrun.training.preview import first_images
+
+    folder, config, data, drawn = drawn_first(tmp_path, words)
+    assert drawn == ["pictures/augmentation.png"]
+    with Image.open(folder.path / drawn[0]) as picture:
+        pixels = np.asarray(picture)
+    images, labels, *_ = first_images(config, data.train, 16)
+    assert len(images) == 16
+    if len(words) == 1:  # else what is mixed has two labels
+        np.testing.assert_array_equal(labels, data.train.labels[batch_indices(0, 0, 1, 20, 30)[0, :16]])
+    enlarged = np.repeat(np.repeat(images[0], 12, axis=0), 12, axis=1)
+    top = tiles.title_end("two\nlines")
+    np.testing.assert_array_equal(pixels[top : top + 96, tiles.MARGIN : tiles.MARGIN + 96], enlarged)
+    assert not np.array_equal(images[0], data.train.images[batch_indices(0, 0, 1, 20, 30)[0, 0]])
+    before = (folder.path / drawn[0]).stat().st_mtime_ns
+    assert drawn_first(tmp_path, words)[3] == drawn, "a resumed run has it"
+    assert (folder.path / drawn[0]).stat().st_mtime_ns == before
+
+
+def test_a_run_without_variation_or_without_pictures_has_no_such_picture(tmp_path):
+    assert drawn_first(tmp_path, [])[3] == []
+    assert drawn_first(tmp_path, ["augmentation=images", "pictures=false"])[3] == []
+    assert drawn_first(tmp_path, ["training.mixup_share=0.5"])[3] == ["pictures/augmentation.png"]
+
+
+def test_code_of_ones_own_that_fails_costs_its_picture_and_not_those_after_it(tmp_path, monkeypatch, caplog):
+    from bestrun.training import preview
+
+    monkeypatch.setattr(preview, "variation", lambda config: 1 / 0)
+    caplog.set_level("INFO", "bestrun")
+    assert drawn_first(tmp_path, ["augmentation=affine"])[3] == []
+    assert "a picture is not drawn: augmentation=affine: division by zero" in caplog.text
+
+
 @pytest.mark.slow
 def test_pictures_are_off_where_asked_and_in_sweeps(bestrun, home, settings):
+    settings = [*settings, "augmentation=affine"]
     assert bestrun("train", *settings, "name=none", "pictures=false").code == 0
     assert not run_folder(home, "none").pictures.exists()
     assert bestrun("train", "-m", *settings, "seed=0,1", "sweep.name=s").code == 0

@@ -88,6 +88,26 @@ def test_example_errors_of_any_image_size_are_pictures(shape, errors):
     assert picture.size[0] < 1500 and picture.mode == "RGB"
 
 
+@pytest.mark.parametrize("names", [None, ["cat", "dog", "a class with a long name", "emu"]])
+def test_training_images_have_their_classes_below_and_mixed_ones_both_with_their_shares(written, names):
+    images = RANDOM.integers(0, 256, (5, 32, 24, 3)).astype(np.uint8)
+    labels, others = np.array([0, 1, 2, 3, 1]), np.array([1, 0, 1, 3, 0])
+    shares = np.array([0.7, 1.0, 0.52, 0.6, 0.999], np.float32)
+    picture = tiles.training_images(images, labels, others, shares, 4, "k: training", names)
+    cat, dog, other, emu = ["cat", "dog", "a class with a long…", "emu"] if names else "0123"
+    assert [text for text, _ in written[1:]] == [
+        f"{cat} 0.7\n+ {dog} 0.3",
+        dog,
+        f"{other} 0.52\n+ {dog} 0.48",
+        emu,
+        dog,
+    ]
+    assert_readable(picture, written)
+    pixels, top = np.asarray(picture), tiles.title_end("k: training")
+    first = np.repeat(np.repeat(images[0], 3, axis=0), 3, axis=1)
+    assert np.array_equal(pixels[top : top + 96, tiles.MARGIN : tiles.MARGIN + 72], first)
+
+
 def test_filters_share_one_colour_scale_around_zero(written):
     kernel = RANDOM.normal(size=(5, 3, 1, 16))
     picture = tiles.filters(kernel, "layer_conv1")

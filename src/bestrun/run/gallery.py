@@ -2,7 +2,7 @@
 
 A set is the confusion matrix and the first errors on the validation split, and the filters of each convolution. There
 is one of the untrained network, one of the first improvement after each of four doubling numbers of steps, and at the
-end one of the best.
+end one of the best. Where training images are varied, the first picture of all is of those that the first step sees.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ..data.dataset import Dataset
 from ..errors import BestrunError, VerificationError
 from ..settings.config import Config
@@ -22,13 +24,16 @@ from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Journal
 from ..storage.reasons import last_step
+from ..training.augmentation import varies
 from ..training.evaluation import Array, Predict, confusion_matrix
+from ..training.preview import first_images
 from ..training.variables import assign_variables
 from ..views import tiles
 
 log = logging.getLogger("bestrun")
 
 MAX_SETS = 6
+AUGMENTATION = "pictures/augmentation.png"
 
 
 class Gallery:
@@ -46,6 +51,9 @@ class Gallery:
         self._done: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="gallery", daemon=True)
         self._thread.start()
+        drawn = any(event["event"] == "picture" and event["path"] == AUGMENTATION for event in journal.events)
+        if self._wanted and varies(config) and not drawn:
+            self._work.put(lambda: self._draw_augmentation(config))
 
     def offer(self, step: int, tensors: Tensors, logits: Array) -> None:
         """The untrained network, or an improvement, with its logits on the validation split: drawn if a set is due."""
@@ -103,6 +111,19 @@ class Gallery:
             path = f"pictures/{key.replace(' ', '_')}-{step}.png"
             tiles.write(picture, self._folder.path / path)
             self._done.put({"path": path, "key": key, "step": step})
+
+    def _draw_augmentation(self, config: Config) -> None:
+        data = self._data
+        try:
+            images, labels, *mixed = first_images(config, data.train, tiles.MAX_TILES)
+        except Exception as error:  # whatever code of one's own does; training will say it
+            raise ValueError(f"augmentation={config.augmentation.name}: {error}") from error
+        others, shares = mixed or (labels, np.ones(len(labels)))
+        title = f"{self._folder.name}: the first images of training\naugmentation={config.augmentation.name}"
+        picture = tiles.training_images(images, labels, others, shares, data.num_classes, title, data.class_names)
+        make_folder(self._folder.pictures)
+        tiles.write(picture, self._folder.path / AUGMENTATION)
+        self._done.put({"path": AUGMENTATION, "step": 0})
 
     def _draw_curves(self, best_step: int) -> None:
         from ..views import curves

@@ -24,7 +24,7 @@ BLUES = np.array([[247, 251, 255], [158, 202, 225], [49, 130, 189], [8, 48, 107]
 BROWN_TO_PURPLE = np.array([[127, 59, 8], [253, 184, 99], [247, 247, 247], [178, 171, 210], [45, 0, 75]])
 MARGIN = 12
 LINE = 20  # pixels a line of text takes
-MAX_ERRORS = 16
+MAX_TILES = 16  # images of a picture
 MAX_FILTERS = 48
 
 
@@ -80,28 +80,56 @@ def example_errors(
         names: of the classes.
     """
     wrong = np.flatnonzero(labels != predictions)
-    shown = wrong[:MAX_ERRORS]
+    shown = wrong[:MAX_TILES]
     called = lettering.class_labels(names, 1 + int(max(labels.max(initial=0), predictions.max(initial=0))))
     below = [f"true {called[labels[index]]}\npredicted {called[predictions[index]]}" for index in shown]
+    count = f"{len(wrong):,} errors in {len(labels):,} images" + f", the first {len(shown)}" * (len(wrong) > len(shown))
+    return _captioned([images[index] for index in shown], images.shape[1:3], below, f"{title}\n{count}")
+
+
+def training_images(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer[Any]],
+    others: NDArray[np.integer[Any]],
+    shares: NDArray[np.floating[Any]],
+    classes: int,
+    title: str,
+    names: Sequence[str] | None = None,
+) -> Image.Image:
+    """At most MAX_TILES images as training sees them, the class of each below, or both classes and how much of each.
+
+    Args:
+        images: uint8 (n, height, width, channels).
+        labels, others, shares: (n,) each; so much of an image is of class `labels`, and the rest of class `others`.
+        names: of the classes.
+    """
+    called = lettering.class_labels(names, classes)
+    below = []
+    for label, other, share in zip(labels, others, shares.round(2).tolist(), strict=True):
+        mixed = label != other and share < 1
+        below.append(f"{called[label]} {share:g}\n+ {called[other]} {1 - share:.2g}" if mixed else called[label])
+    return _captioned(list(images[:MAX_TILES]), images.shape[1:3], below[:MAX_TILES], title)
+
+
+def _captioned(images: Sequence[Any], size: tuple[int, int], below: Sequence[str], title: str) -> Image.Image:
+    """Images of one size, (height, width), four in a row, with at most two lines of text below each."""
     lines = [line for text in below for line in text.splitlines()]
     font = lettering.font_for(lines)
-    height, width = images.shape[1:3]
+    height, width = size
     times = max(1, 96 // max(height, width))
     wide = max([104, width * times, *(math.ceil(font.getlength(line)) for line in lines)])
     across, down = wide + MARGIN, height * times + 2 * LINE + MARGIN
-    columns, rows = 4, max(1, math.ceil(len(shown) / 4))
-    count = f"{len(wrong):,} errors in {len(labels):,} images" + f", the first {len(shown)}" * (len(wrong) > len(shown))
-    title = f"{title}\n{count}"
+    columns, rows = 4, max(1, math.ceil(len(images) / 4))
     begin = title_end(title)
     picture, draw = _canvas(columns * across + MARGIN, begin + rows * down, title)
-    for position, index in enumerate(shown):
+    for position, (image, text) in enumerate(zip(images, below, strict=True)):
         row, column = divmod(position, columns)
         left, top = MARGIN + column * across, begin + row * down
-        tile = np.repeat(np.repeat(images[index], times, axis=0), times, axis=1)
+        tile = np.repeat(np.repeat(image, times, axis=0), times, axis=1)
         if tile.shape[-1] != 3:
             tile = np.repeat(tile[..., :1], 3, axis=-1)
         picture.paste(Image.fromarray(tile), (left, top))
-        draw.multiline_text((left, top + height * times + 2), below[position], "black", font, spacing=2)
+        draw.multiline_text((left, top + height * times + 2), text, "black", font, spacing=2)
     return picture
 
 
