@@ -5,7 +5,7 @@ what is compared runs in turn (A B A B ...), and medians are shown with their ra
 
 `make bench` runs peers, fast, start and safety: forty minutes; ARGS=PART runs one part: also sweeps (fifteen), accurate
 (five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each, and
-images (larger than memory: BENCH_IMAGES of them, ten).
+images (larger than memory: BENCH_IMAGES of them, ten) and augmentation (ten).
 """
 
 import json
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .augmentation import varied
 from .growth import growth
 from .images import compared
 from .speed import accurate, fast, peers, start
@@ -146,6 +147,7 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "growth": growth,
     "pruning": pruning,
     "images": compared,
+    "augmentation": varied,
 }
 
 for part in sys.argv[1:] or ("peers", "fast", "start", "safety"):

@@ -67,7 +67,7 @@ def test_mlflow_has_each_picture_once_under_its_step_also_when_sent_again(bestru
 
 
 def drawn_first(home, words, name="k"):
-    """The first pictures of a run that trains no step: its gallery alone."""
+    """The pictures of a run that ends after its first steps, by its gallery alone."""
     from bestrun.run.gallery import Gallery
     from bestrun.training import device
 
@@ -79,8 +79,9 @@ def drawn_first(home, words, name="k"):
     data = Dataset("drawn", split, split, split, 3, "digest", (), class_names=("cat", "dog", "emu"))
     config = compose([*words, "training.batch_size=20"]).config
     with Journal(folder.journal) as journal:
-        with contextlib.closing(Gallery(folder, journal, data, config)):
-            pass
+        with contextlib.closing(Gallery(folder, journal, data, config)) as gallery:
+            gallery.progress()
+            gallery.progress()
         return folder, config, data, [event["path"] for event in journal.events]
 
 

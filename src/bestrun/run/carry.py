@@ -73,6 +73,7 @@ class Watchers:
 
     def progress(self, state: LoopState) -> None:
         self.screen.progress(state)
+        self.gallery.progress()
 
     def evaluation(self, entry: Event, state: LoopState) -> None:
         self.screen.evaluation(entry, state)

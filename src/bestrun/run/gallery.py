@@ -2,7 +2,7 @@
 
 A set is the confusion matrix and the first errors on the validation split, and the filters of each convolution. There
 is one of the untrained network, one of the first improvement after each of four doubling numbers of steps, and at the
-end one of the best. Where training images are varied, the first picture of all is of those that the first step sees.
+end one of the best. Where training images are varied, there is a picture of those that the first step saw.
 """
 
 import contextlib
@@ -52,7 +52,12 @@ class Gallery:
         self._thread = threading.Thread(target=self._run, name="gallery", daemon=True)
         self._thread.start()
         drawn = any(event["event"] == "picture" and event["path"] == AUGMENTATION for event in journal.events)
-        if self._wanted and varies(config) and not drawn:
+        self._varied = config if self._wanted and varies(config) and not drawn else None
+
+    def progress(self) -> None:
+        """A chunk of steps was trained; the first has compiled them, which the picture of its images does not delay."""
+        if config := self._varied:
+            self._varied = None
             self._work.put(lambda: self._draw_augmentation(config))
 
     def offer(self, step: int, tensors: Tensors, logits: Array) -> None:
