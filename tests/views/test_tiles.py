@@ -91,8 +91,8 @@ def test_example_errors_of_any_image_size_are_pictures(shape, errors):
 @pytest.mark.parametrize("names", [None, ["cat", "dog", "a class with a long name", "emu"]])
 def test_training_images_have_their_classes_below_and_mixed_ones_both_with_their_shares(written, names):
     images = RANDOM.integers(0, 256, (5, 32, 24, 3)).astype(np.uint8)
-    labels, others = np.array([0, 1, 2, 3, 1]), np.array([1, 0, 1, 3, 0])
-    shares = np.array([0.7, 1.0, 0.52, 0.6, 0.999], np.float32)
+    labels, others = np.array([0, 1, 1, 3, 1]), np.array([1, 0, 2, 3, 0])
+    shares = np.array([0.7, 1.0, 0.48, 0.6, 0.999], np.float32)
     picture = tiles.training_images(images, labels, others, shares, 4, "k: training", names)
     cat, dog, other, emu = ["cat", "dog", "a class with a long…", "emu"] if names else "0123"
     assert [text for text, _ in written[1:]] == [

@@ -13,8 +13,6 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ..data.dataset import Dataset
 from ..errors import BestrunError, VerificationError
 from ..settings.config import Config
@@ -120,10 +118,9 @@ class Gallery:
     def _draw_augmentation(self, config: Config) -> None:
         data = self._data
         try:
-            images, labels, *mixed = first_images(config, data.train, tiles.MAX_TILES)
+            images, labels, others, shares = first_images(config, data.train, tiles.MAX_TILES)
         except Exception as error:  # whatever code of one's own does; training will say it
             raise ValueError(f"augmentation={config.augmentation.name}: {error}") from error
-        others, shares = mixed or (labels, np.ones(len(labels)))
         title = f"{self._folder.name}: the first images of training\naugmentation={config.augmentation.name}"
         picture = tiles.training_images(images, labels, others, shares, data.num_classes, title, data.class_names)
         make_folder(self._folder.pictures)

@@ -106,8 +106,9 @@ def training_images(
     called = lettering.class_labels(names, classes)
     below = []
     for label, other, share in zip(labels, others, shares.round(2).tolist(), strict=True):
-        mixed = label != other and share < 1
-        below.append(f"{called[label]} {share:g}\n+ {called[other]} {1 - share:.2g}" if mixed else called[label])
+        (more, heavier), (less, lighter) = sorted([(share, label), (round(1 - share, 2), other)], reverse=True)
+        mixed = label != other and less > 0
+        below.append(f"{called[heavier]} {more:g}\n+ {called[lighter]} {less:g}" if mixed else called[heavier])
     return _captioned(list(images[:MAX_TILES]), images.shape[1:3], below[:MAX_TILES], title)
 
 
