@@ -203,6 +203,8 @@ def test_several_mistakes_are_listed_together() -> None:
         ("optimizer.learning_rate=10", "optimizer.learning_rate=10.0: above 1"),
         ("training.patience_steps=150", "training.patience_steps=150: no multiple of"),
         ("training.patience_steps=20000", "can never stop early"),
+        ("training.freeze=[layer_conv1]", "type from_run=RUN too"),
+        ("training.mixup_alpha=1", "type training.mixup_share too"),
         ("model.filter_sizes=[4,5]", "model.filter_sizes=[4, 5]: an even filter"),
         ("tracking.uri=http://***@host", "type tracking.uri=URI once more"),
     ],

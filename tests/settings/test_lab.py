@@ -76,7 +76,7 @@ def test_own_data_networks_and_augmentations_have_the_settings_of_their_files(na
         "augmentation.share=x": "takes a number; type augmentation.share=0.5",
         "model.width=1.5": "takes a whole number",
         "data=scasn": " or scans; type data=scans",
-        "augmentation=filp": "augmentation=filp: takes affine or flip or none; type augmentation=flip",
+        "augmentation=filp": "augmentation=filp: takes affine or flip or images or none; type augmentation=flip",
     }.items():
         line = refusal(compose, ["recipe=night", typed])
         assert line.startswith(typed) and words in line, line

@@ -571,6 +571,9 @@ def doubts(config: Config) -> list[str]:
                 f"schedule.after_steps={after}: the run is over by then (training.patience_steps={patience}, "
                 f"training.max_steps={steps}), the rate is never lowered; type a smaller schedule.after_steps"
             )
+    if training.freeze and not config.from_run and isinstance(config.model, Blocks):
+        given = f"training.freeze={typed_form(training.freeze)}"
+        lines.append(f"{given}: these layers keep the random weights that they begin with; type from_run=RUN too")
     if training.mixup_alpha != Training.model_fields["mixup_alpha"].default and not training.mixup_share:
         lines.append(f"training.mixup_alpha={training.mixup_alpha}: nothing is blended; type training.mixup_share too")
     if isinstance(config.model, Blocks) and any(size % 2 == 0 for size in config.model.filter_sizes):
