@@ -240,10 +240,10 @@ def test_refusing_a_line_imports_nothing_heavy_and_leaves_nothing_behind(tmp_pat
 @pytest.mark.parametrize(
     ("glob", "names"),
     [
-        ("glob(*)", ["accurate", "fast", "quick"]),
-        ("glob([q*,f*])", ["fast", "quick"]),
-        ("glob(*,exclude=a*)", ["fast", "quick"]),
-        ("glob([*],exclude=[f*,q*])", ["accurate"]),
+        ("glob(*)", ["accurate", "fast", "finetune", "photos", "quick"]),
+        ("glob([q*,fa*])", ["fast", "quick"]),
+        ("glob(*,exclude=a*)", ["fast", "finetune", "photos", "quick"]),
+        ("glob([*],exclude=[f*,p*,q*])", ["accurate"]),
     ],
 )
 def test_a_glob_tries_the_options_it_means_in_the_order_of_their_names(glob: str, names: list[str]) -> None:
@@ -254,7 +254,7 @@ def test_a_glob_tries_the_options_it_means_in_the_order_of_their_names(glob: str
 
 def test_a_glob_that_means_nothing_or_stands_alone_is_refused_with_what_to_type() -> None:
     for words, said in (
-        (["recipe=glob(x*)"], "means none of accurate, fast, quick; type 'recipe=glob(*)'"),
+        (["recipe=glob(x*)"], "means none of accurate, fast, finetune, photos, quick; type 'recipe=glob(*)'"),
         (["seed=glob(*)"], "glob is for what has options; type seed=A,B"),
     ):
         with pytest.raises(SettingsError, match=re.escape(said)):

@@ -14,6 +14,7 @@ from support.stores import run_folder
 
 MOST = dict(rotation_degrees=10.0, scale_share=0.1, shear_share=0.1, shift_pixels=2.0)
 NOTHING = dict.fromkeys(MOST, 0.0)
+LONGER = ["accurate", "photos", "finetune"]
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +30,14 @@ def images(small_mnist_npz):
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("recipe", ["quick", "fast", pytest.param("accurate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", ["quick", "fast", *(pytest.param(name, marks=pytest.mark.slow) for name in LONGER)])
 def test_recipe_killed_and_resumed_equals_uninterrupted(bestrun, home, small_mnist_npz, recipe):
-    filters = "model.num_filters=[4,8,8,8]" if recipe == "accurate" else "model.num_filters=[4,8]"
+    filters = "model.num_filters=[4,8,8,8]" if recipe in ("accurate", "photos") else "model.num_filters=[4,8]"
     steps = ["training.max_steps=90", "training.evaluate_every_steps=30", "training.patience_steps=90"]
     words = [f"recipe={recipe}", "data=npz", f"data.path={small_mnist_npz}", filters, "training.batch_size=16", *steps]
+    if recipe == "finetune":
+        assert bestrun("train", *words[1:], "name=source").code == 0
+        words += ["from_run=source", "from_run_head=fresh"]
     assert bestrun("train", *words, "name=whole").code == 0
     whole, killed = run_folder(home, "whole"), run_folder(home, "killed")
     process = bestrun.start("train", *words, "name=killed")
