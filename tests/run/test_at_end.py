@@ -2,31 +2,42 @@
 
 import json
 import os
+import secrets
 import signal
+from types import SimpleNamespace
 
 import pytest
 
+from bestrun.errors import VerificationError
 from bestrun.settings.compose import compose
 from bestrun.settings.config import digest, to_yaml
 from bestrun.storage.checkpoint import LoopState, encode, save
-from bestrun.storage.files import read_json
+from bestrun.storage.files import StorageError, read_json
+from bestrun.storage.folder import RunFolder
 from bestrun.storage.history import History
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.tracking.sync import end_for_dead_process
+from support.listener import listening
 from support.made_runs import SETTINGS, make_run
 from support.processes import bestrun_command
 from support.stores import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
 
 ASKED = "training.test_at_end=true"
+SECRET = secrets.token_hex(16)  # at random: the text of this file may be kept with a run as what was not committed
 
 
 def was_tested(folder):
     return [event for event in read_journal(folder.journal)[0] if event["event"] == "tested"]
 
 
-def test_a_finished_run_is_tested_with_the_figures_and_pictures_of_restore(bestrun, home, settings):
-    result = bestrun("train", *settings, ASKED, "name=r", "--json")
+def test_a_finished_run_is_tested_with_the_figures_and_pictures_of_restore_and_tells_them(bestrun, home, settings):
+    with listening() as listener:
+        env = {"BESTRUN_NOTIFY": f"http://127.0.0.1:{listener.port}/{SECRET}", "no_proxy": "127.0.0.1"}
+        result = bestrun("train", *settings, ASKED, "name=r", "--json", env=env)
     assert result.code == 0, result.err
+    assert listener.bodies == [json.loads(result.out)] and SECRET not in result.out + result.err
+    files = [path for path in home.rglob("*") if path.is_file()]
+    assert len(files) > 5 and not [path for path in files if SECRET.encode() in path.read_bytes()]
     report, folder = json.loads(result.out), run_folder(home, "r")
     (line,) = was_tested(folder)
     events = [event["event"] for event in read_journal(folder.journal)[0]]
@@ -49,6 +60,20 @@ def test_a_finished_run_is_tested_with_the_figures_and_pictures_of_restore(bestr
     assert_record_agrees(sqlite_uri(home), folder)
 
 
+@pytest.mark.parametrize("error", [VerificationError("its best is damaged"), StorageError("the disk is full")])
+def test_what_forbids_the_test_is_told_and_is_no_error_of_the_run(monkeypatch, caplog, tmp_path, error):
+    from bestrun.results import restore
+    from bestrun.run.carry import test_best as try_it
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(restore, "record_test", fail)
+    try_it(SimpleNamespace(folder=RunFolder(tmp_path / "r"), journal=None, data=None))
+    assert f"it is not tested: {error}; bestrun restore r tests it" in caplog.text
+
+
+@pytest.mark.slow
 def test_a_run_whose_best_cannot_be_proved_is_finished_untested(bestrun, home, settings, start_process):
     result = start_process(_damaging_its_best, ("train", *settings, ASKED, "pictures=false", "name=r"), cwd=home).wait()
     assert result.code == 0, result.err

@@ -121,6 +121,7 @@ def assert_nowhere(home, result):
         assert SECRET.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_end_and_keeps_the_address_to_itself(bestrun, home, settings):
     with listening() as listener:
         env = {"BESTRUN_NOTIFY": f"http://127.0.0.1:{listener.port}/{SECRET}"}
