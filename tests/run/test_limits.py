@@ -20,7 +20,7 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.history import History
 from bestrun.storage.journal import Journal
 from bestrun.tracking.sync import end_for_dead_process
-from support.looks import assert_same_tensors, evaluations, until
+from support.looks import assert_same_tensors, evaluations, figures, until
 from support.stores import assert_record_agrees, run_folder, sqlite_uri
 from support.stub import STARTED, replace_what_computes, stub_data
 
@@ -133,6 +133,26 @@ def test_more_hours_typed_at_a_resume_let_it_go_on_to_the_very_same_end(go):
     whole, parts = (load(go.folder(name).last) for name in ("whole", "parts"))
     assert_same_tensors(whole, parts)
     assert (whole.state.best_step, whole.state.step) == (parts.state.best_step, parts.state.step)
+
+
+def test_a_plateau_has_the_same_rates_wherever_a_run_was_broken_off(go):
+    """The loss of these networks has the rates in it. No better evaluation at 30, 60 and 80."""
+    words = ["schedule=plateau", "schedule.after_steps=10", "optimizer.learning_rate=0.5"]
+    go("whole", *words)
+    for seconds in (20, 31, 17):
+        assert go("parts", *words, until=seconds).reason == "interrupted"
+    assert 60 < go("parts", *words, until=15).step < 70
+    go.folder("parts").last.write_bytes(b"damaged")  # its best is before evaluations that its journal has
+    assert go("parts", *words).reason == "max_steps"
+    with Journal(go.folder("parts").journal) as journal:
+        assert not journal.find("diverges"), "what was repeated came out as it was"
+    go("constant", "optimizer.learning_rate=0.5")
+    assert figures(go.folder("whole")) == figures(go.folder("parts")) != figures(go.folder("constant"))
+    losses = [
+        [line["train/loss"] for line in evaluations(go.folder(name)) if line["step"] > 30]
+        for name in ("whole", "constant")
+    ]
+    assert all(low < high for low, high in zip(*losses, strict=True)), "the rates are lower from step 30 on"
 
 
 def test_a_run_that_its_hours_ended_is_complete_and_says_what_would_let_it_go_on(go):
