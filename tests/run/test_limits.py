@@ -208,6 +208,13 @@ def test_epochs_are_said_in_steps(line, level, words, caplog):
     assert record.levelno == level and words in record.getMessage()
 
 
+def test_what_a_run_says_of_its_epochs_goes_by_the_limit_that_comes_first():
+    from bestrun.training.briefing import epoch_line
+
+    assert "1,719 steps are 2.0 epochs" in epoch_line(55_000, compose(["training.max_epochs=2"]).config)
+    assert "10,000 steps are 11.6 epochs" in epoch_line(55_000, compose(["training.max_epochs=20"]).config)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

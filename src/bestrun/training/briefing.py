@@ -9,6 +9,7 @@ import numpy as np
 from ..class_names import labels as labels_of
 from ..data.dataset import Dataset
 from ..settings.config import Config
+from ..storage.reasons import last_step
 from .cost import cost
 
 log = logging.getLogger("bestrun")
@@ -42,7 +43,7 @@ def network_line(model: keras.Model, config: Config) -> str:
 
 def epoch_line(images: int, config: Config) -> str:
     """Steps an epoch, no whole number where a batch crosses its end; and how many epochs there are at most."""
-    size, steps = config.training.batch_size, config.training.max_steps
+    size, steps = config.training.batch_size, last_step(dict(config.training), images)
     epochs = steps * size / images
     return f"epoch     {images / size:,.1f} steps of {size:,} images; {steps:,} steps are {epochs:,.1f} epochs"
 
