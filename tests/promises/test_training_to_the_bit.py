@@ -32,9 +32,17 @@ SETTINGS = {  # name -> what is typed for it
     "betas": ["optimizer=adamw", "optimizer.beta_1=0.8", "optimizer.beta_2=0.99", "training.label_smoothing=0.2"],
     "nesterov": ["optimizer=sgd", "optimizer.nesterov=true", "optimizer.weight_decay=0.01", "optimizer.ema=0.9"],
     "patience": ["optimizer.learning_rate=2e-2", "training.patience_steps=60", "optimizer.ema=0.9"],
+    "plateau": ["schedule=plateau", "schedule.after_steps=40", "training.micro_batches=2"],
+    "cosine": ["schedule=cosine", "optimizer.ema=0.97"],
+    "mixing": [
+        "augmentation=images",
+        "training.mixup_share=0.4",
+        "training.cutmix_share=0.4",
+        "training.micro_batches=2",
+    ],
     "batch_norm": ["model=cnn_bn", "optimizer.ema=0.97", "training.class_weights=balanced", "optimizer.clip_norm=1.0"],
 }
-QUICK = ("ema", "micro_batches", "bfloat16")
+QUICK = ("ema", "micro_batches", "plateau")
 
 
 @pytest.fixture(scope="session")
