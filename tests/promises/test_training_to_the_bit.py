@@ -24,6 +24,7 @@ COMMON = [
     *("training.max_steps=300", "training.patience_steps=300", "training.evaluate_every_steps=20"),
     *("optimizer.learning_rate=2e-3", "pictures=false"),
 ]
+MIXED = ["training.mixup_share=0.4", "training.cutmix_share=0.4"]
 SETTINGS = {  # name -> what is typed for it
     "ema": ["optimizer.ema=0.97", "training.class_weights=balanced"],
     "micro_batches": ["training.micro_batches=4", "optimizer.clip_norm=0.5"],
@@ -34,15 +35,11 @@ SETTINGS = {  # name -> what is typed for it
     "patience": ["optimizer.learning_rate=2e-2", "training.patience_steps=60", "optimizer.ema=0.9"],
     "plateau": ["schedule=plateau", "schedule.after_steps=40", "training.micro_batches=2"],
     "cosine": ["schedule=cosine", "optimizer.ema=0.97"],
-    "mixing": [
-        "augmentation=images",
-        "training.mixup_share=0.4",
-        "training.cutmix_share=0.4",
-        "training.micro_batches=2",
-    ],
+    "images": ["augmentation=images", "augmentation.cutout_pixels=3", *MIXED, "training.label_smoothing=0.1"],
+    "mixing": ["augmentation=affine", *MIXED, "training.micro_batches=2"],
     "batch_norm": ["model=cnn_bn", "optimizer.ema=0.97", "training.class_weights=balanced", "optimizer.clip_norm=1.0"],
 }
-QUICK = ("ema", "micro_batches", "plateau")
+QUICK = ("ema", "images")
 
 
 @pytest.fixture(scope="session")
