@@ -1,7 +1,7 @@
 """Photographs varied while training: our augmentation=images against the same in tf.data's map and Keras' fit.
 
 `python -m tests.bench.augmentation ours|plain|keras SIDE` prints one line of JSON; `make bench ARGS=augmentation` runs
-them in turn. One network, drawn images, the functions and their ranges of conf/augmentation/images.yaml.
+them in turn. One network (BENCH_MODEL: cnn or cnn_bn), drawn images, the functions of conf/augmentation/images.yaml.
 """
 
 import json
@@ -17,7 +17,11 @@ from .table import in_turn, row, section
 
 SIZES = {32: (64, 200, 20), 224: (32, 12, 3)}  # side of an image: images of a batch, steps under the clock, before it
 IMAGES = 640
-NETWORK = ["model=cnn_bn", "model.num_filters=[16,32,32]", "model.filter_sizes=[3,3,3]"]
+NETWORKS = {
+    "cnn": ["model=cnn", "model.num_filters=[16,32]", "model.filter_sizes=[5,5]"],
+    "cnn_bn": ["model=cnn_bn", "model.num_filters=[16,32,32]", "model.filter_sizes=[3,3,3]"],
+}
+NETWORK = NETWORKS[os.environ.get("BENCH_MODEL", "cnn")]
 
 
 def drawn(side: int) -> tuple[Any, Any]:
