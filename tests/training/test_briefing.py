@@ -39,6 +39,8 @@ def test_a_run_says_its_network_its_epoch_and_its_labels(caplog):
         "epoch     2.5 steps of 64 images; 20 steps are 8.0 epochs",
         "labels    0: 100, 1: 60",
     ]
+    of_epochs = compose(["training.batch_size=64", "training.max_epochs=2"]).config
+    assert briefing.epoch_line(160, of_epochs) == "epoch     2.5 steps of 64 images; 5 steps are 2.0 epochs"
 
 
 def test_frozen_parameters_and_a_class_with_hardly_an_image_are_told(caplog):
