@@ -14,7 +14,7 @@ from bestrun.settings.config import digest, flatten
 from bestrun.storage.history import History
 from bestrun.storage.journal import Journal
 from bestrun.training import device  # noqa: F401  (first: it makes TensorFlow's start quiet)
-from bestrun.training.schedules import one_cycle
+from bestrun.training.schedules import Course, learning_rates
 
 
 def _with_recall(words):
@@ -114,10 +114,9 @@ def test_a_run_goes_by_f1_and_tells_each_class(bestrun, home, settings, small_mn
     evaluations = History.read(home / "mlruns/runs/r/journal.jsonl").evaluations
     best = max(evaluations[1:], key=lambda line: line["val/f1"])
     assert f"best      val/f1 {100 * best['val/f1']:.2f} % at step {best['step']}" in trained.out
-    shares = [one_cycle(line["step"] - 1, 60, warmup_share=0.3, final_share=1e-4) for line in evaluations[1:]]
-    rates = [line["learning_rate"] for line in evaluations]
-    written = [float(str(np.float32(0.01 * share))) for share in shares]  # in as few digits as tell float32 apart
-    assert rates == [None, *written]
+    rates = learning_rates("one_cycle", 0.01, 0, 60, Course(60), warmup_share=0.3, final_share=1e-4)
+    written = [float(str(rates[line["step"] - 1])) for line in evaluations[1:]]  # in the digits that tell float32 apart
+    assert [line["learning_rate"] for line in evaluations] == [None, *written]
     assert all(line["val/top5"] > line["val/accuracy"] > line["val/f1"] for line in evaluations[1:])
 
     shown = json.loads(bestrun("show", "r", "--json").out)["classes"]

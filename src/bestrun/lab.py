@@ -134,7 +134,9 @@ def _put(lab: Lab | None) -> None:
     global _lab
     for name in metrics():
         METRICS.pop(name, None)
-        METRICS.update({name: OUR_METRICS[name]} if name in OUR_METRICS else {})
+    others = dict(METRICS)
+    METRICS.clear()
+    METRICS.update(OUR_METRICS | others)  # in our order: tables, curves and messages follow it
     _lab = lab
     for one in lab.registered.values() if lab else ():
         if one.metric:

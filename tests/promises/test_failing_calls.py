@@ -114,7 +114,7 @@ def not_mirrored(place: Place, name: str) -> list[str]:
     wanted: dict[str, list[tuple]] = {}
     for line in lines:
         values = {key: line[key] for key in ("train/loss", "train/accuracy", "val/loss", "val/accuracy")}
-        values["images_per_second"] = line["images_per_second"]
+        values |= {key: line[key] for key in ("images_per_second", "learning_rate")}
         if line["improved"]:
             values |= {"best/accuracy": line["val/accuracy"], "best/loss": line["val/loss"], "best/step": line["step"]}
         for key, value in values.items():
@@ -123,6 +123,14 @@ def not_mirrored(place: Place, name: str) -> list[str]:
     for line in (event for event in events if event["event"] == "tested"):
         for key in ("test/accuracy", "test/loss"):
             wanted[key] = [(line["step"], line[key], line["time_ms"])]
+    best_at_ends = [
+        [line for line in events[:end] if line["event"] == "evaluation" and line["improved"]][-1:]
+        for end, event in enumerate(events)
+        if event["event"] == "stopped"
+    ]
+    for line in {each["step"]: each for found in best_at_ends for each in found}.values():
+        for key in (f"class/{number}/{kind}" for number in (0, 1) for kind in ("precision", "recall")):
+            wanted.setdefault(key, []).append((line["step"], 1.0, line["time_ms"]))  # as the stub's confusions are
     for key in sorted(wanted.keys() | have.rows.keys()):
         if (rows := have.rows.get(key, [])) != wanted.get(key, []) and not key.startswith("system/"):
             wrong.append(f"MLflow's rows of {key}: {rows}, in the journal {wanted.get(key)}")

@@ -212,7 +212,7 @@ def _names_gone_on_with(home, name, *words):
     from bestrun.run import resume
     from bestrun.views.screen import Screen
 
-    resume.carry_through = lambda prepared, screen, stop: print(json.dumps(prepared.data.class_names))
+    resume.carry_through = lambda prepared, *_, **__: print(json.dumps(prepared.data.class_names))
     resume.resume(run_folder(Path(home), name), words, home=Path(home, "mlruns"), screen=Screen(quiet=True))
 
 

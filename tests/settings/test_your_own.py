@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from bestrun import lab
 from bestrun.errors import SettingsError, VerificationError
 from bestrun.settings import compose as settings
-from bestrun.settings import networks
+from bestrun.settings import networks, own
 from bestrun.settings.compose import compose, conf_dir, override, read_config
 from bestrun.settings.config import FIELDS, OPTIONS, Cnn, digest, flatten, to_yaml
 from bestrun.sweep.space import plan
@@ -330,10 +330,11 @@ def test_the_page_has_the_code_that_its_files_would_have(tmp_path) -> None:
     writing = [re.sub(r"^bestrun .*", "", block, flags=re.MULTILINE | re.DOTALL) for block in blocks if "END" in block]
     environment = {**os.environ, "HOME": str(tmp_path)}
     subprocess.run(["bash", "-euc", "\n".join(writing)], env=environment, check=True)
-    named = lab.use(tmp_path / "lab")
+    own.use(tmp_path / "lab")
     try:
+        named = lab.current()
         assert named and named.names("network") == ["res", "vit"]
         for network in named.names("network"):
             assert flatten(compose([f"model={network}"]).config)["model"] == network
     finally:
-        lab.use(None)
+        own.use(None)
