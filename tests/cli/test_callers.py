@@ -254,6 +254,7 @@ def test_what_is_started_by_a_command_without_streams_has_some():
     assert subprocess.run(words, timeout=60).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_stderr_costs_a_new_process_nothing(home, settings):
     words = [sys.executable, "-m", "bestrun", "train", *settings, *SHORT, "name=r"]
     with open("/dev/full", "w") as full:  # TensorFlow's import writes there before we do

@@ -46,6 +46,7 @@ def _guard(program, path):
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "signals"),
     [

@@ -447,6 +447,7 @@ def strewn(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_no_module_of_the_current_folder_is_run(ui, bestrun, home, settings, strewn, tmp_path):
     ui(cwd=strewn)
     words = ["train", "-m", *settings, *QUICK, "seed=1,2", "sweep.workers=2"]

@@ -76,6 +76,7 @@ def _train_twice(settings):
         start(compose([*settings, f"name={name}", *changed]), home=find_home(), screen=Screen())
 
 
+@pytest.mark.slow
 def test_a_run_after_another_in_one_process_is_bit_identical(bestrun, start_process, home, settings):
     assert bestrun("train", *settings, "name=alone").code == 0
     assert start_process(_train_twice, settings, cwd=home).wait().code == 0

@@ -648,6 +648,7 @@ def test_a_live_run_whose_home_is_moved_ends_and_goes_on_where_it_lies_now(one, 
     assert not first.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("events", MOMENTS)
 def test_a_live_run_whose_home_is_copied_is_two_runs_from_there(one, second, events):
     (expected,) = one.reference(*LONG, names=["live"])

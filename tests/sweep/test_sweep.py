@@ -381,6 +381,7 @@ def test_threads_may_differ_between_the_processes_of_local_workers(sweep, home, 
 # ---- pruned ----
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_is_killed_keeps_its_best_and_is_no_failure(bestrun, sweep, home, data):
     words = [*data, *SERIAL, "sweep.max_failures=0", "sweep.name=pruned"]
     result = sweep(*words)
@@ -441,6 +442,7 @@ def test_a_trial_that_cannot_begin_is_failed_and_is_not_waited_for(bestrun, swee
     assert "more than the 2,000 training images" in found["trials"][-1]["runs"][0]["error"]
 
 
+@pytest.mark.slow
 def test_values_of_a_study_that_do_not_fit_together_are_a_failed_trial(bestrun, sweep, network):
     # Each is allowed beside the first of the others; patience 20 with an evaluation every 40 steps is not
     together = ["training.patience_steps=choice(40,20)", "training.evaluate_every_steps=choice(10,40)"]

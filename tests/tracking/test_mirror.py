@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from bestrun.tracking.store import connect
 
 
@@ -19,6 +21,7 @@ def _log_the_same_datasets(uri, start):
         sender._log_dataset(store.client, run_id, DatasetInput(dataset, []))
 
 
+@pytest.mark.slow
 def test_runs_that_log_the_same_data_at_once_are_not_refused(start_process, home):
     uri = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}"
     connect(uri).experiment_id("race")

@@ -241,6 +241,7 @@ def test_a_hanging_server_does_not_slow_training(start_process, home, settings, 
 # ---- refusals that will not change ----
 
 
+@pytest.mark.slow
 def test_a_run_deleted_while_it_trains_is_said_once_and_training_finishes(bestrun, home, settings, mlflow_server):
     from mlflow import MlflowClient
 
@@ -348,6 +349,7 @@ def test_a_password_in_the_address_stands_nowhere(bestrun, start_process, home, 
     assert not leaks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["address", pytest.param("user", marks=pytest.mark.slow)])
 def test_one_sync_sends_all_runs_of_an_address_whose_password_is_kept_nowhere(
     bestrun, home, settings, mlflow_server, proxy, how
