@@ -5,7 +5,7 @@ what is compared runs in turn (A B A B ...), and medians are shown with their ra
 
 `make bench` runs peers, fast, start and safety: forty minutes; ARGS=PART runs one part: also sweeps (fifteen), accurate
 (five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each, and
-images (larger than memory: BENCH_IMAGES of them, ten) and augmentation (ten).
+images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten) and rare (a class of few images, five).
 """
 
 import json
@@ -22,6 +22,7 @@ from typing import Any
 from .augmentation import varied
 from .growth import growth
 from .images import compared
+from .rare import rare
 from .speed import accurate, fast, peers, start
 from .store import runs_growth
 from .sweeps import overhead, planning, pruning, workers
@@ -148,6 +149,7 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "pruning": pruning,
     "images": compared,
     "augmentation": varied,
+    "rare": rare,
 }
 
 for part in sys.argv[1:] or ("peers", "fast", "start", "safety"):
