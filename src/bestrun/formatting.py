@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 from unicodedata import category, east_asian_width
 
 from .metrics import metric_of
@@ -114,6 +115,11 @@ def text_table(
             cells.append(space + text if number in right else text + space)
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def shown_test(test: Mapping[str, Any]) -> str:
+    """The test of a best, as `History.test` has it: accuracy and loss."""
+    return ", ".join(f"test/{name} {shown_value(test[name], f'test/{name}')}" for name in ("accuracy", "loss"))
 
 
 def short_form(value: str) -> str:

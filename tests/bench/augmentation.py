@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .images import timed_fit
 from .table import in_turn, row, section
 
 SIZES = {32: (64, 200, 20), 224: (32, 12, 3)}  # side of an image: images of a batch, steps under the clock, before it
@@ -65,7 +66,6 @@ def network(side: int, *words: str) -> tuple[Any, Any]:
 
 def keras_fit(side: int) -> dict[str, float]:
     """As TensorFlow's guide to data augmentation has it: each image in the map, many at once, a few batches ahead."""
-    import keras
     import tensorflow as tf
 
     threads = int(os.environ.get("BENCH_THREADS", "0"))  # not determinism, which would make the map a sequence
@@ -85,12 +85,7 @@ def keras_fit(side: int) -> dict[str, float]:
 
     data = tf.data.Dataset.from_tensor_slices(drawn(side)).shuffle(IMAGES).repeat()
     data = data.map(vary, num_parallel_calls=tf.data.AUTOTUNE).batch(batch).prefetch(tf.data.AUTOTUNE)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=loss, metrics=["accuracy"])
-    model.fit(data, steps_per_epoch=warm, epochs=1, verbose=0)
-    began = time.perf_counter()
-    model.fit(data, steps_per_epoch=count, epochs=1, verbose=0)
-    return {"steps": count, "seconds": time.perf_counter() - began}
+    return timed_fit(model, data, warm, count)
 
 
 def varied() -> list[dict[str, Any]]:

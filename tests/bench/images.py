@@ -6,7 +6,6 @@ in turn. BENCH_IMAGES is how many pictures of 224x224x3 are made; 20,000 are 3 G
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .table import in_turn, row, section
+from .table import home_in, in_turn, row, section
 
 SIDE, BATCH, CLASSES = 224, 32, 4
 WARM, STEPS = 5, 40  # steps of training, before the clock and under it
@@ -70,13 +69,19 @@ def keras_fit(folder: str) -> dict[str, float]:
 
     train = keras.utils.image_dataset_from_directory(folder, image_size=(SIDE, SIDE), batch_size=BATCH, verbose=False)
     train = train.map(lambda images, labels: (tf.cast(images, tf.uint8), labels)).repeat().prefetch(tf.data.AUTOTUNE)
-    model = residual(keras)
+    return timed_fit(residual(keras), train, WARM, STEPS)
+
+
+def timed_fit(model: Any, data: Any, warm: int, steps: int) -> dict[str, float]:
+    """Keras' fit on batches without end: steps before the clock, and steps under it."""
+    import keras
+
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=loss, metrics=["accuracy"])
-    model.fit(train, steps_per_epoch=WARM, epochs=1, verbose=0)
+    model.fit(data, steps_per_epoch=warm, epochs=1, verbose=0)
     began = time.perf_counter()
-    model.fit(train, steps_per_epoch=STEPS, epochs=1, verbose=0)
-    return {"steps": STEPS, "seconds": time.perf_counter() - began}
+    model.fit(data, steps_per_epoch=steps, epochs=1, verbose=0)
+    return {"steps": steps, "seconds": time.perf_counter() - began}
 
 
 def texture(random: np.random.Generator) -> np.ndarray[Any, Any]:
@@ -116,30 +121,23 @@ def compared() -> list[dict[str, Any]]:
 
     count = int(os.environ.get("BENCH_IMAGES", "4000"))
     section(f"{count:,} pictures of {SIDE}x{SIDE}x3: ours from the cache, Keras' from the folder")
-    before = os.environ.get("BESTRUN_MLRUNS")
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, home_in(place):
         make(Path(place), count)
-        os.environ["BESTRUN_MLRUNS"] = f"{place}/mlruns"
-        try:
-            first = program("images", "ours", f"{place}/pictures.npz")
-            size = sum(path.stat().st_size for path in Path(place, "mlruns/cache").iterdir())
-            seconds: list[float] = []
+        first = program("images", "ours", f"{place}/pictures.npz")
+        size = sum(path.stat().st_size for path in Path(place, "mlruns/cache").iterdir())
+        seconds: list[float] = []
 
-            def rate(*words: str) -> float:
-                found = program("images", *words)
-                seconds.extend([found["loaded"]] if "loaded" in found else [])
-                return BATCH * float(found["steps"] / found["seconds"])
+        def rate(*words: str) -> float:
+            found = program("images", *words)
+            seconds.extend([found["loaded"]] if "loaded" in found else [])
+            return BATCH * float(found["steps"] / found["seconds"])
 
-            found = in_turn(
-                {
-                    "ours": lambda: rate("ours", f"{place}/pictures.npz"),
-                    "keras": lambda: rate("keras", f"{place}/pictures"),
-                }
-            )
-        finally:
-            shutil.rmtree(f"{place}/mlruns", ignore_errors=True)
-            os.environ.pop("BESTRUN_MLRUNS")
-            os.environ.update({"BESTRUN_MLRUNS": before} if before else {})
+        found = in_turn(
+            {
+                "ours": lambda: rate("ours", f"{place}/pictures.npz"),
+                "keras": lambda: rate("keras", f"{place}/pictures"),
+            }
+        )
     return [
         row("images a second, ours from the cache", found["ours"], "1/s"),
         row("images a second, Keras' from JPEG files", found["keras"], "1/s"),

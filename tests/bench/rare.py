@@ -1,7 +1,6 @@
 """A class of 3 % of the training images: what weights of classes, and an objective that counts them alike, do."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .table import row, section
+from .table import home_in, row, section
 
 RARE, OTHERS, SHARE = 8, 1000, 0.03  # the class, training images of each other class, its share of all
 STEPS = ["training.max_steps=1000", "training.patience_steps=1000", "pictures=false"]
@@ -53,19 +52,13 @@ def tested(*words: str) -> dict[str, float]:
 def rare() -> list[dict[str, Any]]:
     """Three seeds of each way, in turn: five minutes."""
     section(f"MNIST with a class of {SHARE:.0%}: recall of that class on the test split")
-    before = os.environ.get("BESTRUN_MLRUNS")
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, home_in(place):
         path = Path(place, "rare.npz")
         thinned(path)
-        os.environ["BESTRUN_MLRUNS"] = f"{place}/mlruns"
-        try:
-            for seed in range(3):
-                for way, words in WAYS.items():
-                    found[way].append(tested("data=npz", f"data.path={path}", f"seed={seed}", *STEPS, *words))
-        finally:
-            os.environ.pop("BESTRUN_MLRUNS")
-            os.environ.update({"BESTRUN_MLRUNS": before} if before else {})
+        for seed in range(3):
+            for way, words in WAYS.items():
+                found[way].append(tested("data=npz", f"data.path={path}", f"seed={seed}", *STEPS, *words))
     return [
         row(f"{way}: {name}", [each[name] for each in runs], "%") for way, runs in found.items() for name in runs[0]
     ]

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .table import in_turn, row, section
+from .table import home_in, in_turn, row, section
 
 DEFAULTS = {"TF_ENABLE_ONEDNN_OPTS": None, "BENCH_THREADS": None}
 WITHOUT_ONEDNN = DEFAULTS | {"TF_ENABLE_ONEDNN_OPTS": "0"}  # as TensorFlow leaves it on a processor without AVX-512
@@ -198,8 +198,7 @@ def start() -> list[dict[str, Any]]:
         assert done.returncode == expect, done.stderr
         return time.perf_counter() - began
 
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["BESTRUN_MLRUNS"] = place
+    with tempfile.TemporaryDirectory() as place, home_in(place):
         words = ["training.max_steps=1", "training.evaluate_every_steps=1", "training.patience_steps=1"]
         subprocess.run(
             [sys.executable, "-m", "bestrun", "train", "-m", *words, "pictures=false", "seed=range(0,20)"],
@@ -213,7 +212,6 @@ def start() -> list[dict[str, Any]]:
                 "runs": lambda: seconds("-m", "bestrun", "runs"),
             }
         )
-        del os.environ["BESTRUN_MLRUNS"]
 
     def first_step() -> float:
         run = Run(*words)

@@ -2,9 +2,11 @@
 
 import datetime
 import json
+import os
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,18 @@ def in_turn(measures: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
             print(".", end="", flush=True)
     print()
     return found
+
+
+@contextmanager
+def home_in(place: str) -> Iterator[None]:
+    """What is started in here keeps its runs and its cache in a folder of `place`."""
+    before = os.environ.get("BESTRUN_MLRUNS")
+    os.environ["BESTRUN_MLRUNS"] = f"{place}/mlruns"
+    try:
+        yield
+    finally:
+        os.environ.pop("BESTRUN_MLRUNS")
+        os.environ.update({"BESTRUN_MLRUNS": before} if before else {})
 
 
 def section(title: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import lab
 from ..data.dataset import Dataset
 from ..errors import BestrunError, DivergedError
-from ..formatting import duration, shown_value
+from ..formatting import duration, shown_test, shown_value
 from ..settings.config import Config
 from ..settings.own import needed
 from ..signals import Interrupted, Signals
@@ -294,9 +294,7 @@ def say_end(result: Result, config: Config, mirror: Mirror, received: int | None
         value = shown_value(best["value"], best["metric"])
         log.info("best      %s %s at step %s", best["metric"], value, f"{best['step']:,}")
     if result.test:
-        test = result.test
-        accuracy, loss = shown_value(test["accuracy"], "test/accuracy"), shown_value(test["loss"], "test/loss")
-        log.info("test      test/accuracy %s, test/loss %s: of that step", accuracy, loss)
+        log.info("test      %s: of that step", shown_test(result.test))
     log.info("stopped   step %s: %s", f"{result.steps:,}", reason.sentence(dict(config.training)))
     log.info("took      %s", duration(result.seconds))
     log.info("run       %s  %s", result.run_name, result.run_id or "(no MLflow run ID yet)")

@@ -46,8 +46,10 @@ class Pace:
 
     def look(self, state: LoopState) -> None:
         """At an evaluation. The first interval compiles, so that the second one is the first to go by."""
+        if not self._wanted:
+            return
         evaluations = History(self._journal.events).evaluations
-        if not self._wanted or len(evaluations) < 3:
+        if len(evaluations) < 3:
             return
         hours, pace = self._config.training.max_hours or 0.0, seconds_a_step(evaluations, recent=1)
         fits = state.step + int((3600 * hours - state.seconds) / pace) if pace else self._last

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import lab
-from ..formatting import duration, short_form, shown_point, shown_value, text_table
+from ..formatting import duration, short_form, shown_point, shown_test, shown_value, text_table
 from ..metrics import metric_of
 from ..terminal import printable
 from ..views.screen import console
@@ -126,7 +126,6 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             f"best      {shown_value(best['value'], metric)}, trial {best['trial']}: {shown_point(best['settings'])}"
         )
         if test := report["test"]:
-            figures = f"test/accuracy {shown_value(test['accuracy'], 'test/accuracy')}, test/loss "
-            lines.append(f"test      {figures}{shown_value(test['loss'], 'test/loss')}, run {test['run_name']}")
+            lines.append(f"test      {shown_test(test)}, run {test['run_name']}")
         lines.append(f"restore   bestrun restore best --sweep {report['name']}{lab.flag()}")
     return lines
