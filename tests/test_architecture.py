@@ -15,7 +15,18 @@ from bestrun.tracking import names
 
 ROOT = Path(package.__file__).parent
 PACKAGES = ["cli", "api", "sweep", "run", "results", "training", "tracking", "data", "views", "settings", "storage"]
-GROUND = ["class_names", "environment", "errors", "formatting", "guard", "lab", "metrics", "signals", "terminal"]
+GROUND = [
+    "class_names",
+    "environment",
+    "errors",
+    "formatting",
+    "guard",
+    "judging",
+    "lab",
+    "metrics",
+    "signals",
+    "terminal",
+]
 STRANGERS = [{"training", "tracking"}, {"data", "views", "settings"}]  # do not know each other
 
 # library -> where it may be imported; below "inside functions", everywhere else in a module's own body as well
@@ -28,6 +39,7 @@ WHERE = {
     "hydra": ("settings/", "sweep/space.py"),
     "omegaconf": ("settings/", "sweep/space.py"),
     "ray": ("sweep/backends/ray.py",),
+    "scipy": ("judging.py",),
     "click": ("cli/",),
     "pyarrow": ("data/parquet.py",),
     "rich": ("views/screen.py", "sweep/board.py", "cli/"),
@@ -39,6 +51,7 @@ HEAVY |= {
     "pandas": "",
     "sqlalchemy": "",
     "pyarrow": "",
+    "scipy": "",
 }  # at the top of a module only there
 STANDALONE = "results/serving.py"  # MLflow copies it into models: it imports nothing of ours, and all it needs
 TAGS = [value.removeprefix("bestrun.") for name, value in vars(names).items() if name.startswith("TAG_")]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bestrun.errors import VerificationError
 from bestrun.storage import checkpoint as checkpoint_module
-from bestrun.storage.checkpoint import LoopState, encode, load, remove_older, save
+from bestrun.storage.checkpoint import LoopState, encode, load, remove_older, save, tensors_sha256
 
 STAMP = dict(run_name="a-run", config_digest="c" * 64, data_digest="d" * 64)
 STATE = LoopState(step=300, best_step=200, best_value=0.9876, loss_sum=1.25e-5, correct=7, images=64, seconds=1.5)
@@ -200,3 +200,20 @@ def test_older_bests_go_and_the_kept_one_stays(tmp_path):
         path.touch()
     remove_older(paths, keep=paths[2])
     assert [path.exists() for path in paths] == [False, False, True]
+
+
+def test_the_hash_of_tensors_follows_all_that_they_are_and_nothing_else():
+    one = {"b": np.zeros((2, 3), np.float32), "a": np.int64(5)}
+    of = tensors_sha256(one)
+    assert of == tensors_sha256({"a": np.int64(5), "b": np.zeros((2, 3), np.float32)})
+    assert of == tensors_sha256({**one, "b": np.zeros((3, 2), np.float32).T}), (
+        "of the same values in another memory order"
+    )
+    others = [
+        {**one, "b": np.zeros((3, 2), np.float32)},
+        {**one, "b": np.zeros((2, 3), np.int32)},
+        {**one, "b": np.float32([[0, 0, 0], [0, 0, 1e-45]])},
+        {"c": one["b"], "a": one["a"]},
+        {"b": one["b"]},
+    ]
+    assert len({of, *map(tensors_sha256, others)}) == len(others) + 1

@@ -1,5 +1,6 @@
 """The journal: what was appended stays, a torn last line is no error, damage is named."""
 
+import hashlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from bestrun.errors import VerificationError
 from bestrun.storage.files import StorageError
-from bestrun.storage.journal import Journal, read_journal
+from bestrun.storage.journal import Journal, read_journal, read_lines
 
 
 @pytest.fixture
@@ -115,3 +116,21 @@ def test_no_bytes_raise_anything_but_our_error(tmp_path_factory, data):
     except VerificationError:
         return
     assert end <= len(data) and all("event" in event for event in events)
+
+
+def test_each_line_names_the_one_before_over_processes_and_torn_lines(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.append("started", name="a")
+        journal.append("evaluation", step=0)
+    with open(path, "ab") as file:
+        file.write(b'{"event": "evaluation", "time')  # a crash cut it off
+    with Journal(path) as journal:
+        journal.append("resumed", from_step=0)
+        journal.append("evaluation", step=0, previous="of the line that is repeated")
+    first, *others = read_lines(path)
+    assert "previous" not in first.event
+    before = first
+    for line in others:
+        assert line.event["previous"] == hashlib.sha256(before.text).hexdigest()
+        before = line

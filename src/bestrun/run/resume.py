@@ -170,7 +170,13 @@ def resume(
             told = {name: values for name, values in changed.items() if name not in PLACES}
             places = {"places": {name: changed[name][1] for name in PLACES if name in changed}}
             journal.append(
-                "resumed", from_step=last, changed=told, **now, differs=other, **(places if places["places"] else {})
+                "resumed",
+                from_step=last,
+                at_step=newest.state.step if newest else 0,
+                changed=told,
+                **now,
+                differs=other,
+                **(places if places["places"] else {}),
             )
             write_atomically(folder.config, to_yaml(config).encode())
             prepared = Prepared(config, data, folder, journal, uri, initial)

@@ -93,6 +93,19 @@ def in_use(tensors: Tensors) -> Tensors:
     return weights | {f"model/{name.removeprefix(AVERAGE)}": tensor for name, tensor in averages.items()}
 
 
+def tensors_sha256(tensors: Tensors) -> str:
+    """SHA-256 (hex) of names, dtypes, shapes and bytes of tensors, in the order of their names; of nothing else.
+
+    Two states are the same to the bit where it is equal, whichever files they stand in.
+    """
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.asarray(tensors[name], order="C")
+        found.update(f"{name}\0{array.dtype.str}\0{','.join(map(str, array.shape))}\0".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
 def encode(
     tensors: Tensors,
     state: LoopState,

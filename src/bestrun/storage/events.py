@@ -7,10 +7,13 @@ from typing import Any, NotRequired, TypedDict, cast
 
 
 class Event(TypedDict):
-    """What every line has: its kind, and when it was written, milliseconds since 1970."""
+    """What every line has: its kind, when it was written, milliseconds since 1970, and the SHA-256 of the line before,
+    newline included; not the first, nor those of older runs.
+    """
 
     event: str
     time_ms: int
+    previous: NotRequired[str]
 
 
 class Data(TypedDict):
@@ -87,9 +90,11 @@ class Evaluation(Event):
     images_per_second: NotRequired[float | None]
     learning_rate: NotRequired[float | None]
     seconds: NotRequired[float]
+    state_sha256: NotRequired[str]
     checkpoint: NotRequired[str]
     sha256: NotRequired[str]
     confusions: NotRequired[list[list[int]]]
+    right: NotRequired[str]
 
 
 def metric_value(line: "Evaluation | Tested | None", key: str) -> float | None:
@@ -98,9 +103,12 @@ def metric_value(line: "Evaluation | Tested | None", key: str) -> float | None:
 
 
 class Resumed(Event, Computed):
-    """A process went on."""
+    """A process went on: `from_step` is the last evaluation, `at_step` the state it goes on from, which a signal may
+    have saved in the middle of an interval; not in older runs.
+    """
 
     from_step: int
+    at_step: NotRequired[int]
     changed: dict[str, list[str]]
     differs: NotRequired[list[str]]
     places: NotRequired[dict[str, str]]

@@ -1,7 +1,11 @@
-"""The journal: an append-only record of a run, one JSON object a line. It is the truth; MLflow repeats it."""
+"""The journal: an append-only record of a run, one JSON object a line. It is the truth; MLflow repeats it.
+
+Each line names the SHA-256 of the line before, so that none can be changed, taken out or put in without the rest.
+"""
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -55,6 +59,15 @@ def read_lines(path: Path, start: int = 0) -> list[Line]:
     return lines
 
 
+def line_sha256(text: bytes) -> str:
+    """What the line after this one names as `previous`.
+
+    Args:
+        text: the line with its newline.
+    """
+    return hashlib.sha256(text).hexdigest()
+
+
 def read_journal(path: Path, start: int = 0) -> tuple[list[Event], int]:
     """The events from byte `start` on, and the byte after the last complete line. Raises as `read_lines` does."""
     lines = read_lines(path, start)
@@ -71,7 +84,9 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.events, self.end = read_journal(path)
+        lines = read_lines(path)
+        self.events, self.end = [line.event for line in lines], lines[-1].end if lines else 0
+        self._previous = line_sha256(lines[-1].text) if lines else None
         try:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (it lives as long as the run)
             self._cut_off_rest()  # a torn last line: the next event would be glued to it
@@ -91,6 +106,8 @@ class Journal:
         """
         now = max(time.time_ns() // 1_000_000, self.events[-1]["time_ms"] if self.events else 0)
         entry: Event = {"event": event, "time_ms": now, **_finite(fields)}
+        if self._previous:
+            entry["previous"] = self._previous
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
         try:
             self._cut_off_rest()
@@ -103,6 +120,7 @@ class Journal:
             raise storage_error(self.path, f"append {len(line):,} bytes", error) from error
         self.events.append(entry)
         self.end += len(line)
+        self._previous = line_sha256(line)
         return entry
 
     def _cut_off_rest(self) -> None:

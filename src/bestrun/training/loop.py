@@ -23,6 +23,7 @@ from ..storage.checkpoint import (
     newest_checkpoint,
     remove_older,
     save,
+    tensors_sha256,
 )
 from ..storage.files import fault, write_atomically
 from ..storage.folder import RunFolder
@@ -31,6 +32,7 @@ from ..storage.journal import Event, Journal
 from ..storage.provenance import computed_by
 from ..storage.reasons import last_step
 from ..storage.reasons import stop_reason as stop_rule
+from ..storage.right import encoded as encoded_bits
 from . import briefing, device, proof
 from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures, further_figures
 from .layers import freeze, unsteady_layer
@@ -160,10 +162,11 @@ def train(
         entry["learning_rate"] = float(str(rates[-1])) if len(rates) else None  # 0.0001, not what float32 makes of it
         if not (math.isfinite(entry["val/loss"]) and is_finite(tensors)):
             return Outcome("diverged", state.step, state)
+        entry["state_sha256"] = tensors_sha256(tensors)
         known = journal.find("evaluation", step=state.step)
         if known:  # a crash made us repeat this interval: what was written first stays the truth
             check_repeated(known, entry, journal)
-            entry = known
+            entry = {**known, "state_sha256": entry["state_sha256"]}
         else:
             entry["improved"] = state.step > 0 and objective.improves(entry[objective.metric], state.best_value)
         if entry["improved"]:
@@ -174,8 +177,8 @@ def train(
 
         # Test, then commit.
         encoded = encode(tensors, state, **stamp, answers=replies, made_on=made_on)
-        confused = confusions(logits, data.validation.labels) if entry["improved"] else []
-        entry = commit(entry, known, encoded, confused, state.best_step, folder, journal)
+        details = details_of_best(logits, data.validation.labels) if entry["improved"] else {}
+        entry = commit(entry, known, encoded, details, state.best_step, folder, journal)
         watcher.evaluation(entry, state)
         if entry["improved"] or state.step == 0:
             watcher.offer(state.step, in_use(tensors), logits)
@@ -210,11 +213,17 @@ def evaluate(
     return logits, entry
 
 
+def details_of_best(logits: Array, labels: Array) -> Event:
+    """What the line of a best says of single images: what was taken for what, and which were right."""
+    right = encoded_bits(logits.argmax(axis=1) == labels)
+    return {"confusions": confusions(logits, labels)} | ({"right": right} if right else {})
+
+
 def commit(
     entry: Event,
     known: Event | None,
     encoded: bytes,
-    confused: list[list[int]],
+    details: Event,
     best_step: int,
     folder: RunFolder,
     journal: Journal,
@@ -222,10 +231,10 @@ def commit(
     """Write an evaluation: its best checkpoint, its journal line, `last`. The order is what survives a crash.
 
     Args:
-        entry: the line; where the evaluation is repeated, the one that was written first.
+        entry: the line; where the evaluation is repeated, the one that was written first, with the state as it is now.
         known: the line that the journal has of this step already, after a crash.
         encoded: the checkpoint.
-        confused: what the network took for what, for the line of a best.
+        details: what the line of a best says beside, see `details_of_best`.
 
     Returns:
         The line as it stands in the journal.
@@ -234,13 +243,13 @@ def commit(
     # The new best first, under a name of its own: a crash here leaves a file that no line names, and the repeated
     # evaluation writes it again.
     if known is None and entry["improved"]:  # new, and better
-        line = {**entry, "checkpoint": best.name, "sha256": save(best, encoded), "confusions": confused}
+        line = {**entry, "checkpoint": best.name, "sha256": save(best, encoded), **details}
         entry = journal.append("evaluation", **line)
     elif known is None:  # new, and no better
         entry = journal.append("evaluation", **entry)
     elif known["improved"] and not is_recorded(best, known["sha256"]):  # repeated, and its best is lost
         # Its line stands twice, with one time: for MLflow it is the same row
-        line = {**entry, "checkpoint": best.name, "sha256": save(best, encoded), "confusions": confused}
+        line = {**entry, "checkpoint": best.name, "sha256": save(best, encoded), **details}
         entry = journal.append(**line)
     # Else repeated, and all of it is there. A crash here leaves an older `last`: the interval is repeated, and arrives
     # at the line just written.
@@ -330,7 +339,7 @@ def tell_of_unsteady_layer(
 
 def check_repeated(known: Event, entry: Event, journal: Journal) -> None:
     """A repeated evaluation must say what the journal says; if not (another machine), that is recorded and told."""
-    keys = [key for key in entry if key.startswith(("train/", "val/")) and key in known]
+    keys = [key for key in entry if key.startswith(("train/", "val/", "state_sha256")) and key in known]
     differing = {key: [known[key], entry[key]] for key in keys if known[key] != entry[key]}
     recorded = journal.find("diverges", step=entry["step"])
     if differing and not (recorded and recorded.get("figures")):
