@@ -55,7 +55,7 @@ def replace_what_computes(loop):
     loop.build_model, loop.build_optimizer = build_model, lambda **_: None
     loop.named_variables, loop.assign_variables, loop.read_variables = named_variables, assign_variables, dict
     loop.compile_steps, loop.figures, loop.further_figures = compile_steps, figures, lambda *_: {}
-    loop.confusions = lambda logits, labels: [[0, 0, 4], [1, 1, 4]]
+    loop.details_of_best = lambda logits, labels: {"confusions": [[0, 0, 4], [1, 1, 4]], "right": "/w=="}
     loop.compile_predict = lambda model, _: lambda images: model
     loop.proof.answers = lambda *_: np.zeros((8, 10), "f4")
     loop.are_probabilities = lambda logits: False
