@@ -39,7 +39,6 @@ SETTINGS = {  # name -> what is typed for it
     "mixing": ["augmentation=affine", *MIXED, "training.micro_batches=2"],
     "batch_norm": ["model=cnn_bn", "optimizer.ema=0.97", "training.class_weights=balanced", "optimizer.clip_norm=1.0"],
 }
-QUICK = ("ema", "images")
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +135,7 @@ def _damage(path):
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        pytest.param(name, number, marks=[] if name in QUICK and not number else pytest.mark.slow)
+        pytest.param(name, number, marks=pytest.mark.slow if number else [])
         for name in SETTINGS
         for number in range(5)
     ],
