@@ -134,11 +134,7 @@ def _damage(path):
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [
-        pytest.param(name, number, marks=pytest.mark.slow if number else [])
-        for name in SETTINGS
-        for number in range(5)
-    ],
+    [pytest.param(name, number, marks=pytest.mark.slow if number else []) for name in SETTINGS for number in range(5)],
 )
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     name, number, start_process, uninterrupted, tiny_npz, tmp_path

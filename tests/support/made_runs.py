@@ -30,10 +30,11 @@ def make_run(home, name="r", steps=(0, 10, 20, 30), improved=(10, 20), reason="m
     folder.overrides.write_text("overrides: []\n")
     data = {"name": "d", "source": "d", "train": 3, "validation": 2, "test": 1, "image_shape": [2, 2, 1]}
     with Journal(folder.journal) as journal:
-        journal.append(
-            "started", name=name, experiment="e", config_digest="c", data_digest="f" * 64, settings=SETTINGS,
-            data=data | {"num_classes": 2}, versions={}, threads=1, git={}, **started,
+        fields = dict(
+            name=name, experiment="e", config_digest="c", data_digest="f" * 64, settings=SETTINGS,
+            data=data | {"num_classes": 2}, versions={}, threads=1, git={},
         )  # fmt: skip
+        journal.append("started", **{**fields, **started})
         for step in steps:
             add_evaluation(folder, journal, step, step in improved)
         if reason:

@@ -1,7 +1,8 @@
-"""bestrun compare: runs side by side."""
+"""bestrun compare: runs side by side, and whether the difference is one."""
 
 import click
 
+from ..errors import SettingsError
 from ..terminal import say_json, say_lines
 from .completion import runs_here
 from .options import (
@@ -13,15 +14,40 @@ from .options import (
 
 
 @click.command(short_help="Runs side by side: what differs, and which is better.", epilog=RUN_HELP)
-@click.argument("runs", shell_complete=runs_here, metavar="RUN RUN...", nargs=-1, required=True)
+@click.argument("runs", shell_complete=runs_here, metavar="RUN RUN... [data.path=FILE]", nargs=-1, required=True)
+@click.option("--metric", metavar="NAME", help="Judge by this one; val/accuracy is kept image by image.")
+@click.option(
+    "--compute",
+    is_flag=True,
+    help="See by checkpoints and data which images each has right; else the journals say.",
+)
 @lookup_options
 @json_option
-def compare(runs: tuple[str, ...], as_json: bool, **where: str | None) -> None:
-    """Runs side by side: their best, the settings that differ, code, data, versions, and who confuses what."""
-    from ..results import compare as compared
+def compare(runs: tuple[str, ...], metric: str | None, compute: bool, as_json: bool, **where: str | None) -> None:
+    """Runs side by side: their best, the settings that differ, code, data, versions, who confuses what; and a verdict.
 
-    records = find_records(runs, **where)
-    found = compared.comparison(records)
+    The verdict is McNemar's: image by image, each run against the first. See docs/judging.md.
+
+    \b
+    bestrun compare RUN RUN                            of the validation images, as the journals have them
+    bestrun compare RUN RUN --compute data.path=FILE   of runs of older versions, or of very many images
+    """
+    from ..results import compare as compared
+    from ..results import verdicts
+    from ..tracking.store import find_place
+    from ..views.screen import Screen
+
+    references = tuple(word for word in runs if "=" not in word)
+    overrides = [word for word in runs if "=" in word]
+    if overrides and not compute:
+        raise SettingsError(f"{overrides[0]}: says where the data is, which --compute reads; add that, or leave it out")
+    verdicts.refuse_metric(metric or verdicts.METRIC)
+    records = find_records(references, **where)
+    computed = None
+    if compute:
+        with Screen(stderr=True).shown():
+            computed = verdicts.compute(records, find_place(where["tracking_uri"]), overrides)
+    found = compared.comparison(records, computed)
     if as_json:
         say_json(found)
     else:

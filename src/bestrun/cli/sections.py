@@ -249,7 +249,8 @@ def _confusions(matrix: Any, title: str, names: Sequence[str] | None) -> list[st
 
 def _compared(records: Sequence[Record]) -> list[str]:
     found, names = comparison(records), _labels(records)
-    parts = [_run_table(records), *_curves(records, f"{len(records)} runs"), heading("What differs")]
+    parts = [_run_table(records), *_judged(records, found), *_curves(records, f"{len(records)} runs")]
+    parts.append(heading("What differs"))
     settings = found["settings"]
     if settings and len(records) > len(settings):
         rows = [[name, *map(_cell, row)] for name, row in zip(names, zip(*settings.values(), strict=True), strict=True)]
@@ -274,6 +275,17 @@ def _compared(records: Sequence[Record]) -> list[str]:
     if found["code"]:
         parts += [heading("Code", 3), *(paragraph(line) for line in found["code"])]
     return parts
+
+
+def _judged(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
+    """Each run against the first: whether the difference is one."""
+    head = ["against the first", "verdict"]
+    rows = [[name, each["words"]] for name, each in zip(_labels(records)[1:], found["verdicts"], strict=True)]
+    several = f" Chances are Holm's, for {len(rows)} comparisons." if len(rows) > 1 else ""
+    told = (
+        "McNemar's exact test on the accuracy of the bests, image by image; it knows nothing of other seeds." + several
+    )
+    return [heading("Is the difference one?"), table(head, rows), paragraph(told)]
 
 
 def _run_table(records: Sequence[Record]) -> str:

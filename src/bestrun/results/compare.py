@@ -1,4 +1,6 @@
-"""Several runs side by side: their best, the settings that differ, code, data, versions, and who confuses what."""
+"""Several runs side by side: their best, the settings that differ, code, data, versions, who confuses what, and whether
+the difference is one.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,16 +11,21 @@ from ..metrics import metric_of, objective_first
 from ..settings.config import flatten
 from ..storage.events import metric_value
 from ..storage.provenance import code_differences
+from ..storage.right import Bits
 from ..terminal import one_line
 from ..views import curves
+from . import verdicts
 from .record import Record
 from .show import as_json, steps
 
 OWN = ("name", "note", "tracking.uri")  # of course these differ, and change nothing
 
 
-def comparison(records: Sequence[Record]) -> dict[str, Any]:
+def comparison(records: Sequence[Record], computed: Mapping[str, Bits] | None = None) -> dict[str, Any]:
     """What `bestrun compare --json` prints.
+
+    Args:
+        computed: see `verdicts.verdicts`.
 
     Raises:
         SettingsError: fewer than two different runs.
@@ -51,6 +58,8 @@ def comparison(records: Sequence[Record]) -> dict[str, Any]:
         "versions": _differing(environments),
         "confusion_difference": [_difference(first, record) for record in records[1:]],
         "class_names": class_names_of(records),
+        "accuracy": verdicts.accuracies(records),
+        "verdicts": [each.as_json() for each in verdicts.verdicts(records, computed)],
     }
 
 
@@ -133,7 +142,7 @@ def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
         else:
             text.append(f"validation images in each cell, {record.name} minus {records[0].name}")
             text += curves.confusion_difference_text(matrix, found["class_names"]).splitlines()
-    return text
+    return text + verdicts.lines(records, found["accuracy"], found["verdicts"])
 
 
 def _stop(record: Record) -> str:

@@ -60,14 +60,8 @@ def restore(
     config = override(fetched.config, data_overrides)[0] if data_overrides else fetched.config
     fetched.refuse_missing_code()
     data = read_data(config, bool(needed(config, fetched.own_metrics)), config.threads, reading)
-    if data.digest != fetched.checkpoint.data_digest and not allow_other_data:
-        then = {**fetched.counts, "image_shape": list(fetched.image_shape), "num_classes": fetched.num_classes}
-        raise DataError(
-            f"{data.name}: not the data that run {fetched.run_name} was trained with: "
-            f"{what_differs(then, fetched.config, config, data)} (digest {data.digest[:12]}, recorded "
-            f"{fetched.checkpoint.data_digest[:12]}); say where that is, as in data.dir=FOLDER or data.path=FILE, or "
-            "add --allow-other-data"
-        )
+    if not allow_other_data:
+        refuse_other_data(fetched, config, data, ", or add --allow-other-data")
     if data.image_shape != fetched.image_shape or data.num_classes > fetched.num_classes:
         raise DataError(
             f"{data.name}: {data.num_classes} classes of images {data.image_shape}; the network of run "
@@ -217,6 +211,20 @@ def refuse_disagreement(validation: Any, fetched: Fetched) -> None:
 
 def figures_text(accuracy: float | None, loss: float | None) -> str:
     return f"{100 * (accuracy or 0.0):.2f} %, loss {loss or 0.0:.4f}"
+
+
+def refuse_other_data(fetched: Fetched, config: Config, data: Dataset, otherwise: str = "") -> None:
+    """Raises DataError: the data is not that of the run. `config` are the settings that it was read with, and
+    `otherwise` is what else one may do.
+    """
+    if data.digest == fetched.checkpoint.data_digest:
+        return
+    then = {**fetched.counts, "image_shape": list(fetched.image_shape), "num_classes": fetched.num_classes}
+    raise DataError(
+        f"{data.name}: not the data that run {fetched.run_name} was trained with: "
+        f"{what_differs(then, fetched.config, config, data)} (digest {data.digest[:12]}, recorded "
+        f"{fetched.checkpoint.data_digest[:12]}); say where that is, as in data.dir=FOLDER or data.path=FILE{otherwise}"
+    )
 
 
 SPLIT_BY = ("validation_size", "validation_seed", "test_size", "split_seed")  # settings of data
