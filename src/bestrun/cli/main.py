@@ -31,6 +31,7 @@ from .sweep import sweep
 from .sync import sync
 from .train import train
 from .ui import ui
+from .verify import verify
 
 EXIT_CODES = """
 \b
@@ -87,7 +88,7 @@ def cli() -> None:
 
 
 VERBS = [cache, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
-VERBS += [resume, runs, show, sweep, sync, train, ui]
+VERBS += [resume, runs, show, sweep, sync, train, ui, verify]
 for verb in VERBS:
     cli.add_command(verb)
 

@@ -97,7 +97,9 @@ def _trains_by_itself(layer: Any) -> bool:
 
 
 # The files of `bestrun fetch`
-FETCHED = re.compile(rf"best-[0-9]{{1,12}}\.safetensors|config\.yaml|model\.keras|{re.escape(class_names.FILE)}")
+FETCHED = re.compile(
+    rf"(best|state)-[0-9]{{1,12}}\.safetensors|config\.yaml|model\.keras|{re.escape(class_names.FILE)}"
+)
 
 
 def is_same_file(one: Path, other: Path) -> bool:

@@ -67,6 +67,7 @@ def train(
     watcher: Watcher,
     interrupted: Callable[[], str | None] = lambda: None,
     initial: Checkpoint | None = None,
+    until: int | None = None,
 ) -> Outcome:
     """Train until nothing improves, and leave the best and the newest state in the run folder.
 
@@ -74,6 +75,7 @@ def train(
         watcher: told of steps and evaluations.
         interrupted: asked between chunks of steps; a stop reason ends the run with everything saved.
         initial: weights to start from where the folder holds none (`from_run`, `model.weights`).
+        until: the step to end at as if a signal came, for parts of a run that are computed once more.
 
     Raises:
         VerificationError: every checkpoint of the folder is damaged, or made with other settings or data.
@@ -126,14 +128,15 @@ def train(
         fresh = False
         interval_began, interval_images = time.perf_counter(), state.images
         while state.step < due:
-            if reason := interrupted():
-                tensors = read_variables(variables)
-                if not is_finite(tensors):  # the last update overflowed; the loss of the next step would have told
-                    return Outcome("diverged", state.step, state)
-                save(folder.last, encode(tensors, state, **stamp))
+            if reason := "interrupted" if state.step == until else interrupted():
+                if state.images:  # else `last` is what the evaluation here has left
+                    tensors = read_variables(variables)
+                    if not is_finite(tensors):  # the last update overflowed; the loss of the next step would have told
+                        return Outcome("diverged", state.step, state)
+                    save(folder.last, encode(tensors, state, **stamp))
                 return Outcome(reason, state.step, state)
             began = time.perf_counter()
-            steps = min(chunk, due - state.step)
+            steps = min(chunk, due - state.step, *([until - state.step] if until is not None else []))
             batches = batch_indices(config.seed, state.step, steps, settings.batch_size, len(data.train))
             rates = rates_of(config, state.step, steps, last, journal)
             loss_sum, correct, diverged_at = run_steps(batches, rates, state.step, state.loss_sum, state.correct)

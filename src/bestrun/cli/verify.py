@@ -1,0 +1,66 @@
+"""bestrun verify: did this training happen?"""
+
+import sys
+
+import click
+
+from ..errors import SettingsError
+from ..terminal import say, say_json
+from .completion import runs_here
+from .options import RUN_HELP, find_records, json_option, lookup_options, other_code_option
+
+
+@click.command(short_help="Check a run and train parts of it once more: did this training happen?", epilog=RUN_HELP)
+@click.argument("words", shell_complete=runs_here, metavar="RUN [data.path=FILE]", nargs=-1, required=True)
+@click.option(
+    "--intervals", default=3, show_default=True, type=click.IntRange(0, 10_000), help="So many chosen at random, too."
+)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="That chooses them; else any, which is printed.")
+@other_code_option
+@lookup_options
+@json_option
+def verify(
+    words: tuple[str, ...], intervals: int, seed: int | None, allow_other_code: bool, as_json: bool, **where: str | None
+) -> None:
+    """Check what a run says of itself, and train parts of it once more: always those of its best.
+
+    On the same kind of machine with the same versions every figure and every weight must come out the same, to the bit.
+    Elsewhere figures are compared within a tolerance, and the verdict is `close`. Exit 5 where something is not as
+    recorded.
+
+    \b
+    bestrun verify RUN                   the best's interval and three others
+    bestrun verify RUN --intervals 999   all of it
+    """
+    from ..run.verify import verify as verified
+    from ..storage.checkpoint import LoopState
+    from ..tracking.store import find_place
+    from ..views.screen import Screen
+
+    references = [word for word in words if "=" not in word]
+    if len(references) != 1:
+        raise SettingsError("verify: takes one RUN; list them: bestrun runs")
+    (record,) = find_records((references[0],), **where)
+    screen = Screen(stderr=True)
+
+    def tell(done: int, total: int) -> None:
+        screen.expect(total)
+        screen.progress(LoopState(step=done))
+
+    with screen.shown():
+        report = verified(
+            record,
+            find_place(where["tracking_uri"]),
+            intervals=intervals,
+            seed=seed,
+            allow_other_code=allow_other_code,
+            overrides=[word for word in words if "=" in word],
+            say=lambda line: None if as_json else say(line),
+            tell=tell,
+        )
+        screen.end_progress()
+    if as_json:
+        say_json(report.as_json())
+    else:
+        say(f"\nverdict     {report.words()}")
+    sys.exit(report.exit_code)

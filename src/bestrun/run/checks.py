@@ -1,0 +1,191 @@
+"""What a run says of itself, checked without training: journal, settings, checkpoints, MLflow."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.dataset import Dataset
+from ..errors import BestrunError, VerificationError
+from ..metrics import is_better
+from ..results.fetch import fetch_local
+from ..results.record import Record, from_mlflow
+from ..results.restore import rebuild
+from ..settings.config import digest, flatten
+from ..storage.checkpoint import load, tensors_sha256
+from ..storage.events import metric_value
+from ..storage.journal import Event, Line, line_sha256, read_lines
+from ..storage.reasons import StopReason
+from ..storage.right import decoded
+from ..storage.right import encoded as encoded_bits
+from ..tracking.names import TAG_BEST_SHA256, TAG_CONFIG_DIGEST, TAG_DATA_DIGEST
+from ..tracking.refusals import reason
+from ..tracking.store import Place, connect, reaching
+from ..tracking.sync import own_uri
+from .recompute import differences, far_off, folder_of, repeated
+
+Found = tuple[str, bool | None, str]  # what was looked at; whether it is as recorded, None: not to be told; in words
+
+
+def check_chain(record: Record) -> Iterable[Found]:
+    """Whether each line of the journal names the line before it."""
+    lines = read_lines(folder_of(record).journal)
+    linked = [number for number, line in enumerate(lines) if "previous" in line.event]
+    if not linked:
+        yield "chain", None, "an older version wrote this journal: its lines do not name each other"
+        return
+    first = linked[0]
+    broken = [number for number in range(first, len(lines)) if not _follows(lines[number - 1], lines[number])]
+    if broken:
+        yield "chain", False, f"line {broken[0] + 1} of the journal does not follow the line before it"
+        return
+    began = "" if first == 1 else f"; older lines up to {first} are not of it"
+    rebuilt = "; it begins where the folder was rebuilt from MLflow" if record.started.get("rebuilt") else ""
+    yield "chain", True, f"{len(lines):,} lines, each naming the one before{began}{rebuilt}"
+
+
+def _follows(before: Line, line: Line) -> bool:
+    return bool(line.event.get("previous") == line_sha256(before.text))
+
+
+def check_settings(record: Record) -> Iterable[Found]:
+    """Whether the digest is that of the settings, and config.yaml says the same as the journal."""
+    recorded, there = record.started["settings"], flatten(record.config)
+    places = record.history.places
+    others = [key for key, value in recorded.items() if there.get(key, value) != value and key not in places]
+    if others:
+        yield "settings", False, f"config.yaml and the journal differ: {', '.join(others[:5])}"
+    elif digest(record.config) != record.started["config_digest"]:
+        yield "settings", False, "their digest is not the one that was recorded"
+    else:
+        yield "settings", True, "as recorded, by their digest"
+
+
+def check_journal(record: Record) -> Iterable[Found]:
+    """Whether the lines agree with each other: which evaluations there are, which improved, what was right, why it
+    stopped.
+    """
+    history, wrong = record.history, []
+    best = None
+    for line in history.evaluations:
+        step, value = line["step"], metric_value(line, history.metric)
+        improved = bool(step and value is not None and (best is None or is_better(history.direction, value, best)))
+        if improved != line["improved"]:
+            wrong.append(f"step {step}: {history.metric} {value}, best before {best}, improved: {line['improved']}")
+        best = value if line["improved"] else best
+        wrong += _images_wrong(line, record.started["data"]["validation"])
+    steps = [line["step"] for line in history.evaluations]
+    due = set(range(0, (steps or [-1])[-1] + 1, record.now_config.training.evaluate_every_steps))
+    if missing := sorted(due - set(steps)):
+        wrong.append(f"no evaluation at step {missing[0]}")
+    stopped = history.stopped
+    if stopped and StopReason.of(stopped["reason"]).is_finished and stopped["reason"] != StopReason.MAX_HOURS:
+        rule = history.over(dict(record.now_config.training) | {"max_hours": None})
+        if rule != stopped["reason"]:
+            wrong.append(f"stopped: {stopped['reason']}, but the stop rule says {rule or 'go on'} at step {steps[-1]}")
+    yield "journal", not wrong, "; ".join(wrong[:3]) or f"{len(steps):,} evaluations, which agree with each other"
+
+
+def _images_wrong(line: Any, images: int) -> list[str]:
+    """Where what a line says of single images is not what its accuracy says."""
+    told, right = [], round((line["val/accuracy"] or 0.0) * images)
+    if cells := line.get("confusions"):
+        counted = sum(count for true, said, count in cells if true == said), sum(count for *_, count in cells)
+        if counted != (right, images):
+            told.append(f"step {line['step']}: its confusions have {counted[0]} of {counted[1]} right, not {right}")
+    if text := line.get("right"):
+        bits = decoded(text, images)
+        if bits is None or int(bits.sum()) != right:
+            told.append(f"step {line['step']}: which images are right is not as many as its accuracy says")
+    return told
+
+
+def check_checkpoints(record: Record) -> Iterable[Found]:
+    """Whether each file is the one that was recorded, proves itself, and holds the state that its line names."""
+    folder, history = folder_of(record), record.history
+    lines: dict[int, Any] = {line["step"]: line for line in history.evaluations}
+    best = history.best
+    files: list[tuple[Path, str | None]] = [(folder.last, None)]
+    if best:
+        files.insert(0, (folder.path / best["checkpoint"], best["sha256"]))
+    for path, sha256 in files:
+        try:
+            found = load(path, sha256=sha256)
+        except VerificationError as error:
+            yield "checkpoint", False, str(error)
+            continue
+        step, line = found.state.step, lines.get(found.state.step)
+        ours = (record.name, record.started["config_digest"], record.started["data_digest"])
+        recorded = {line.get("state_sha256")} if line and not found.state.images else set()
+        recorded |= {repeated(history).get(step, {}).get("state_sha256")} if line else set()
+        recorded -= {None}
+        if (found.run_name, found.config_digest, found.data_digest) != ours:
+            yield "checkpoint", False, f"{path.name} belongs to another run, or to other settings or data"
+        elif path != folder.last and best and step != best["step"]:
+            yield "checkpoint", False, f"{path.name} is of step {step}, the best of step {best['step']}"
+        elif recorded and tensors_sha256(found.tensors) not in recorded:
+            yield "checkpoint", False, f"{path.name}: its tensors are not those of step {step} in the journal"
+        else:
+            told = "its tensors are those of the journal" if recorded else "the journal does not say which tensors"
+            yield "checkpoint", True, f"{path.name}, step {step:,}: {told}"
+
+
+def check_mlflow(record: Record, place: Place) -> Found:
+    """Whether MLflow has of each evaluation what the journal has."""
+    if not record.run_id:
+        return "MLflow", None, "it does not know this run"
+    try:
+        uri = own_uri(folder_of(record), place.uri, place.home)
+        with reaching(uri):
+            store = connect(uri, create=False)
+            run = store.client.get_run(record.run_id)
+            there = {line["step"]: line for line in from_mlflow(store, run).evaluations}
+    except Exception as error:
+        return "MLflow", None, str(error) if isinstance(error, BestrunError) else reason(error)
+    wrong, lacking = [], 0
+    for line in record.evaluations:
+        theirs: Any = there.get(line["step"])
+        if theirs is None:
+            lacking += 1
+            continue
+        for key, value in line.items():
+            if key.startswith(("train/", "val/")) and theirs.get(key) is not None and theirs[key] != value:
+                wrong.append(f"step {line['step']}: {key} {value}, there {theirs[key]}")
+    tags = run.data.tags
+    ours = {line["step"] for line in record.evaluations}
+    wrong += [f"step {step} is there, not in the journal" for step in sorted(there.keys() - ours)]
+    for tag, value in ((TAG_DATA_DIGEST, "data_digest"), (TAG_CONFIG_DIGEST, "config_digest")):
+        if tags.get(tag) != record.started[value]:  # type: ignore[literal-required]
+            wrong.append(f"its {value} is another one there")
+    if not lacking and record.best and tags.get(TAG_BEST_SHA256) not in (None, record.best["sha256"]):
+        wrong.append("its best checkpoint is another one there")
+    if wrong:
+        return "MLflow", False, "; ".join(wrong[:3])
+    if lacking:
+        return "MLflow", None, f"{lacking} evaluations are not there yet: bestrun sync {record.name}"
+    return "MLflow", True, f"has the same figures of all {len(there):,} evaluations"
+
+
+def check_evaluation(record: Record, data: Dataset, *, exact: bool) -> Found:
+    """Whether the best checkpoint scores on the validation split what its line says, image by image."""
+    from ..training import evaluation
+
+    fetched, line = fetch_local(folder_of(record)), record.best
+    assert line is not None
+    step = f"step {line['step']:,}"
+    try:
+        model = rebuild(fetched).model
+    except VerificationError as error:
+        return "evaluation", False, f"of the best, {step}: {error}"
+    predict = evaluation.compile_predict(model, fetched.config.training.evaluation_batch_size)
+    logits, labels = predict(data.validation.images), data.validation.labels
+    scored = evaluation.figures(logits, labels)
+    more = evaluation.further_figures(logits, labels, record.history.own_metrics)
+    found: Event = {"val/loss": scored.loss, "val/accuracy": scored.accuracy}
+    found |= {f"val/{name}": value for name, value in more.items()}
+    found |= {"confusions": evaluation.confusions(logits, labels)}
+    found |= {"right": encoded_bits(np.asarray(logits.argmax(axis=1) == labels))}
+    recorded = {key: value for key, value in line.items() if key in found}
+    wrong = differences(recorded, found, {}) if exact else far_off(recorded, found)
+    return "evaluation", not wrong, f"of the best, {step}: {'; '.join(wrong[:3]) or 'as recorded'}"

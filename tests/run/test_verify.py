@@ -1,0 +1,329 @@
+"""`bestrun verify` and `bestrun fetch --at`: honest runs pass whatever became of them, forged ones fail and say why."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from bestrun.run.verify import choose, unseen
+from bestrun.settings.compose import read_config
+from bestrun.settings.config import digest, flatten
+from bestrun.storage.checkpoint import encode, load, save, tensors_sha256
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.journal import Journal, read_journal
+from bestrun.storage.right import encoded as encoded_bits
+from support.looks import evaluations, wait_for
+
+SMALL = [
+    *("data=npz", "model.filter_sizes=[3]", "model.num_filters=[4]", "model.fc_size=8", "training.batch_size=16"),
+    *("training.max_steps=80", "training.patience_steps=80", "training.evaluate_every_steps=20"),
+    *("optimizer.learning_rate=2e-3", "pictures=false", "threads=2"),
+]
+HONEST = {  # name -> what is typed for it
+    "ema": ["optimizer.ema=0.97", "training.class_weights=balanced", "schedule=one_cycle"],
+    "images": ["augmentation=images", "training.mixup_share=0.4", "training.label_smoothing=0.1"],
+    "plateau": ["schedule=plateau", "schedule.after_steps=20", "training.micro_batches=2", "optimizer=sgd"],
+    "batch_norm": ["model=cnn_bn", "model.dropout=0.3", "optimizer.clip_norm=1.0"],
+    "bfloat16": ["precision=mixed_bfloat16", "augmentation=affine"],
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_npz(tmp_path_factory, small_mnist_npz):
+    with np.load(small_mnist_npz) as arrays:
+        few = {name: array[:400] for name, array in arrays.items()}
+    path = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(path, **{name: array[:, ::3, ::3] if array.ndim == 3 else array for name, array in few.items()})
+    return path
+
+
+def words_of(path, *more):
+    words = [*SMALL, f"data.path={path}", *more]
+    return [word for word in words if not (word.startswith("model.fc_size") and "model=cnn_bn" in words)]
+
+
+def verified(bestrun, run, *words):
+    result = bestrun("verify", run, "--json", *words)
+    assert result.code in (0, 5), result.err
+    found = json.loads(result.out)
+    return SimpleNamespace(code=result.code, **found, told=" | ".join(each["words"] for each in found["checks"]))
+
+
+def assert_proved(bestrun, run, *words):
+    found = verified(bestrun, run, "--intervals", "999", *words)
+    assert (found.code, found.verdict) == (0, "equal"), found.told
+    assert len([step for step in found.recomputed if step]) == found.intervals > 1
+    assert found.unseen == 0
+    return found
+
+
+# ---- honest runs
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_run_is_equal_to_the_bit(name, bestrun, home, tiny_npz):
+    assert bestrun("train", *words_of(tiny_npz, *HONEST[name]), "name=r").code == 0
+    assert_proved(bestrun, "r")
+
+
+def test_a_run_stopped_in_mid_interval_and_resumed_with_another_rate_is_equal(bestrun, home, tiny_npz):
+    long = ["training.max_steps=4000", "training.patience_steps=4000", "training.evaluate_every_steps=1000"]
+    process = bestrun.start("train", *words_of(tiny_npz, *long, "schedule=one_cycle"), "name=r")
+    folder = RunFolder(home / "mlruns" / "runs" / "r")
+    wait_for(lambda: folder.exists() and len(evaluations(folder)) >= 2, process)
+    time.sleep(0.2)  # into the interval
+    process.kill(signal.SIGTERM)
+    assert process.wait().code == 143
+    assert bestrun("resume", "r", "optimizer.learning_rate=5e-4", "training.max_steps=5000").code == 0
+    resumed = next(event for event in read_journal(folder.journal)[0] if event["event"] == "resumed")
+    assert resumed["at_step"] > resumed["from_step"], "the signal came at an evaluation"
+    found = assert_proved(bestrun, "r")
+    assert found.intervals == 5
+
+
+@pytest.mark.slow
+def test_a_killed_run_a_child_of_a_run_and_a_rebuilt_folder_are_equal(bestrun, home, tiny_npz):
+    process = bestrun.start("train", *words_of(tiny_npz, "training.max_steps=400"), "name=r")
+    folder = RunFolder(home / "mlruns" / "runs" / "r")
+    wait_for(lambda: folder.exists() and len(evaluations(folder)) >= 3, process)
+    process.kill()
+    process.wait()
+    assert bestrun("resume", "r").code == 0
+    assert_proved(bestrun, "r")
+    assert bestrun("train", *words_of(tiny_npz, "from_run=r"), "name=child").code == 0
+    assert_proved(bestrun, "child")
+    assert bestrun("resume", "r", "training.max_steps=440", "training.patience_steps=440", "--from-mlflow").code == 0
+    rebuilt = assert_proved(bestrun, "r")
+    assert "rebuilt from MLflow" in rebuilt.told
+
+
+# ---- forgeries: every hash that can be mended is
+
+
+@pytest.fixture(scope="module")
+def trained_tiny(_forkserver, tmp_path_factory, ready_made_store, tiny_npz):
+    """A home with one honest run."""
+    from conftest import Command, make_home
+    from support.processes import Starter
+
+    home = make_home(tmp_path_factory.mktemp("honest"), ready_made_store)
+    command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+    assert command("train", *words_of(tiny_npz), "name=r").code == 0
+    return home / "mlruns" / "runs" / "r"
+
+
+@pytest.fixture
+def forged(trained_tiny, home):
+    """A copy of the honest run in a home of its own, whose MLflow knows nothing of it."""
+    folder = RunFolder(home / "mlruns" / "runs" / "r")
+    shutil.copytree(trained_tiny, folder.path)
+    return folder
+
+
+def rewrite(folder, edit):
+    """Edit the events of a journal, and make its chain anew."""
+    events = read_journal(folder.journal)[0]
+    events = edit(events) or events
+    folder.journal.unlink()
+    with Journal(folder.journal) as journal:
+        for event in events:
+            journal.append(**{key: value for key, value in event.items() if key != "previous"})
+
+
+def line_at(events, step):
+    return next(event for event in events if event["event"] == "evaluation" and event["step"] == step)
+
+
+def best_of(events):
+    return [event for event in events if event.get("improved")][-1]
+
+
+def other_weights(folder):
+    """Other tensors under the right name, with all hashes of them mended."""
+    best = folder.bests()[0]
+    found = load(best)
+    tensors = {name: array + np.float32(1e-3) if array.ndim else array for name, array in found.tensors.items()}
+    sha256 = save(best, _encoded(found, tensors))
+    if load(folder.last).state.step == found.state.step:
+        save(folder.last, _encoded(load(folder.last), tensors))
+
+    def edit(events):
+        best_of(events).update(sha256=sha256, state_sha256=tensors_sha256(tensors))
+
+    rewrite(folder, edit)
+
+
+def _encoded(found, tensors):
+    names = {"run_name": found.run_name, "config_digest": found.config_digest, "data_digest": found.data_digest}
+    return encode(tensors, found.state, **names, answers=found.answers, made_on=found.made_on)
+
+
+def better_figure(folder):
+    def edit(events):
+        line = best_of(events)
+        bits = np.ones(events[0]["data"]["validation"], bool)
+        bits[:3] = False
+        line.update({"val/accuracy": float(bits.mean()), "right": encoded_bits(bits)})
+        line.pop("confusions")
+
+    rewrite(folder, edit)
+
+
+def an_edited_loss(folder):
+    rewrite(
+        folder, lambda events: line_at(events, 40).update({"train/loss": line_at(events, 40)["train/loss"] * 0.999})
+    )
+
+
+def another_seed(folder):
+    text = folder.config.read_text().replace("seed: 0", "seed: 1", 1)
+    assert text != folder.config.read_text()
+    folder.config.write_text(text)
+    config, events = read_config(folder.config), read_journal(folder.journal)[0]
+    assert config.seed == 1
+    events[0].update(settings=flatten(config), config_digest=digest(config))
+    for path in (folder.last, *folder.bests()):
+        found = load(path)
+        names = {"run_name": "r", "config_digest": digest(config), "data_digest": found.data_digest}
+        sha256 = save(path, encode(found.tensors, found.state, **names, answers=found.answers, made_on=found.made_on))
+        for event in events:
+            if event.get("checkpoint") == path.name:
+                event["sha256"] = sha256
+    rewrite(folder, lambda _: events)
+
+
+def a_setting(folder):
+    folder.config.write_text(folder.config.read_text().replace("batch_size: 16", "batch_size: 32", 1))
+
+
+def a_line_less(folder):
+    lines = folder.journal.read_bytes().splitlines(keepends=True)
+    del lines[3]
+    folder.journal.write_bytes(b"".join(lines))
+
+
+def other_code(folder):
+    def edit(events):
+        events[0]["code_sha256"] = "0" * 64
+
+    rewrite(folder, edit)
+
+
+def a_last_of_another_step(folder):
+    shutil.copyfile(folder.bests()[0], folder.last)
+    found = load(folder.last)
+    tensors = {name: array * 2 if array.ndim else array for name, array in found.tensors.items()}
+    save(folder.last, _encoded(found, tensors))
+
+
+def an_improvement_too_many(folder):
+    def edit(events):
+        line_at(events, 20)["val/accuracy"], line_at(events, 40)["val/accuracy"] = 0.9, 0.1
+
+    rewrite(folder, edit)
+
+
+def another_end(folder):
+    rewrite(folder, lambda events: [e | {"reason": "patience"} if e["event"] == "stopped" else e for e in events])
+
+
+FORGERIES = {  # how -> the check that fails, and a word of what it says
+    other_weights: ("evaluation", "function is another one"),
+    better_figure: ("evaluation", "val/accuracy"),
+    an_edited_loss: ("training", "train/loss"),
+    another_seed: ("training", "step 0: "),
+    a_setting: ("settings", "training.batch_size"),
+    a_line_less: ("chain", "line 4"),
+    other_code: ("code", "other code"),
+    a_last_of_another_step: ("checkpoint", "its tensors are not those"),
+    an_improvement_too_many: ("journal", "improved"),
+    another_end: ("journal", "stop rule"),
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_a_forged_run_fails_and_says_where(forge, forged, bestrun):
+    forge(forged)
+    found = verified(bestrun, "r", "--intervals", "999")
+    what, word = FORGERIES[forge]
+    failed = [check for check in found.checks if check["ok"] is False]
+    assert (found.code, found.verdict) == (5, "failed") and failed[0]["what"] == what
+    assert word in failed[0]["words"]
+
+
+@pytest.mark.slow
+def test_swapped_data_and_an_edited_history_in_mlflow_fail(trained_tiny, bestrun, home, tiny_npz, tmp_path):
+    assert bestrun("train", *words_of(tiny_npz), "name=r").code == 0
+    import mlflow
+
+    run_id = json.loads((home / "mlruns" / "runs" / "r" / "mirror.json").read_text())["run_id"]
+    client = mlflow.MlflowClient(f"sqlite:///{home / 'mlruns' / 'mlflow.db'}")
+    client.log_metric(run_id, "val/accuracy", 0.99, step=40, timestamp=2**42)
+    found = verified(bestrun, "r", "--intervals", "0")
+    assert found.code == 5 and "step 40: val/accuracy" in found.told
+    with np.load(tiny_npz) as arrays:
+        np.savez(tmp_path / "other.npz", **{name: array[::-1] for name, array in arrays.items()})
+    swapped = verified(bestrun, "r", f"data.path={tmp_path / 'other.npz'}")
+    assert swapped.code == 5 and "not that of the run" in swapped.told
+
+
+# ---- which intervals
+
+
+def test_the_chance_that_is_printed_is_the_chance():
+    steps, best, begin = list(range(0, 2001, 100)), 700, 500
+    dice, found, told = random.Random(3), 0, 0.0
+    for seed in range(2000):
+        seen = {step for step in choose(steps, best, 3, seed)} | {600}  # each chosen one alone, and the best's
+        others = [step for step in steps[1:] if step not in (600, 700)]
+        found += dice.choice(others) in seen
+        told += 1 - unseen(steps, best, begin, seen)
+    assert abs(found - told) < 3 * (2000 * 0.2 * 0.8) ** 0.5
+    assert unseen(steps, best, begin, set(steps)) == 0 and unseen([0], None, None, set()) == 0
+    assert unseen(steps, best, begin, {600, 700}) == 1
+
+
+def test_a_seed_chooses_the_same_again_and_the_best_always():
+    steps = list(range(0, 2001, 100))
+    assert choose(steps, 700, 3, 1) == choose(steps, 700, 3, 1) != choose(steps, 700, 3, 2)
+    assert all(700 in choose(steps, 700, 3, seed) and len(choose(steps, 700, 3, seed)) == 4 for seed in range(50))
+    assert choose(steps, None, 999, 1) == steps[1:]
+
+
+# ---- the state at an evaluation
+
+
+def test_fetch_at_is_what_a_run_of_so_many_steps_ends_with(bestrun, home, tiny_npz, tmp_path):
+    assert bestrun("train", *words_of(tiny_npz, "optimizer.ema=0.9"), "name=r").code == 0
+    short = ["training.max_steps=40", "optimizer.ema=0.9"]
+    assert bestrun("train", *words_of(tiny_npz, *short), "name=short").code == 0
+    result = bestrun("fetch", "r", "--at", "40", "--out", str(tmp_path / "out"))
+    assert result.code == 0 and "proved: 2 evaluations on the way are as recorded to the bit" in result.out
+    found, expected = (
+        load(path)
+        for path in (tmp_path / "out" / "state-40.safetensors", RunFolder(home / "mlruns" / "runs" / "short").last)
+    )
+    assert found.state.step == 40 and found.run_name == "r"
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(np.array_equal(found.tensors[name], expected.tensors[name]) for name in found.tensors)
+    again = bestrun("fetch", "r", "--at", "40", "--out", str(tmp_path / "out"), "--json")
+    assert again.code == 0 and json.loads(again.out)["proved"] is True
+    refused = bestrun("fetch", "r", "--at", "47", "--out", str(tmp_path / "no"))
+    assert refused.code == 2 and "the nearest is --at 40" in refused.err and not (tmp_path / "no").exists()
+
+
+def test_fetch_at_gives_nothing_that_is_not_as_recorded(forged, bestrun, tmp_path):
+    an_edited_loss(forged)
+    refused = bestrun("fetch", "r", "--at", "40", "--out", str(tmp_path / "no"))
+    assert refused.code == 5 and "train/loss" in refused.err and not (tmp_path / "no").exists()
+
+
+def test_verify_says_what_it_takes_and_refuses_what_is_none(forged, bestrun):
+    assert "takes one RUN" in bestrun("verify", "r", "s").err
+    result = bestrun("verify", "r", "--intervals", "0", "--seed", "7")
+    assert result.code == 0 and "--seed 7" in result.out and "verdict     equal" in result.out
