@@ -183,6 +183,22 @@ class Run:
         use_named(self._config_dir)
         return comparison([self.record, *(run.record for run in others)])
 
+    def verify(self, *, intervals: int = 3, seed: int | None = None, allow_other_code: bool = False) -> dict[str, Any]:
+        """What `bestrun verify --json` prints: whether the run is as it says, by training parts of it once more.
+
+        Args:
+            intervals: chosen at random by the `seed`, beside those of the best.
+
+        Raises:
+            SettingsError: the run is training, or its folder is not here.
+            DataError: its data is not here.
+        """
+        from .run.verify import verify
+
+        use_named(self._config_dir)
+        place = find_place(self._tracking_uri)
+        return verify(self.record, place, intervals=intervals, seed=seed, allow_other_code=allow_other_code).as_json()
+
 
 def load_run(
     reference: str,

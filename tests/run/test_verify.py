@@ -272,20 +272,68 @@ def test_swapped_data_and_an_edited_history_in_mlflow_fail(trained_tiny, bestrun
     assert swapped.code == 5 and "not that of the run" in swapped.told
 
 
+# ---- states kept on the way
+
+
+def test_keyframes_are_kept_sent_begun_at_and_part_of_no_best(bestrun, home, tiny_npz, tmp_path):
+    words = words_of(tiny_npz, "training.max_steps=120", "training.patience_steps=120")
+    assert bestrun("train", *words, "training.keyframe_every_steps=40", "name=r").code == 0
+    assert bestrun("train", *words, "name=plain").code == 0
+    folder, plain = (RunFolder(home / "mlruns" / "runs" / name) for name in ("r", "plain"))
+    assert [path.name for path in folder.keyframes()] == [f"keyframe-{step}.safetensors" for step in (120, 80, 40)]
+    assert plain.keyframes() == [] and len(folder.bests()) == 1
+    config_digests = {read_journal(each.journal)[0][0]["config_digest"] for each in (folder, plain)}
+    assert len(config_digests) == 1, "what is kept decides nothing of training"
+    sent = [path.name for path in (home / "mlruns" / "artifacts").rglob("keyframes/*")]
+    assert sorted(sent) == sorted(path.name for path in folder.keyframes())
+    found = bestrun("fetch", "r", "--at", "80", "--out", str(tmp_path / "out"))
+    assert "kept as keyframe-80.safetensors" in found.out
+    later = bestrun("fetch", "r", "--at", "100", "--out", str(tmp_path / "later"))
+    assert "computed from step 80, proved: 1 evaluations" in later.out or "kept as" in later.out
+    assert bestrun("resume", "r", "training.max_steps=140", "training.patience_steps=140").code == 0
+    assert_proved(bestrun, "r")
+
+
+def test_a_run_goes_on_from_a_keyframe_where_nothing_newer_is_good(bestrun, home, tiny_npz):
+    words = words_of(tiny_npz, "training.keyframe_every_steps=20")
+    assert bestrun("train", *words, "training.max_steps=60", "name=r").code == 0
+    folder = RunFolder(home / "mlruns" / "runs" / "r")
+    for path in (folder.last, *folder.bests(), folder.keyframe(60)):
+        path.write_bytes(path.read_bytes()[:-1])
+    result = bestrun("resume", "r", "training.max_steps=80")
+    assert result.code == 0 and "goes on from keyframe-40.safetensors" in result.err + result.out
+
+
+def test_a_keyframe_of_another_step_is_told(forged, bestrun, home, tiny_npz):
+    assert bestrun("train", *words_of(tiny_npz, "training.keyframe_every_steps=20"), "name=k").code == 0
+    folder = RunFolder(home / "mlruns" / "runs" / "k")
+    shutil.copyfile(folder.keyframe(40), folder.keyframe(20))
+    rewrite(folder, lambda events: line_at(events, 20).update(keyframe_sha256=line_at(events, 40)["keyframe_sha256"]))
+    found = verified(bestrun, "k")
+    assert found.code == 5 and "keyframe-20.safetensors is of step 40" in found.told
+
+
+def test_a_keyframe_between_evaluations_is_refused(bestrun, home, tiny_npz):
+    refused = bestrun("train", *words_of(tiny_npz, "training.keyframe_every_steps=30"))
+    assert refused.code == 2 and "type a multiple of training.evaluate_every_steps=20" in refused.err
+
+
 # ---- which intervals
 
 
 def test_the_chance_that_is_printed_is_the_chance():
-    steps, best, begin = list(range(0, 2001, 100)), 700, 500
-    dice, found, told = random.Random(3), 0, 0.0
-    for seed in range(2000):
-        seen = {step for step in choose(steps, best, 3, seed)} | {600}  # each chosen one alone, and the best's
-        others = [step for step in steps[1:] if step not in (600, 700)]
-        found += dice.choice(others) in seen
-        told += 1 - unseen(steps, best, begin, seen)
-    assert abs(found - told) < 3 * (2000 * 0.2 * 0.8) ** 0.5
-    assert unseen(steps, best, begin, set(steps)) == 0 and unseen([0], None, None, set()) == 0
-    assert unseen(steps, best, begin, {600, 700}) == 1
+    """As verify goes about it: whatever lies between a kept state and what was chosen is computed on the way."""
+    steps, best, kept = list(range(0, 2001, 100)), 700, [0, 500, 1200]
+    dice, found, told, tries = random.Random(3), 0, 0.0, 3000
+    for seed in range(tries):
+        seen = set()
+        for step in choose(steps, best, 3, seed):
+            seen |= {other for other in steps if max(each for each in kept if each < step) < other <= step}
+        found += dice.choice([step for step in steps[1:] if step != best]) in seen
+        told += 1 - unseen(steps, best, seen)
+    assert abs(found - told) < 3 * (tries * 0.25) ** 0.5
+    assert 0.2 < told / tries < 0.9
+    assert unseen(steps, best, set(steps)) == 0 and unseen([0], None, set()) == 0 and unseen(steps, best, {700}) == 1
 
 
 def test_a_seed_chooses_the_same_again_and_the_best_always():

@@ -23,7 +23,7 @@ from ..tracking.names import TAG_BEST_SHA256, TAG_CONFIG_DIGEST, TAG_DATA_DIGEST
 from ..tracking.refusals import reason
 from ..tracking.store import Place, connect, reaching
 from ..tracking.sync import own_uri
-from .recompute import differences, far_off, folder_of, repeated
+from .recompute import differences, far_off, folder_of, keyframes, repeated
 
 Found = tuple[str, bool | None, str]  # what was looked at; whether it is as recorded, None: not to be told; in words
 
@@ -109,6 +109,7 @@ def check_checkpoints(record: Record) -> Iterable[Found]:
     files: list[tuple[Path, str | None]] = [(folder.last, None)]
     if best:
         files.insert(0, (folder.path / best["checkpoint"], best["sha256"]))
+    files += [(folder.path / line["keyframe"], line["keyframe_sha256"]) for line in keyframes(history)]
     for path, sha256 in files:
         try:
             found = load(path, sha256=sha256)
@@ -122,8 +123,8 @@ def check_checkpoints(record: Record) -> Iterable[Found]:
         recorded -= {None}
         if (found.run_name, found.config_digest, found.data_digest) != ours:
             yield "checkpoint", False, f"{path.name} belongs to another run, or to other settings or data"
-        elif path != folder.last and best and step != best["step"]:
-            yield "checkpoint", False, f"{path.name} is of step {step}, the best of step {best['step']}"
+        elif path != folder.last and path.stem.rpartition("-")[2] != str(step):
+            yield "checkpoint", False, f"{path.name} is of step {step}"
         elif recorded and tensors_sha256(found.tensors) not in recorded:
             yield "checkpoint", False, f"{path.name}: its tensors are not those of step {step} in the journal"
         else:

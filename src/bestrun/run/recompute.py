@@ -17,6 +17,7 @@ from ..settings.compose import override
 from ..settings.config import Config
 from ..settings.own import code_of, needed
 from ..storage.checkpoint import Checkpoint, load
+from ..storage.events import Evaluation
 from ..storage.folder import RunFolder
 from ..storage.history import COMPUTED, History
 from ..storage.journal import Event, Journal
@@ -69,13 +70,21 @@ def kept_states(folder: RunFolder, history: History) -> list[Kept]:
     """The states that can be gone on from, by their step: the beginning, and files that are as the journal says."""
     found = {0: Kept(0)}
     steps = {line["step"] for line in history.evaluations}
-    paths = [folder.path / history.best["checkpoint"]] if history.best else []
-    for path in (*paths, folder.last):
+    files: dict[Path, str | None] = {folder.last: None}
+    if history.best:
+        files[folder.path / history.best["checkpoint"]] = history.best["sha256"]
+    files |= {folder.path / line["keyframe"]: line["keyframe_sha256"] for line in keyframes(history)}
+    for path, sha256 in files.items():
         with contextlib.suppress(VerificationError):  # told by whoever looks at each file
-            state = load(path).state
+            state = load(path, sha256=sha256).state
             if state.step in steps and not state.images:
                 found[state.step] = Kept(state.step, path)
     return [found[step] for step in sorted(found)]
+
+
+def keyframes(history: History) -> list[Evaluation]:
+    """The evaluations whose state was kept in a file of its own."""
+    return [line for line in history.evaluations if "keyframe" in line]
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Report:
             return f"FAILED: not as recorded: {', '.join(dict.fromkeys(check.what for check in self.failed))}"
         how = "within the tolerance, not to the bit" if self.computed_otherwise else "to the bit"
         count = len([step for step in self.recomputed if step])
-        rest = f"; an edit of one of the others went unseen with a chance of {self.unseen:.0%}" if self.unseen else ""
+        rest = f"; an edit of one interval went unseen with a chance of {self.unseen:.0%}" if self.unseen else ""
         return f"{self.verdict}: {count} of {self.intervals} intervals came out the same, {how}{rest}"
 
     def as_json(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def verify(
         how = "within the tolerance for another machine" if now.differing else "to the bit"
         add("training", not wrong, f"{whence} to {end:,}: {'; '.join(wrong[:3]) or f'as recorded, {how}'}")
         report.recomputed += [line["step"] for line in again.lines]
-    return _counted(report, record)
+    return _counted(report, history)
 
 
 def _data(record: Record, config: Config, data: Dataset) -> checks.Found:
@@ -210,29 +210,24 @@ def _tours(
     return dict(sorted(found.items(), key=lambda tour: tour[0].step))
 
 
-def _counted(report: Report, record: Record) -> Report:
-    history = record.history
+def _counted(report: Report, history: History) -> Report:
     steps = [line["step"] for line in history.evaluations]
     report.recomputed = sorted(set(report.recomputed))
     report.intervals = max(0, len(steps) - 1)
-    best = history.best["step"] if history.best else None
-    begin = nearest(kept_states(folder_of(record), history), best, barriers(history)) if best else None
-    report.unseen = unseen(steps, best, begin.step if begin else None, set(report.recomputed))
+    report.unseen = unseen(steps, history.best["step"] if history.best else None, set(report.recomputed))
     return report
 
 
-def unseen(steps: Sequence[int], best: int | None, begin: int | None, seen: set[int]) -> float:
-    """The chance that an edit of one interval went unseen. Who edits knows that those of the best are computed in any
-    case, and takes one of the others: it is the share of these that was not computed.
+def unseen(steps: Sequence[int], best: int | None, seen: set[int]) -> float:
+    """The chance that an edit of one interval went unseen: of all but the best's, which is computed in any case, the
+    share that was not.
 
     Args:
         steps: of all evaluations.
         best: the step of the best one.
-        begin: the kept state from which the best was computed.
         seen: the steps of the evaluations that were computed.
     """
-    always = {step for step in steps if best is not None and begin is not None and begin < step <= best}
-    others = set(steps[1:]) - always
+    others = set(steps[1:]) - {best}
     return len(others - seen) / len(others) if others else 0.0
 
 

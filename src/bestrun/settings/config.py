@@ -398,6 +398,7 @@ class Training(Settings):
     max_epochs: Annotated[float, _takes("a number above 0, up to 1000000", "10", gt=0, le=10**6)] | None = None
     max_hours: Annotated[float, _takes("a number above 0, up to 1000000", "8", gt=0, le=10**6)] | None = None
     test_at_end: Annotated[bool, _takes("true or false", "true")] = False
+    keyframe_every_steps: Annotated[int, _whole(0, 10**9, 1000)] = 0  # runs older than the setting kept none
     label_smoothing: BelowOne = 0.0  # runs older than the setting had none
     class_weights: ClassWeights = None  # runs older than the setting had none
     micro_batches: Annotated[int, _whole(1, 10**6, 4)] = 1  # runs older than the setting took a batch as a whole
@@ -531,6 +532,11 @@ class Config(Settings):
         elif patience < every:
             limit = f"training.evaluate_every_steps={every}"
             lines.append(f"training.patience_steps={patience}: takes at least {limit}; type a larger number")
+        if training.keyframe_every_steps % every:
+            lines.append(
+                f"training.keyframe_every_steps={training.keyframe_every_steps}: states are kept at evaluations; type "
+                f"a multiple of training.evaluate_every_steps={every}"
+            )
         if isinstance(self.optimizer, Sgd) and self.optimizer.nesterov and not self.optimizer.momentum:
             lines.append(
                 "optimizer.nesterov=true: is a kind of momentum, and there is none; type optimizer.momentum=0.9"
@@ -651,7 +657,8 @@ def flatten(config: Config) -> dict[str, str]:
     return flat | {"tracking.uri": mask_uri(flat["tracking.uri"])}
 
 
-TRAINING_NOT_DECIDING = {"max_hours", "test_at_end"}  # the same steps, of which the clock may allow fewer
+# The same steps, of which the clock may allow fewer, and what is done with their states
+TRAINING_NOT_DECIDING = {"max_hours", "test_at_end", "keyframe_every_steps"}
 DATA_NOT_DECIDING = {"dir", "path", "layout", "class_names", "in_memory"}  # the data has a digest of its own
 
 

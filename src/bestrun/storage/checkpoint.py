@@ -175,22 +175,26 @@ def load(path: Path, *, sha256: str | None = None) -> Checkpoint:
 
 
 def newest_checkpoint(folder: RunFolder, journal: Journal) -> Checkpoint | None:
-    """The newest good state of this run: `last`, else the best. None when the run has saved nothing yet.
+    """The newest good state of this run: `last`, else the best or a keyframe. None when it has saved nothing yet.
 
     Raises:
         VerificationError: there are checkpoints, and none of them is good.
     """
-    found = [path for path in (folder.last, *folder.bests()) if path.exists()]
+    kept = [*folder.bests(), *folder.keyframes()]
+    kept.sort(key=lambda path: int(path.stem.rpartition("-")[2]), reverse=True)
+    found = [path for path in (folder.last, *kept) if path.exists()]
     for path in found:
         try:
             if path == folder.last:
                 checkpoint = load(path)
             else:
-                # A best that no journal line names was cut off by a crash before it counted
-                line = journal.find("evaluation", checkpoint=path.name)
-                if not line:
+                # One that no journal line names was cut off by a crash before it counted
+                best = journal.find("evaluation", checkpoint=path.name)
+                keyframe = journal.find("evaluation", keyframe=path.name)
+                if line := best or keyframe:
+                    checkpoint = load(path, sha256=line["sha256" if best else "keyframe_sha256"])
+                else:
                     continue
-                checkpoint = load(path, sha256=line["sha256"])
             if checkpoint.run_name != journal.events[0]["name"]:
                 raise VerificationError(f"{path}: belongs to run {checkpoint.run_name}")
             if path != folder.last:

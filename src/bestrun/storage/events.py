@@ -81,8 +81,10 @@ class Started(Event, Computed):
 
 class Evaluation(Event):
     """Figures after a number of steps. Beside these fields there is one for each metric, as `val/accuracy`, null where
-    it is no number: `metric_value` reads them. `learning_rate` is that of the last update, not in older runs. The last
-    three stand where it was the best so far.
+    it is no number: `metric_value` reads them. `learning_rate` is that of the last update, `state_sha256` that of the
+    tensors (`checkpoint.tensors_sha256`); neither is in older runs. Checkpoint, sha256, confusions and right stand
+    where it was the best so far; `right` says which validation images were classified rightly (`storage/right.py`),
+    where they are not too many. `keyframe` is the file that keeps the state for ever, where one does.
     """
 
     step: int
@@ -95,6 +97,8 @@ class Evaluation(Event):
     sha256: NotRequired[str]
     confusions: NotRequired[list[list[int]]]
     right: NotRequired[str]
+    keyframe: NotRequired[str]
+    keyframe_sha256: NotRequired[str]
 
 
 def metric_value(line: "Evaluation | Tested | None", key: str) -> float | None:

@@ -139,6 +139,15 @@ class RunFolder:
         found = [name for name in names_in(self.path) if re.fullmatch(r"best-[0-9]+\.safetensors", name)]
         return [self.best(step) for step in sorted((int(name[5:-12]) for name in found), reverse=True)]
 
+    def keyframe(self, step: int) -> Path:
+        """The state at an evaluation, kept for ever; `training.keyframe_every_steps` says of which."""
+        return self.path / f"keyframe-{step}.safetensors"
+
+    def keyframes(self) -> list[Path]:
+        """Those that exist, newest step first."""
+        found = [name for name in names_in(self.path) if re.fullmatch(r"keyframe-[0-9]+\.safetensors", name)]
+        return [self.keyframe(step) for step in sorted((int(name[9:-12]) for name in found), reverse=True)]
+
     def exists(self) -> bool:
         """Whether it is a run, see `holds_run`. Raises UnreadableError as that does."""
         return holds_run(self.path)

@@ -19,6 +19,7 @@ CHANGEABLE = (
     "training.max_hours",
     "training.patience_steps",
     "training.test_at_end",
+    "training.keyframe_every_steps",
     "training.evaluation_batch_size",
     "optimizer.learning_rate",
     "tracking.log_model",

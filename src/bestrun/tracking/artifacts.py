@@ -13,7 +13,14 @@ from ..storage.files import sync_folder
 from .store import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
-WRITTEN = ("checkpoints", "config", "code", "images", "pictures")  # artifact folders of a run's own process
+WRITTEN = (
+    "checkpoints",
+    "keyframes",
+    "config",
+    "code",
+    "images",
+    "pictures",
+)  # artifact folders of a run's own process
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 

@@ -67,6 +67,7 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 IN_ONE_REQUEST = 100  # evaluations, after which MLflow's answer is noted
 ROWS_IN_ONE_REQUEST = 1000  # more MLflow does not take
 CHECKPOINTS = "checkpoints/"
+KEYFRAMES = "keyframes/"
 CLASSES = "class/..."  # the metrics of each class: as artifacts, they go beside the rest and hold nothing up
 
 
@@ -304,6 +305,7 @@ class Sender:
         client, run_id = self.store.client, str(self.run_id)
         if kind == "evaluation":
             self._send_rows(cast(list[Evaluation], events))
+            self._send_artifacts(history, events)
             if history.best and history.best["step"] in [each["step"] for each in events]:
                 self._send_best(history)
         elif kind == "started":
@@ -493,8 +495,8 @@ class Sender:
         if not self.missing:
             return
         for events in _in_groups(history.events):
-            if any(key in self.missing for event in events for key in _artifacts_of(event)):
-                self._send_artifacts(history, events)
+            if lacking := [event for event in events if any(key in self.missing for key in _artifacts_of(event))]:
+                self._send_artifacts(history, lacking)
 
     def _send_artifacts(self, history: History, events: Sequence[Event]) -> None:
         """The files that these events of one kind speak of."""
@@ -507,6 +509,9 @@ class Sender:
                 self._offer(["code"], lambda: self._send_files([self.folder.diff, *self.folder.codes], "code"))
             elif kind == "resumed" and len(self.folder.codes) > 1:  # it went on with another code.py
                 self._offer(["code"], lambda: self._send_files(self.folder.codes, "code"))
+            elif kind == "evaluation" and "keyframe" in event:
+                source = self.folder.path / event["keyframe"]
+                self._offer([KEYFRAMES + source.name], partial(self._send_files, [source], KEYFRAMES.rstrip("/")))
             elif kind == "model" and (self.folder.path / event["path"]).is_dir():
                 path, sha256 = event["path"], event["sha256"]
                 source = self.folder.path / path
@@ -641,6 +646,8 @@ def _artifacts_of(event: Event) -> list[str]:
     kind = event["event"]
     if kind in ("picture", "model"):
         return [event["path"]]
+    if kind == "evaluation":
+        return [KEYFRAMES + event["keyframe"]] if "keyframe" in event else []
     others = {"started": ["config", "code"], "resumed": ["code"], "stopped": ["validation.json", CLASSES, "run.log"]}
     return others.get(kind, [])
 

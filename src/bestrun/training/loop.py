@@ -181,6 +181,9 @@ def train(
         # Test, then commit.
         encoded = encode(tensors, state, **stamp, answers=replies, made_on=made_on)
         details = details_of_best(logits, data.validation.labels) if entry["improved"] else {}
+        if known is None and is_keyframe(state.step, settings.keyframe_every_steps):
+            keyframe = folder.keyframe(state.step)
+            entry |= {"keyframe": keyframe.name, "keyframe_sha256": save(keyframe, encoded)}
         entry = commit(entry, known, encoded, details, state.best_step, folder, journal)
         watcher.evaluation(entry, state)
         if entry["improved"] or state.step == 0:
@@ -293,6 +296,11 @@ def stop_reason(state: LoopState, config: Config, journal: Journal, images: int)
 def next_evaluation(step: int, every: int, last: int) -> int:
     """The first step after this one to evaluate at: a multiple of the interval, or the last step."""
     return min((step // every + 1) * every, last)
+
+
+def is_keyframe(step: int, every: int) -> bool:
+    """Whether the state at an evaluation is kept for ever; `every` is 0 where none is."""
+    return every > 0 and step > 0 and step % every == 0
 
 
 def rates_of(config: Config, first_step: int, steps: int, last: int, journal: Journal) -> Array:
