@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -270,6 +270,7 @@ def runs(
     sweep: str | None = None,
     filter: str | None = None,
     sort: str | None = None,
+    by: Literal["settings"] | None = None,
     most: int = 1000,
     tracking_uri: str | None = None,
     config_dir: str | os.PathLike[str] | None = None,
@@ -277,6 +278,7 @@ def runs(
     """A row a run, best first, as `bestrun runs` orders them; beside its columns all settings and metrics.
 
     Args:
+        by: "settings": a row a configuration, with its seeds' mean, `low` to `high` (95 %), worst and best.
         filter: MLflow's grammar, as 'metrics."best/accuracy" > 0.99'.
         sort: a metric, or `started`; NAME:asc or NAME:desc.
         most: so many runs of each objective at most.
@@ -288,12 +290,17 @@ def runs(
     """
     from pandas import DataFrame
 
+    from .tracking.by_settings import list_configurations, refuse_with
     from .tracking.listing import as_json, list_runs
 
     use_named(config_dir)
     uri = find_place(tracking_uri).uri
     with reaching(uri):
         store = connect(uri, create=False)
+        if by:
+            refuse_with(sort, None)
+            found = list_configurations(store, experiment=experiment, sweep=sweep, filter=filter, most=most)
+            return DataFrame([{**vars(each), "seeds": each.seeds} | each.settings for each in found])
         rows = list_runs(store, experiment=experiment, sweep=sweep, filter=filter, sort=sort, most=most)
     details = [{**_without_null(row.settings), **row.metrics} for row in rows]
     return DataFrame([found | detail for found, detail in zip(as_json(rows), details, strict=True)])

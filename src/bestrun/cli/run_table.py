@@ -81,12 +81,18 @@ def _text(row: Row, column: str) -> str:
 
 def as_csv(rows: Sequence[Row], columns: Sequence[str] = FIELDS) -> str:
     """A header and a line a run, values as they are; None is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_cell, columns))
+    table: list[list[object]] = [list(columns)]
     for row in rows:
         values = (value(row, column) for column in columns)
-        writer.writerow([_cell(json.dumps(each) if isinstance(each, dict) else each) for each in values])
+        table.append([json.dumps(each) if isinstance(each, dict) else each for each in values])
+    return write_csv(table)
+
+
+def write_csv(rows: Sequence[Sequence[object]]) -> str:
+    """A line a row, with nothing in it that a spreadsheet would run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(each) for each in row] for row in rows)
     return text.getvalue().removesuffix("\n")
 
 

@@ -22,6 +22,7 @@ from .options import (
 )
 @click.option("--filter", metavar="FILTER", help="Only these runs, in MLflow's language, as above.")
 @click.option("--sort", metavar="NAME[:asc|:desc]", help="By a metric or `started`; all objectives in one list.")
+@click.option("--by", type=click.Choice(["settings"]), help="A row a configuration: its seeds' mean, worst and best.")
 @click.option("--columns", metavar="A,B,...", help="These instead; also metrics, settings, and tags.NAME.")
 @click.option("--mine", is_flag=True, help="Only those that I have made, on a server of several people.")
 @click.option("--csv", "as_csv", is_flag=True, help="For spreadsheets and scripts.")
@@ -30,12 +31,15 @@ from .options import (
 @tracking_option
 @config_dir_option
 @json_option
-def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | None, **wanted: Any) -> None:
+def runs(
+    by: str | None, columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | None, **wanted: Any
+) -> None:
     """A table of runs, best first; runs with different objectives are mixed only where --sort says by what.
 
     \b
     bestrun runs --filter 'metrics."best/accuracy" > 0.98 and params.seed = "1"'
     bestrun runs --sort images_per_second --columns run,images_per_second,training.batch_size,tags.author
+    bestrun runs --by settings       seeds, mean, where it lies (95 %), worst, best
     bestrun runs --csv > runs.csv
     """
     from ..tracking.listing import FIELDS, check_columns, list_runs
@@ -45,6 +49,9 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
 
     if as_json and as_csv:
         raise SettingsError("--json --csv: only one of them can stand on stdout")
+    if by:
+        _by_settings(columns, as_csv, as_json, tracking_uri, **wanted)
+        return
     named = list(dict.fromkeys(name.strip() for name in (columns or "").split(",") if name.strip()))
     uri = find_place(tracking_uri).uri
     with reaching(uri):
@@ -62,3 +69,24 @@ def runs(columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | N
         say("no such runs; all of them: bestrun runs")
     else:
         say("no runs yet; the first is made by: bestrun train")
+
+
+def _by_settings(
+    columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | None, sort: str | None, **wanted: Any
+) -> None:
+    from ..tracking.by_settings import list_configurations, refuse_with
+    from ..tracking.store import connect, find_place, reaching
+    from . import settings_table as table
+
+    refuse_with(sort, columns)
+    uri = find_place(tracking_uri).uri
+    with reaching(uri):
+        found = list_configurations(connect(uri, create=False), **wanted)
+    if as_json:
+        say_json([vars(each) | {"seeds": each.seeds} for each in found])
+    elif as_csv:
+        say(table.as_csv(found), raw=not sys.stdout.isatty())
+    elif found:
+        say_lines(table.lines(found))
+    else:
+        say("no such runs; all of them: bestrun runs")

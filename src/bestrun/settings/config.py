@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -662,6 +663,10 @@ TRAINING_NOT_DECIDING = {"max_hours", "test_at_end", "keyframe_every_steps"}
 DATA_NOT_DECIDING = {"dir", "path", "layout", "class_names", "in_memory"}  # the data has a digest of its own
 
 
+DECIDING = {"seed", "data", "model", "optimizer", "schedule", "augmentation", "training", "objective"}
+DECIDING |= {"threads", "from_run", "from_run_head", "precision"}
+
+
 def digest(config: Config) -> str:
     """SHA-256 (hex) of the settings that decide what training gives. Where data is, how its files are read and what its
     classes are called do not: data has a digest of its own. Nor does what ends a run by the clock.
@@ -669,12 +674,38 @@ def digest(config: Config) -> str:
     A setting with a default in its class is younger than some runs: at that default it does not count, so that their
     digests stay what they are.
     """
-    deciding = {"seed", "data", "model", "optimizer", "schedule", "augmentation", "training", "objective"}
-    deciding |= {"threads", "from_run", "from_run_head", "precision"}
     settings = config.model_dump(
         mode="json",
-        include=deciding,
+        include=DECIDING,
         exclude={"data": DATA_NOT_DECIDING, "training": TRAINING_NOT_DECIDING},
         exclude_defaults=True,
     )
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def deciding(settings: Mapping[str, str]) -> dict[str, str]:
+    """Of settings as one types them those that tell one configuration from another: what `digest` takes, without seed
+    and threads, which draw other numbers of the same kind.
+
+    Runs of several versions are one configuration: a younger setting at its default is left out.
+    """
+    found = {}
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        others = {"data": DATA_NOT_DECIDING, "training": TRAINING_NOT_DECIDING}.get(section, set())
+        if section in DECIDING - {"seed", "threads"} and name not in others and (key, value) not in _younger():
+            found[key] = value
+    return found
+
+
+@lru_cache(1)
+def _younger() -> set[tuple[str, str]]:
+    """The settings that have a default in their class, at that default."""
+    kinds: list[tuple[str, type[BaseModel]]] = [("", Config)]
+    kinds += [(f"{section}.", kind) for section, classes in SECTIONS.items() for kind in classes]
+    return {
+        (prefix + name, typed_form(field.default))
+        for prefix, kind in kinds
+        for name, field in kind.model_fields.items()
+        if not field.is_required() and name != "name" and isinstance(field.default, Hashable)
+    }

@@ -3,8 +3,8 @@
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -74,27 +74,37 @@ def list_runs(
     Raises:
         SettingsError: MLflow refuses the filter, or no run has the metric, setting or tag that is asked for.
     """
-    from mlflow.exceptions import MlflowException
-
     experiments = store.experiments(experiment)
-    asked = of_sweep(store, sweep)
-    if mine:
-        asked += f" and tags.\"mlflow.user\" = '{user_name()}'"
-    if filter:
-        asked += f" and {filter}"
-    try:
+    with refused_filter(filter):
+        asked = asked_for(of_sweep(store, sweep), filter, mine)
         if sort:
             runs = _sorted(store, list(experiments), asked, sort, most)
         else:
             runs = _best_of_each_objective(store, list(experiments), asked, most)
+    if filter and not runs:
+        check_filter(store, filter)
+    return [_row(store, run, experiments) for run in runs]
+
+
+def asked_for(runs: str, filter: str | None, mine: bool) -> str:
+    """The filter of a search: of these runs, those that are asked for."""
+    if mine:
+        runs += f" and tags.\"mlflow.user\" = '{user_name()}'"
+    return f"{runs} and {filter}" if filter else runs
+
+
+@contextmanager
+def refused_filter(filter: str | None) -> Iterator[None]:
+    """Turn MLflow's refusal of a filter into a SettingsError."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
     except MlflowException as error:
         if not filter or error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         reason = " ".join(error.message.removeprefix("INVALID_PARAMETER_VALUE: ").split())[:300]
         raise SettingsError(f"--filter {filter[:100]!r}: {reason}; a right one: {FILTER}") from None
-    if filter and not runs:
-        _check_filter(store, filter)
-    return [_row(store, run, experiments) for run in runs]
 
 
 def _best_of_each_objective(store: Store, experiments: list[str], asked: str, most: int) -> list[Any]:
@@ -158,7 +168,8 @@ def check_columns(store: Store, rows: Sequence[Row], columns: Sequence[str]) -> 
             raise _nobody_has("--columns", column, "metric, setting or tag", there)
 
 
-def _check_filter(store: Store, filter: str) -> None:
+def check_filter(store: Store, filter: str) -> None:
+    """Raises SettingsError: a filter that finds nothing asks for what no run has."""
     from mlflow.utils.search_utils import SearchUtils
 
     for clause in SearchUtils.parse_search_filter(filter):
@@ -195,7 +206,7 @@ def _nobody_has(option: str, name: str, what: str, names: list[str]) -> Settings
 def _row(store: Store, run: Any, experiments: dict[str, str]) -> Row:
     metrics, settings, tags = run.data.metrics, run.data.params, run.data.tags
     objective, reason = settings["objective.metric"], tags.get(TAG_STOP_REASON)
-    step = _number(metrics.get("best/step"))
+    step = number(metrics.get("best/step"))
     now = state(run.info.status, store.run_folder(run) if run.info.status == "RUNNING" else None)
     return Row(
         run.info.run_id,
@@ -203,12 +214,12 @@ def _row(store: Store, run: Any, experiments: dict[str, str]) -> Row:
         experiments[run.info.experiment_id],
         "interrupted" if (now, reason) == ("stopped", "interrupted") else now,
         objective,
-        _number(metrics.get(best_key(objective))),
+        number(metrics.get(best_key(objective))),
         None if step is None else int(step),
-        _number(metrics.get("test/accuracy")),
+        number(metrics.get("test/accuracy")),
         None if run.info.status == "RUNNING" else reason,  # a resumed run still has the reason of its last stop
         run.info.start_time,
-        _changed(tags.get(TAG_CHANGED)),
+        changed_by_resumes(tags.get(TAG_CHANGED)),
         tags.get("mlflow.user", ""),
         settings,
         metrics,
@@ -216,12 +227,13 @@ def _row(store: Store, run: Any, experiments: dict[str, str]) -> Row:
     )
 
 
-def _number(value: float | None) -> float | None:
+def number(value: float | None) -> float | None:
     """None for what is no number: NaN, and infinity as MLflow keeps it."""
     return value if value is not None and abs(value) < LARGEST else None
 
 
-def _changed(tag: str | None) -> dict[str, Any] | None:
+def changed_by_resumes(tag: str | None) -> dict[str, Any] | None:
+    """Setting -> [old, new] of a run's tag; None without one."""
     with suppress(ValueError):
         return dict(json.loads(tag)) if tag else None
     return {}  # too long for a tag, and cut
@@ -246,7 +258,7 @@ def value(row: Row, column: str) -> Any:
     if (field := TITLES.get(column, column)) in FIELDS:
         return getattr(row, field)
     if column in row.metrics:
-        return _number(row.metrics[column])
+        return number(row.metrics[column])
     return row.settings.get(column, row.tags.get(column.removeprefix("tags.")))
 
 
