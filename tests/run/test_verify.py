@@ -18,6 +18,8 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.storage.right import encoded as encoded_bits
 from support.looks import evaluations, wait_for
+from support.processes import Command, Starter
+from support.stores import make_home
 
 SMALL = [
     *("data=npz", "model.filter_sizes=[3]", "model.num_filters=[4]", "model.fc_size=8", "training.batch_size=16"),
@@ -108,9 +110,6 @@ def test_a_killed_run_a_child_of_a_run_and_a_rebuilt_folder_are_equal(bestrun, h
 @pytest.fixture(scope="module")
 def trained_tiny(_forkserver, tmp_path_factory, ready_made_store, tiny_npz):
     """A home with one honest run."""
-    from conftest import Command, make_home
-    from support.processes import Starter
-
     home = make_home(tmp_path_factory.mktemp("honest"), ready_made_store)
     command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
     assert command("train", *words_of(tiny_npz), "name=r").code == 0
