@@ -78,6 +78,19 @@ def mean_of(values: Sequence[float], level: float = LEVEL) -> Mean:
     return Mean(tuple(values), mean, Interval(mean - half, mean + half))
 
 
+def paired_chance(differences: Sequence[float]) -> float:
+    """The chance that differences which are zero on average come out so far from it: Student's t, two-sided, paired.
+
+    Of differences that are all the same it is 1 where they are zero, and else 0.
+    """
+    from scipy.special import stdtr
+
+    spread, mean = statistics.stdev(differences), statistics.fmean(differences)
+    if not spread:
+        return 0.0 if mean else 1.0
+    return 2 * float(stdtr(len(differences) - 1, -abs(mean) * math.sqrt(len(differences)) / spread))
+
+
 def look_level(seeds: int) -> float:
     """The level of each look at the differences, where they are looked at after each seed from LEAST_LOOK on.
 

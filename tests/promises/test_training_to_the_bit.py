@@ -10,7 +10,6 @@ import random
 import signal
 import time
 
-import numpy as np
 import pytest
 
 from bestrun.storage.checkpoint import load
@@ -39,16 +38,6 @@ SETTINGS = {  # name -> what is typed for it
     "mixing": ["augmentation=affine", *MIXED, "training.micro_batches=2"],
     "batch_norm": ["model=cnn_bn", "optimizer.ema=0.97", "training.class_weights=balanced", "optimizer.clip_norm=1.0"],
 }
-
-
-@pytest.fixture(scope="session")
-def tiny_npz(tmp_path_factory, small_mnist_npz):
-    """Every third pixel of some MNIST images: 10 high, 10 wide."""
-    with np.load(small_mnist_npz) as arrays:
-        few = {name: array[:400] for name, array in arrays.items()}
-    path = tmp_path_factory.mktemp("data") / "tiny.npz"
-    np.savez(path, **{name: array[:, ::3, ::3] if array.ndim == 3 else array for name, array in few.items()})
-    return path
 
 
 def _words(name, path):

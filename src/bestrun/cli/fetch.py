@@ -20,7 +20,8 @@ from .options import (
 
 
 @click.command("fetch", short_help="Put checkpoint, settings and a model.keras into a folder.", epilog=RUN_HELP)
-@click.argument("words", shell_complete=runs_here, metavar="RUN [data.path=FILE]", nargs=-1, required=True)
+@click.argument("run", shell_complete=runs_here)
+@click.argument("overrides", metavar="[data.path=FILE]", nargs=-1)
 @click.option("--out", metavar="DIR", required=True, type=click.Path(file_okay=False), help="A new or empty folder.")
 @click.option(
     "--at",
@@ -33,7 +34,7 @@ from .options import (
 @lookup_options
 @json_option
 def fetch_files(
-    words: tuple[str, ...], out: str, at: int | None, allow_other_code: bool, as_json: bool, **lookup: Any
+    run: str, overrides: tuple[str, ...], out: str, at: int | None, allow_other_code: bool, as_json: bool, **lookup: Any
 ) -> None:
     """Get a run's best checkpoint, its settings, and a model.keras that needs none of our code.
 
@@ -49,7 +50,8 @@ def fetch_files(
     from ..storage.workplace import delivered
     from ..training.proof import words_of
 
-    run, overrides = _run_and_overrides(words, at)
+    if overrides and at is None:
+        raise SettingsError(f"{overrides[0]}: without --at STEP nothing is computed, and no data is read; leave it out")
     with delivered(Path(out), FETCHED, is_same_file) as place:
         if at is None:
             fetched, how = find_and_fetch(run, place, **lookup), ""
@@ -68,16 +70,7 @@ def fetch_files(
     say_lines(keras_lines(fetched, Path(out) / "model.keras"))
 
 
-def _run_and_overrides(words: tuple[str, ...], at: int | None) -> tuple[str, list[str]]:
-    references, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
-    if len(references) != 1:
-        raise SettingsError("fetch: takes one RUN; list them: bestrun runs")
-    if overrides and at is None:
-        raise SettingsError(f"{overrides[0]}: without --at STEP nothing is computed, and no data is read; leave it out")
-    return references[0], overrides
-
-
-def _state_at(run: str, step: int, place: Path, overrides: list[str], **lookup: Any) -> Any:
+def _state_at(run: str, step: int, place: Path, overrides: tuple[str, ...], **lookup: Any) -> Any:
     from ..run.state_at import state_at
     from ..settings.config import to_yaml
     from ..storage.checkpoint import LoopState

@@ -4,14 +4,14 @@ import sys
 
 import click
 
-from ..errors import SettingsError
 from ..terminal import say, say_json
 from .completion import runs_here
 from .options import RUN_HELP, find_records, json_option, lookup_options, other_code_option
 
 
 @click.command(short_help="Check a run and train parts of it once more: did this training happen?", epilog=RUN_HELP)
-@click.argument("words", shell_complete=runs_here, metavar="RUN [data.path=FILE]", nargs=-1, required=True)
+@click.argument("run", shell_complete=runs_here)
+@click.argument("overrides", metavar="[data.path=FILE]", nargs=-1)
 @click.option(
     "--intervals", default=3, show_default=True, type=click.IntRange(0, 10_000), help="So many chosen at random, too."
 )
@@ -20,7 +20,13 @@ from .options import RUN_HELP, find_records, json_option, lookup_options, other_
 @lookup_options
 @json_option
 def verify(
-    words: tuple[str, ...], intervals: int, seed: int | None, allow_other_code: bool, as_json: bool, **where: str | None
+    run: str,
+    overrides: tuple[str, ...],
+    intervals: int,
+    seed: int | None,
+    allow_other_code: bool,
+    as_json: bool,
+    **where: str | None,
 ) -> None:
     """Check what a run says of itself, and train parts of it once more: always those of its best.
 
@@ -37,10 +43,7 @@ def verify(
     from ..tracking.store import find_place
     from ..views.screen import Screen
 
-    references = [word for word in words if "=" not in word]
-    if len(references) != 1:
-        raise SettingsError("verify: takes one RUN; list them: bestrun runs")
-    (record,) = find_records((references[0],), **where)
+    (record,) = find_records((run,), **where)
     screen = Screen(stderr=True)
 
     def tell(done: int, total: int) -> None:
@@ -54,7 +57,7 @@ def verify(
             intervals=intervals,
             seed=seed,
             allow_other_code=allow_other_code,
-            overrides=[word for word in words if "=" in word],
+            overrides=overrides,
             say=lambda line: None if as_json else say(line),
             tell=tell,
         )

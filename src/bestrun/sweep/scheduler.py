@@ -6,7 +6,7 @@ same command line again goes on where a sweep was killed, without a state of its
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,9 +51,20 @@ class Scheduler:
     """Keeps the slots full until every trial is over, watches the journals, and says so everywhere."""
 
     def __init__(
-        self, planned: Plan, manifest: Manifest, backend: Backend, threads: int | None, parent: Parent, board: Board
+        self,
+        planned: Plan,
+        manifest: Manifest,
+        backend: Backend,
+        threads: int | None,
+        parent: Parent,
+        board: Board,
+        enough: Callable[[Manifest], bool] = lambda manifest: False,
     ) -> None:
-        self.planned, self.manifest, self.backend = planned, manifest, backend
+        """
+        Args:
+            enough: whether what is over says all that was asked: nothing new begins then.
+        """
+        self.planned, self.manifest, self.backend, self.enough = planned, manifest, backend, enough
         self.threads, self.parent, self.board = threads, parent, board
         self.settings = planned.settings
         for trial in manifest.trials:
@@ -115,6 +126,8 @@ class Scheduler:
 
     def next_run(self) -> tuple[Trial, Run] | None:
         """What was begun goes first; then the next point of the grid, or the sampler's next idea."""
+        if self.enough(self.manifest):
+            return None
         busy = {trial.number for trial, _ in self.active.values()}
         for trial in self.manifest.trials:
             run = None if trial.number in busy else trial.next_run()
@@ -211,13 +224,32 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
         SettingsError: something in the line is wrong, or the name means another sweep; nothing was started.
         TrackingError: MLflow does not answer; a sweep's parent run is made before its first trial.
     """
-    planned = plan(words)
+    return carry_out(plan(words), home=home, stderr=stderr)
+
+
+def carry_out(
+    planned: Plan,
+    *,
+    home: Path,
+    stderr: bool = False,
+    begin: Callable[[Manifest], None] = lambda manifest: None,
+    enough: Callable[[Manifest], bool] = lambda manifest: False,
+) -> Outcome:
+    """Carry out what is planned, or go on with it.
+
+    Args:
+        begin: told the manifest before anything of it starts; it may name trials itself.
+        enough: as `Scheduler`'s.
+
+    Raises:
+        SettingsError, TrackingError: as `run_sweep`.
+    """
     settings = planned.settings
     config = planned.settle(planned.points[0] if planned.points else {}).config
     uri = resolve_uri(config.tracking.uri, home)
     n_trials = settings.n_trials if settings.kind == "study" else len(planned.points)
     name, board = settings.name or new_name(), Board(stderr=stderr)
-    metric = config.objective.metric
+    metric = planned.metric_for(config)
     objective = {"metric": metric, "direction": metric_of(metric).direction}
     line = json.loads(json.dumps(planned.says() | {"overrides": [mask_uri(word) for word in planned.base]}))
     refuse_unusable(uri, config.experiment or config.data.name, home)
@@ -244,10 +276,11 @@ def run_sweep(words: Sequence[str], *, home: Path, stderr: bool = False) -> Outc
             experiment_id, metric = store.experiment_id(manifest.experiment, home), objective["metric"]
             experiment = store.client.get_experiment(experiment_id)
             page.save_view(store.client, experiment, metric, list(planned.space), name)
+        begin(manifest)
         manifest.save()
         parent = Parent(store, manifest.parent_run_id)
         board.begin(manifest, [*planned.warnings, *filter(None, [doubt()])])
-        scheduler = Scheduler(planned, manifest, backend, threads, parent, board)
+        scheduler = Scheduler(planned, manifest, backend, threads, parent, board, enough)
         try:
             with board.live():
                 scheduler.carry_through(signals)

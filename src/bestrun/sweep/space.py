@@ -22,7 +22,7 @@ from ..settings.compose import (
     plain_value,
     read_file,
 )
-from ..settings.config import FIELDS, OPTIONS, RunName, Seed, Settings
+from ..settings.config import FIELDS, OPTIONS, Config, RunName, Seed, Settings
 from ..settings.mistakes import not_among, out_of_range, unknown
 from .study import build, distributions, try_sampler
 
@@ -137,6 +137,10 @@ class Plan:
         config, doubts = override(composed.config, words) if words else (composed.config, composed.warnings)
         return replace(composed, config=config, overrides=[*composed.overrides, *words], warnings=doubts)
 
+    def metric_for(self, config: Config) -> str:
+        """What trials are compared by."""
+        return config.objective.metric
+
     def says(self) -> dict[str, Any]:
         """What may not change when the sweep goes on."""
         settings = self.settings
@@ -202,6 +206,11 @@ def _spelled_out(key: str, text: str) -> str:
     if not (names := glob.filter(options(key))):
         raise SettingsError(f"{given}: means none of {', '.join(options(key))}; type '{key}=glob(*)'")
     return f"choice({','.join(names)})"
+
+
+def usual_settings(name: str) -> SweepSettings:
+    """Those of a sweep of this name for which nothing was typed."""
+    return SweepSettings.model_validate(_file("grid") | {"name": name})
 
 
 def _settings(typed: Mapping[str, str]) -> SweepSettings:
