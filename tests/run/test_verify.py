@@ -91,8 +91,33 @@ def test_a_killed_run_a_child_of_a_run_and_a_rebuilt_folder_are_equal(bestrun, h
     assert bestrun("train", *words_of(tiny_npz, "from_run=r"), "name=child").code == 0
     assert_proved(bestrun, "child")
     assert bestrun("resume", "r", "training.max_steps=440", "training.patience_steps=440", "--from-mlflow").code == 0
-    rebuilt = assert_proved(bestrun, "r")
-    assert "rebuilt from MLflow" in rebuilt.told
+    assert "rebuilt" not in assert_proved(bestrun, "r").told, "the journal is MLflow's copy, and its chain the old one"
+
+
+@pytest.mark.parametrize("how", ["taken", "edited", "gone", "of another run", "torn"])
+def test_a_rebuilt_folder_takes_mlflow_s_copy_of_the_journal_if_that_agrees(how, bestrun, home, tiny_npz):
+    assert bestrun("train", *words_of(tiny_npz), "name=r").code == 0
+    folder = RunFolder(home / "mlruns" / "runs" / "r")
+    (copy,) = (home / "mlruns" / "artifacts").rglob("journal.jsonl")
+    before = folder.journal.read_bytes()
+    assert copy.read_bytes() == before
+    if how == "edited":
+        copy.write_bytes(before.replace(b'"val/accuracy": 0.', b'"val/accuracy": 1.', 1))
+    elif how == "of another run":
+        copy.write_bytes(before.replace(b'"name": "r"', b'"name": "s"', 1))
+    elif how == "torn":
+        copy.write_bytes(before[: len(before) // 2] + b"\n")
+    elif how == "gone":
+        copy.unlink()
+    result = bestrun("resume", "r", "training.max_steps=100", "training.patience_steps=100", "--from-mlflow")
+    assert result.code == 0, result.err
+    is_taken = folder.journal.read_bytes().startswith(before)
+    assert is_taken is (how == "taken")
+    told = "its journal is put together from MLflow's figures" in result.out + result.err
+    assert told is (how != "taken")
+    found = verified(bestrun, "r", "--intervals", "999")
+    assert (found.code, found.verdict) == (0, "equal"), found.told
+    assert ("begins where the folder was rebuilt" in found.told) is (how != "taken")
 
 
 # ---- forgeries: every hash that can be mended is

@@ -15,7 +15,7 @@ from ..results.restore import rebuild
 from ..settings.config import digest, flatten
 from ..storage.checkpoint import load, tensors_sha256
 from ..storage.events import metric_value
-from ..storage.journal import Event, Line, line_sha256, read_lines
+from ..storage.journal import Event, first_unlinked, read_lines
 from ..storage.reasons import StopReason
 from ..storage.right import decoded
 from ..storage.right import encoded as encoded_bits
@@ -35,18 +35,13 @@ def check_chain(record: Record) -> Iterable[Found]:
     if not linked:
         yield "chain", None, "an older version wrote this journal: its lines do not name each other"
         return
-    first = linked[0]
-    broken = [number for number in range(first, len(lines)) if not _follows(lines[number - 1], lines[number])]
-    if broken:
-        yield "chain", False, f"line {broken[0] + 1} of the journal does not follow the line before it"
+    if broken := first_unlinked(lines):
+        yield "chain", False, f"line {broken} of the journal does not follow the line before it"
         return
+    first = linked[0]
     began = "" if first == 1 else f"; older lines up to {first} are not of it"
     rebuilt = "; it begins where the folder was rebuilt from MLflow" if record.started.get("rebuilt") else ""
     yield "chain", True, f"{len(lines):,} lines, each naming the one before{began}{rebuilt}"
-
-
-def _follows(before: Line, line: Line) -> bool:
-    return bool(line.event.get("previous") == line_sha256(before.text))
 
 
 def check_settings(record: Record) -> Iterable[Found]:

@@ -1,38 +1,30 @@
 """Going on with a run, also where only MLflow has it."""
 
-import contextlib
 import logging
-import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from .. import class_names
 from ..data.dataset import Dataset
 from ..errors import DataError, SettingsError, VerificationError
-from ..formatting import mask_uri
-from ..results.fetch import fetch, fetch_anywhere
+from ..results.fetch import fetch_anywhere
 from ..results.own_code import kept_text, refuse_missing
-from ..results.record import MAX_BYTES, from_mlflow
 from ..results.restore import what_differs
 from ..settings.compose import config_now, override
 from ..settings.config import Config, flatten, to_yaml
 from ..settings.own import code_of
 from ..storage.checkpoint import Checkpoint, newest_checkpoint
 from ..storage.events import Started
-from ..storage.files import make_folder, read_json, sync_folder, write_atomically
-from ..storage.folder import RunFolder, create_run_folder
+from ..storage.files import read_json, write_atomically
+from ..storage.folder import RunFolder
 from ..storage.history import CHANGEABLE, PLACES, History
 from ..storage.home import settle
-from ..storage.journal import Journal, read_lines
+from ..storage.journal import Journal
 from ..storage.provenance import computed_by, environment_differences
 from ..storage.reasons import StopReason
 from ..storage.reference import local_folder, run_folders
-from ..storage.workplace import Workplace
-from ..tracking.artifacts import download
 from ..tracking.direct import refuse_unusable
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_RUN
@@ -43,6 +35,7 @@ from ..tracking.sync import own_uri
 from ..tracking.writers import OvertakenError, latest_evaluation, refuse_overtaken
 from ..views.screen import Screen
 from .carry import Prepared, Result, carry_through
+from .rebuild import NotExchangedError, exchange_folder, rebuild_folder
 from .start import keep_own_code, load_data
 
 log = logging.getLogger("bestrun")
@@ -300,74 +293,3 @@ def refuse_if_over(history: History, config: Config, name: str) -> None:
         f"run {name} is complete: {what} training.{setting}={limit}; to train it further: "
         f"bestrun resume {name} training.{setting}={2 * limit}"
     )
-
-
-class NotExchangedError(SettingsError):
-    """What MLflow has of a run cannot take the place of its folder."""
-
-
-def exchange_folder(folder: RunFolder, place: Place) -> RunFolder:
-    """Set a run's folder aside, whole, and rebuild it from MLflow.
-
-    Raises:
-        NotExchangedError: the folder knows of no run in MLflow; it stays where it is.
-    """
-    run_id = read_json(folder.mirror).get("run_id")
-    if not run_id:
-        raise NotExchangedError(
-            f"--from-mlflow: {folder.mirror} names no run in MLflow; bestrun sync {folder.name} first"
-        )
-    with reaching(place.uri):
-        run = connect(place.uri, create=False).client.get_run(run_id)
-    aside = place.home / "aside" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    with folder.owned():
-        make_folder(aside.parent)
-        os.rename(folder.path, aside)
-        sync_folder(aside.parent)
-        sync_folder(folder.path.parent)
-    log.warning("%s is set aside as %s", folder.path, aside)
-    return rebuild_folder(place, run)
-
-
-def rebuild_folder(place: Place, run: Any) -> RunFolder:
-    """A run folder made from what MLflow has: settings, every evaluation, the best checkpoint. Nothing gets doubled,
-    because the journal holds what MLflow holds, times too, before training goes on, from the best.
-
-    Raises:
-        SettingsError, VerificationError, TrackingError: see `fetch`.
-    """
-    store, run_id = connect(place.uri, create=False), run.info.run_id
-    record = from_mlflow(store, run)
-    with Workplace() as workplace:
-        fetched = fetch(Lookup(run_id), place, to=workplace)
-        folder = create_run_folder(place.home, fetched.run_name)
-        state = fetched.checkpoint.state
-        with folder.owned():
-            best = folder.best(state.step)
-            write_atomically(best, (workplace / best.name).read_bytes())
-            write_atomically(folder.last, best.read_bytes())
-            write_atomically(folder.config, to_yaml(record.now_config).encode())
-            if "own_code_sha256" in record.started:
-                with contextlib.suppress(VerificationError):  # MLflow may not have it; it is kept for people to read
-                    text = download(store, run, "code/code.py", workplace, MAX_BYTES)
-                    folder.keep_code(text.read_text("utf-8", errors="replace"))
-            # Under its own name last: with a journal it is a run, and a crash must not leave one with half a history
-            draft = folder.path / ".journal.jsonl.tmp"
-            draft.unlink(missing_ok=True)
-            with Journal(draft) as journal:
-                journal.append(**record.started, rebuilt=True)
-                for event in (*record.evaluations, *record.resumed):
-                    journal.append(**event)
-            sender = Sender(folder, place.uri)
-            sender.run_id, sender.best_there = run_id, fetched.checkpoint.sha256
-            sender.acknowledge(read_lines(draft)[-1])
-            sender.save()
-            os.replace(draft, folder.journal)
-            sync_folder(folder.path)
-    log.warning(
-        "run %s was rebuilt from MLflow at %s; it goes on from its best, step %s",
-        folder.name,
-        mask_uri(place.uri),
-        state.step,
-    )
-    return folder

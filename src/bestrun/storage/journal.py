@@ -10,6 +10,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -66,6 +68,18 @@ def line_sha256(text: bytes) -> str:
         text: the line with its newline.
     """
     return hashlib.sha256(text).hexdigest()
+
+
+def first_unlinked(lines: Sequence[Line]) -> int | None:
+    """The number of the first line, counted from 1, that does not follow the one before it as it says; None where all
+    do. Lines of older versions say nothing, until the first one that does.
+    """
+    begun = False
+    for number, (before, line) in enumerate(pairwise(lines), 2):
+        begun = begun or "previous" in line.event
+        if begun and line.event.get("previous") != line_sha256(before.text):
+            return number
+    return None
 
 
 def read_journal(path: Path, start: int = 0) -> tuple[list[Event], int]:

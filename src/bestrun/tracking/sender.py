@@ -21,7 +21,7 @@ from ..errors import BestrunError, VerificationError
 from ..formatting import mask_uri
 from ..metrics import keys
 from ..storage.events import Evaluation, Started, Stopped, metric_value
-from ..storage.files import StorageError, fault, read_json, write_json
+from ..storage.files import JOURNAL, StorageError, fault, read_json, write_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Event, Line, read_lines
@@ -116,6 +116,7 @@ class Sender:
         self._read: list[Line] = []
         self._stumbled = False  # the last attempt failed: asking the same again is no advance
         self._not_removed: set[str] = set()
+        self._reached = 0  # the byte of the journal up to which lines are being sent
 
     @property
     def home(self) -> Path:
@@ -222,6 +223,7 @@ class Sender:
             for request in _requests(pending):
                 if self.given_up:
                     return 0
+                self._reached = request[-1].end
                 self._send(history, [line.event for line in request])
                 self.acknowledge(request[-1])
             self._send_best(history)
@@ -308,6 +310,7 @@ class Sender:
             self._send_artifacts(history, events)
             if history.best and history.best["step"] in [each["step"] for each in events]:
                 self._send_best(history)
+                self._offer([JOURNAL], self._send_journal)
         elif kind == "started":
             self._send_start(cast(Started, event))
             self._send_artifacts(history, events)
@@ -321,6 +324,7 @@ class Sender:
             client.set_tag(run_id, TAG_DIVERGES, str(event["step"]), synchronous=True)
         elif kind == "tested":
             send_tested(client, run_id, event)
+            self._offer([JOURNAL], self._send_journal)
         elif kind == "stopped":
             self._send_end(history, cast(Stopped, event))
         else:
@@ -494,6 +498,8 @@ class Sender:
         """Try once more what was refused or failed before."""
         if not self.missing:
             return
+        if JOURNAL in self.missing:
+            self._offer([JOURNAL], self._send_journal)
         for events in _in_groups(history.events):
             if lacking := [event for event in events if any(key in self.missing for key in _artifacts_of(event))]:
                 self._send_artifacts(history, lacking)
@@ -519,6 +525,7 @@ class Sender:
             elif kind == "stopped":
                 self._offer(["validation.json"], lambda: self._send_validation(history))
                 self._offer([CLASSES], lambda: self._send_classes(history))
+                self._offer([JOURNAL], self._send_journal)
                 if StopReason.of(event["reason"]).status == "FAILED":
                     self._offer(["run.log"], lambda: self._send_files([self.folder.log], None))
 
@@ -581,6 +588,13 @@ class Sender:
                 upload(self.store, self._run, place, None, began=self._began_upload)
         if any(event.get("key") for event in events):
             self.store.client.set_tag(self.run_id, "mlflow.loggedImages", "True", synchronous=True)
+
+    def _send_journal(self) -> None:
+        """The journal, as far as MLflow has what it says."""
+        end = max(self.acknowledged, self._reached)
+        with Workplace() as place, open(self.folder.journal, "rb") as file:
+            (place / JOURNAL).write_bytes(file.read(end))
+            upload(self.store, self._run, place / JOURNAL, None, began=self._began_upload)
 
     def _send_validation(self, history: History) -> None:
         """What the best checkpoint took for what."""

@@ -1,0 +1,154 @@
+"""A run folder made from what MLflow has of a run."""
+
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingsError, VerificationError
+from ..formatting import mask_uri
+from ..results.fetch import fetch
+from ..results.record import MAX_BYTES, Record, from_mlflow
+from ..settings.config import to_yaml
+from ..storage.files import JOURNAL, make_folder, read_json, sync_folder, write_atomically
+from ..storage.folder import RunFolder, create_run_folder
+from ..storage.history import History
+from ..storage.journal import Journal, first_unlinked, read_lines
+from ..storage.workplace import Workplace
+from ..tracking.artifacts import download, download_if_there
+from ..tracking.lookup import Lookup
+from ..tracking.sender import Sender
+from ..tracking.store import Place, connect, reaching
+
+log = logging.getLogger("bestrun")
+
+MAX_JOURNAL_BYTES = 1 << 28  # 400,000 evaluations
+
+
+class NotExchangedError(SettingsError):
+    """What MLflow has of a run cannot take the place of its folder."""
+
+
+def exchange_folder(folder: RunFolder, place: Place) -> RunFolder:
+    """Set a run's folder aside, whole, and rebuild it from MLflow.
+
+    Raises:
+        NotExchangedError: the folder knows of no run in MLflow; it stays where it is.
+    """
+    run_id = read_json(folder.mirror).get("run_id")
+    if not run_id:
+        raise NotExchangedError(
+            f"--from-mlflow: {folder.mirror} names no run in MLflow; bestrun sync {folder.name} first"
+        )
+    with reaching(place.uri):
+        run = connect(place.uri, create=False).client.get_run(run_id)
+    aside = place.home / "aside" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with folder.owned():
+        make_folder(aside.parent)
+        os.rename(folder.path, aside)
+        sync_folder(aside.parent)
+        sync_folder(folder.path.parent)
+    log.warning("%s is set aside as %s", folder.path, aside)
+    return rebuild_folder(place, run)
+
+
+def rebuild_folder(place: Place, run: Any) -> RunFolder:
+    """A run folder made from what MLflow has: settings, every evaluation, the best checkpoint. Nothing gets doubled,
+    because the journal holds what MLflow holds, times too, before training goes on, from the best.
+
+    Its journal is the copy that MLflow has of it, where that agrees with MLflow's figures; what is newer is put behind
+    it. Else it is put together anew, and says so.
+
+    Raises:
+        SettingsError, VerificationError, TrackingError: see `fetch`.
+    """
+    store, run_id = connect(place.uri, create=False), run.info.run_id
+    record = from_mlflow(store, run)
+    with Workplace() as workplace:
+        fetched = fetch(Lookup(run_id), place, to=workplace)
+        folder = create_run_folder(place.home, fetched.run_name)
+        state = fetched.checkpoint.state
+        with folder.owned():
+            best = folder.best(state.step)
+            write_atomically(best, (workplace / best.name).read_bytes())
+            write_atomically(folder.last, best.read_bytes())
+            write_atomically(folder.config, to_yaml(record.now_config).encode())
+            if "own_code_sha256" in record.started:
+                with contextlib.suppress(VerificationError):  # MLflow may not have it; it is kept for people to read
+                    text = download(store, run, "code/code.py", workplace, MAX_BYTES)
+                    folder.keep_code(text.read_text("utf-8", errors="replace"))
+            # Under its own name last: with a journal it is a run, and a crash must not leave one with half a history
+            draft = folder.path / ".journal.jsonl.tmp"
+            draft.unlink(missing_ok=True)
+            copy = download_if_there(store, run, JOURNAL, workplace, MAX_JOURNAL_BYTES)
+            if why_not := refusal(copy, record):
+                log.warning("its journal is put together from MLflow's figures: %s", why_not)
+                begin_anew(draft, record)
+            elif copy:
+                go_on_from_copy(draft, copy.read_bytes(), record)
+            sender = Sender(folder, place.uri)
+            sender.run_id, sender.best_there = run_id, fetched.checkpoint.sha256
+            sender.acknowledge(read_lines(draft)[-1])
+            sender.save()
+            os.replace(draft, folder.journal)
+            sync_folder(folder.path)
+    log.warning(
+        "run %s was rebuilt from MLflow at %s; it goes on from its best, step %s",
+        folder.name,
+        mask_uri(place.uri),
+        state.step,
+    )
+    return folder
+
+
+def refusal(copy: Path | None, record: Record) -> str:
+    """Why MLflow's copy of a journal is not taken; empty where it is. The figures that MLflow shows decide.
+
+    Args:
+        record: of the same run, put together from MLflow's figures.
+    """
+    if copy is None:
+        return "it has no copy of it"
+    try:
+        lines = read_lines(copy)
+        history = History.read(copy)
+    except VerificationError as error:
+        return f"its copy is damaged: {error}"
+    if broken := first_unlinked(lines):
+        return f"line {broken} of its copy does not follow the line before it"
+    started, ours = history.started, record.started
+    for key in ("name", "time_ms", "config_digest", "data_digest"):
+        if started.get(key) != ours.get(key):
+            return f"its copy is of another run: {key} {started.get(key)}"
+    there: dict[int, Any] = {line["step"]: line for line in record.evaluations}
+    for line in history.evaluations:
+        shown = there.get(line["step"])
+        if shown is None:
+            return f"its copy has an evaluation at step {line['step']}, which MLflow has not"
+        figures = {key: value for key, value in line.items() if key.startswith(("train/", "val/"))}
+        if any(value is not None and shown.get(key, value) != value for key, value in figures.items()):
+            return f"its copy says something else of step {line['step']}"
+    return ""
+
+
+def begin_anew(draft: Path, record: Record) -> None:
+    """A journal put together from MLflow's figures: its chain begins here."""
+    with Journal(draft) as journal:
+        journal.append(**record.started, rebuilt=True)
+        for event in (*record.evaluations, *record.resumed):
+            journal.append(**event)
+
+
+def go_on_from_copy(draft: Path, copy: bytes, record: Record) -> None:
+    """The journal as it was, and behind it what MLflow has that is newer."""
+    draft.write_bytes(copy)
+    with Journal(draft) as journal:
+        history = History(journal.events)
+        for event in record.evaluations:
+            if event["step"] > history.last_evaluation_step or not history.evaluations:
+                journal.append(**event)
+        if history.changed != record.changed:
+            for resumed in record.resumed:
+                journal.append(**resumed)
