@@ -28,6 +28,7 @@ from ..settings.config import flatten
 from ..settings.own import is_own_data
 from ..storage.checkpoint import Tensors
 from ..storage.events import metric_value
+from ..sweep.finalists import HEAD, cells
 from ..sweep.manifest import Manifest
 from ..sweep.summary import has_importances, summary
 from ..tracking.store import Place
@@ -358,6 +359,9 @@ def _tried(manifest: Manifest, found: dict[str, Any]) -> list[str]:
     rows.append(("trials", ", ".join(f"{count} {state}" for state, count in found["count"].items())))
     rows.append(("cost", f"{cost['steps_run']:,} steps{saved}, {duration(cost['seconds'])} of runs"))
     parts.append(table(["", ""], rows + [("now", "it is still running")] * found["running"]))
+    if found["finalists"]:
+        told = "With fresh seeds, which chose nothing: expect the mean; what the sweep showed beyond it was luck."
+        parts += [heading("Finalists"), table(HEAD, cells(found["finalists"], metric)), paragraph(told)]
     trials = manifest.better_first(manifest.trials)
     if manifest.complete():
         title = _title(f"sweep {manifest.name}: what each trial tried and reached")

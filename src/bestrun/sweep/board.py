@@ -14,6 +14,7 @@ from ..formatting import duration, short_form, shown_point, shown_test, shown_va
 from ..metrics import metric_of
 from ..terminal import printable
 from ..views.screen import console
+from .finalists import HEAD, cells
 from .manifest import OVER, Manifest, Run, Trial
 
 MAX_ROWS = 12
@@ -60,15 +61,18 @@ class Board:
         self._last = time.monotonic()
         value = "-" if run.best is None else shown_value(run.best, manifest.objective["metric"])
         state = run.state if run.state in OVER else "tried again" if run.error else run.state
+        name = f"{'final' if trial.is_final else 'trial'} {trial.number}"
         error = f"  {run.error.splitlines()[0]}" if run.error else ""
         self.line(
-            f"trial {trial.number:<4} {state:<11} {value:>8} at step {run.best_step or '-':<6} of {run.step:<6} "
+            f"{name:<10} {state:<11} {value:>8} at step {run.best_step or '-':<6} of {run.step:<6} "
             f"{shown_point(trial.point)}{error}   [{self._progress(manifest)}]"
         )
 
     def _progress(self, manifest: Manifest) -> str:
         over, best = manifest.over(), manifest.best()
         words = [f"{over} of {manifest.n_trials}"]
+        if manifest.finals:
+            words.append(f"{sum(trial.is_over for trial in manifest.finals)} of {len(manifest.finals)} finals")
         if best and best.value is not None:
             words.append(f"best {shown_value(best.value, manifest.objective['metric'])}, trial {best.number}")
         if (done := over - self._before) and over < manifest.n_trials:
@@ -125,7 +129,18 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"best      {shown_value(best['value'], metric)}, trial {best['trial']}: {shown_point(best['settings'])}"
         )
+        lines += finalist_lines(report["finalists"], metric)
         if test := report["test"]:
             lines.append(f"test      {shown_test(test)}, run {test['run_name']}")
         lines.append(f"restore   bestrun restore best --sweep {report['name']}{lab.flag()}")
     return lines
+
+
+def finalist_lines(found: list[dict[str, Any]], metric: str) -> list[str]:
+    """What the finalists came to with fresh seeds; the winner first."""
+    if not found:
+        return []
+    seeds = max(len(each["seeds"]) for each in found)
+    told = f"finalists, {seeds} fresh seeds each: expect the mean; what the sweep showed beyond it was luck"
+    table = [HEAD, *cells(found, metric)]
+    return ["", told, *(f"  {line}" for line in text_table(table, right={0, 1, 5, 6})), ""]

@@ -41,11 +41,14 @@ class Run:
 
 @dataclass
 class Trial:
-    """One point of the search space; with replicates it has a run for each seed, one after the other."""
+    """One point of the search space; with replicates it has a run for each seed, one after the other. A final is one of
+    its points with a fresh seed, see finalists.py.
+    """
 
     number: int
     point: dict[str, str]
     runs: list[Run]
+    is_final: bool = False
 
     @property
     def state(self) -> str:
@@ -84,6 +87,7 @@ class Manifest:
         data_digests: of the images, by the values of the data that are tried; "data" where none is.
         config_dir: the folder of one's own that was named, absolute.
         seconds: in which a scheduler worked on it, over all calls.
+        finals: the runs with fresh seeds of the first configurations, once the trials are through.
     """
 
     path: Path
@@ -99,6 +103,7 @@ class Manifest:
     data_digests: dict[str, str] = field(default_factory=dict)
     config_dir: str | None = None
     seconds: float = 0.0
+    finals: list[Trial] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -112,7 +117,7 @@ class Manifest:
         write_json(self.path, {"format": FORMAT, **values})
 
     def runs(self) -> Iterator[Run]:
-        for trial in self.trials:
+        for trial in (*self.trials, *self.finals):
             yield from trial.runs
 
     def look(self, run: Run) -> list[tuple[int, float]]:
@@ -207,8 +212,11 @@ def read_manifest(home: Path, name: str) -> Manifest:
         values = json.loads(path.read_bytes())
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
-        trials = [Trial(t["number"], t["point"], [Run(**run) for run in t["runs"]]) for t in values.pop("trials")]
-        manifest = Manifest(path, **values, trials=trials)
+        trials, finals = (
+            [Trial(t["number"], t["point"], [Run(**run) for run in t["runs"]], is_final) for t in values.pop(key, [])]
+            for key, is_final in (("trials", False), ("finals", True))
+        )
+        manifest = Manifest(path, **values, trials=trials, finals=finals)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{path}: not the manifest of a sweep: {error}") from error
     for run in manifest.runs():

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 from ..environment import user_name
-from ..metrics import best_key, goodness
+from ..metrics import best_key
 from ..tracking.names import (
     TAG_BEST_RUN,
     TAG_BEST_RUN_NAME,
     TAG_BEST_SETTINGS,
+    TAG_FINALISTS,
     TAG_FOLDER,
     TAG_ROLE,
     TAG_SPACE,
@@ -17,7 +18,9 @@ from ..tracking.names import (
 )
 from ..tracking.parent import find_or_create_parent
 from ..tracking.store import Store
+from .finalists import finalists
 from .manifest import Manifest
+from .winner import winner
 
 
 def find_or_create(store: Store, manifest: Manifest) -> str:
@@ -53,12 +56,15 @@ def outline(manifest: Manifest) -> dict[str, Any]:
     metrics |= {"steps/run": float(run), "steps/saved by pruning": float(saved)}
     tags = {TAG_TRIALS: json.dumps({state: number for state, number in count.items() if number})}
     if best and best.value is not None:
-        direction = manifest.objective["direction"]
-        top = max(best.runs, key=lambda run: goodness(direction, run.best or 0.0))
+        top, point = winner(manifest) or best.runs[0], best.point
         metrics[best_key(manifest.objective["metric"])] = best.value
+        if finals := [each for each in finalists(manifest) if each.mean is not None]:
+            point = {**finals[0].settings}
+            metrics |= {"finalists/mean": finals[0].mean or 0.0, "finalists/luck": finals[0].luck or 0.0}
+            tags[TAG_FINALISTS] = json.dumps([each.as_json() for each in finals])[:8000]
         tags |= {
             TAG_BEST_RUN: top.run_id or "",
             TAG_BEST_RUN_NAME: top.name,
-            TAG_BEST_SETTINGS: " ".join(f"{key}={value}" for key, value in best.point.items())[:8000],
+            TAG_BEST_SETTINGS: " ".join(f"{key}={value}" for key, value in point.items())[:8000],
         }
     return {"metrics": metrics, "tags": tags, "step": manifest.over()}

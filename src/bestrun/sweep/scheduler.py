@@ -35,6 +35,7 @@ from .backends.local import Local
 from .backends.ray import Ray
 from .backends.work import Backend, Ended, Task
 from .board import Board, report_lines
+from .finalists import choose
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import find_or_create, outline
 from .space import Plan, plan
@@ -67,10 +68,9 @@ class Scheduler:
         self.planned, self.manifest, self.backend, self.enough = planned, manifest, backend, enough
         self.threads, self.parent, self.board = threads, parent, board
         self.settings = planned.settings
-        for trial in manifest.trials:
-            for run in trial.runs:  # tried again in every call
-                if run.state == "failed" and run.stop_reason != "diverged":
-                    run.state = "interrupted"
+        for run in manifest.runs():  # tried again in every call
+            if run.state == "failed" and run.stop_reason != "diverged":
+                run.state = "interrupted"
         self.study = Study(planned, manifest) if self.settings.kind == "study" else None
         self.active: dict[str, tuple[Trial, Run]] = {}
         self.attempts: dict[str, int] = {}
@@ -105,11 +105,12 @@ class Scheduler:
     @property
     def is_cut_short(self) -> bool:
         """Whether its hours were over before its trials were."""
-        return self.out_of_time and self.manifest.over() < self.manifest.n_trials
+        is_through = all(trial.is_over for trial in self.manifest.finals)
+        return self.out_of_time and not (is_through and self.manifest.over() >= self.manifest.n_trials)
 
     def left_over(self) -> list[str]:
         """Begun runs that another process still owns: a worker of a killed scheduler, which saves and leaves."""
-        begun = (trial.next_run() for trial in self.manifest.trials)
+        begun = (trial.next_run() for trial in (*self.manifest.trials, *self.manifest.finals))
         return [run.name for run in begun if run and self.manifest.folder(run).is_owned()]
 
     def gave_up(self) -> bool:
@@ -128,18 +129,34 @@ class Scheduler:
         """What was begun goes first; then the next point of the grid, or the sampler's next idea."""
         if self.enough(self.manifest):
             return None
-        busy = {trial.number for trial, _ in self.active.values()}
-        for trial in self.manifest.trials:
-            run = None if trial.number in busy else trial.next_run()
+        busy = [trial for trial, _ in self.active.values()]
+        for trial in (*self.manifest.trials, *self.manifest.finals):
+            run = None if any(trial is each for each in busy) else trial.next_run()
             # A worker of a scheduler that was killed may still be saving; it is gone on with when that has left
             if run and not self.manifest.folder(run).is_owned():
                 return trial, run
-        if self.gave_up() or len(self.manifest.trials) >= self.manifest.n_trials:
+        if self.gave_up():
             return None
-        if self.study and self.study.is_exhausted:
-            return None
+        if len(self.manifest.trials) >= self.manifest.n_trials or (self.study and self.study.is_exhausted):
+            return self.next_final()
         trial = self.new_trial()
         return trial, trial.runs[0]
+
+    def next_final(self) -> tuple[Trial, Run] | None:
+        """The first run with a fresh seed, once all trials are over and their best are known."""
+        if self.active or not all(trial.is_over for trial in self.manifest.trials):
+            return None
+        before, settings = len(self.manifest.finals), self.settings
+        choose(
+            self.manifest,
+            settings.finalists,
+            settings.finalist_seeds,
+            lambda point, number: self.planned.settle(point, number).config,
+        )
+        if len(self.manifest.finals) == before:
+            return None
+        first = self.manifest.finals[before]
+        return first, first.runs[0]
 
     def new_trial(self) -> Trial:
         number = len(self.manifest.trials)
@@ -177,7 +194,8 @@ class Scheduler:
             values = self.manifest.look(run)
             if run.state not in OVER or run.stop_reason == "error":  # that is of an earlier try, or is told by `ended`
                 run.state = "running"
-            if self.study and run is trial.runs[0] and self.study.report(trial, values) and run.state == "running":
+            study = self.study if run is trial.runs[0] and not trial.is_final else None
+            if study and study.report(trial, values) and run.state == "running":
                 self.manifest.folder(run).ask_to_stop("pruned")
         for ended in self.backend.ended():
             self.take_in(ended)
@@ -200,9 +218,9 @@ class Scheduler:
             if not self.is_ending:
                 self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
                 run.state = "interrupted" if self.attempts[run.name] <= self.settings.retries else "failed"
-        if self.study and run is trial.runs[0]:
+        if self.study and run is trial.runs[0] and not trial.is_final:
             self.study.report(trial, values)  # the last ones, which `watch` did not see
-        if self.study and trial.is_over:
+        if self.study and trial.is_over and not trial.is_final:
             self.study.tell(trial)
         self.manifest.save()
         self.parent.tell(outline(self.manifest))

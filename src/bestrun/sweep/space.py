@@ -82,6 +82,8 @@ class SweepSettings(Settings):
         ]
         | None
     ) = None
+    finalists: Annotated[int, _whole(0, 100, 3)] = 0
+    finalist_seeds: Annotated[int, _whole(1, 100, 5)] = 5
     seed: Seed
     sampler: Algorithm
     pruner: Algorithm

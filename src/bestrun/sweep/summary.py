@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..metrics import goodness
 from ..views import charts, curves
+from .finalists import finalists
 from .manifest import Manifest, Trial, is_running
-from .winner import figures_of
+from .winner import figures_of, winner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,8 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "count": {state: number for state, number in sorted(count.items()) if number},
         "best": _trial(best) if best else None,
         "test": figures_of(manifest),
+        "finalists": [each.as_json() for each in finalists(manifest)],
+        "winner": best_run.name if (best_run := winner(manifest)) else None,
         "cost": {
             "steps_run": run,
             "steps_saved_by_pruning": saved,

@@ -9,12 +9,15 @@ from ..settings.config import Config
 from ..storage.history import History
 from ..storage.workplace import Workplace
 from ..views.screen import Screen
+from . import finalists
 from .backends.work import places
 from .manifest import Manifest, Run
 
 
 def winner(manifest: Manifest) -> Run | None:
-    """The best run of the best trial; of several alike the first."""
+    """The best run of the finalist that won, or without finalists of the best trial; of several alike the first."""
+    if final := finalists.winner(manifest):
+        return final
     best = manifest.best()
     if best is None:
         return None

@@ -12,7 +12,7 @@ from ..metrics import best_key, metric_of, objectives
 from ..storage.files import read_json
 from ..storage.home import find_home
 from ..storage.reference import REFERENCE, check_reference, several
-from .names import TAG_BEST_SHA256, TAG_ROLE, TAG_RUN, TAG_SWEEP, where
+from .names import TAG_BEST_RUN, TAG_BEST_SHA256, TAG_FINALISTS, TAG_ROLE, TAG_RUN, TAG_SWEEP, where
 from .store import Store
 
 
@@ -60,7 +60,8 @@ def _find(store: Store, lookup: Lookup) -> Any:
         found = search(store, experiments, ours, ["attributes.start_time DESC"], 1)
         return _one(found, "latest: there is no such run yet; make one: bestrun train")
     if reference == "best":
-        return best_run(store, experiments, lookup.objective, ours)
+        chosen = None if lookup.objective else winner_of(store, lookup.sweep)
+        return chosen or best_run(store, experiments, lookup.objective, ours)
     if re.fullmatch(r"[0-9a-f]{8,32}", reference):
         found = search(store, experiments, f"attributes.run_id LIKE '{reference}%'", [], 6)
         if found:
@@ -120,6 +121,18 @@ def of_sweep(store: Store, sweep: str | None) -> str:
         raise SettingsError(f"--sweep {sweep[:60]!r}: not the name of a sweep; list them: bestrun sweep")
     if re.fullmatch("[0-9a-f]{32}", sweep):
         return f"{OURS} and tags.\"mlflow.parentRunId\" = '{sweep}'"
+    parent = _parent_of(store, sweep)
+    if parent is None:  # it was deleted
+        return f"{OURS} and {where(TAG_SWEEP, sweep)}"
+    return f"{OURS} and tags.\"mlflow.parentRunId\" = '{parent.info.run_id}'"
+
+
+def _parent_of(store: Store, sweep: str) -> Any | None:
+    """The parent run of the sweep of this name; None where there is none.
+
+    Raises:
+        SettingsError: it means several of other people.
+    """
     role = f"{where(TAG_ROLE, 'sweep')} and {where(TAG_SWEEP, sweep)}"
     parents = search(store, list(store.experiments(None)), role, ["attributes.start_time DESC"], 20)
     ours = read_json(find_home() / "sweeps" / sweep / "manifest.json").get("parent_run_id")
@@ -131,9 +144,20 @@ def of_sweep(store: Store, sweep: str | None) -> str:
             for run in chosen
         )
         raise SettingsError(f"--sweep {sweep}: means {len(chosen)} sweeps; type which: {each}")
-    if not chosen:  # its parent was deleted
-        return f"{OURS} and {where(TAG_SWEEP, sweep)}"
-    return f"{OURS} and tags.\"mlflow.parentRunId\" = '{chosen[0].info.run_id}'"
+    return chosen[0] if chosen else None
+
+
+def winner_of(store: Store, sweep: str | None) -> Any | None:
+    """The run that a sweep's finalists chose: the best mean of fresh seeds, not the best value of all; None where a
+    sweep has none.
+    """
+    if sweep is None or not REFERENCE.fullmatch(sweep):
+        return None
+    is_id = re.fullmatch("[0-9a-f]{32}", sweep)
+    parent = store.client.get_run(sweep) if is_id else _parent_of(store, sweep)
+    if parent is None or TAG_FINALISTS not in parent.data.tags:
+        return None
+    return store.client.get_run(parent.data.tags[TAG_BEST_RUN])
 
 
 def best_run(store: Store, experiments: list[str], objective: str | None, ours: str = OURS) -> Any:

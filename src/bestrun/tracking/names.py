@@ -38,7 +38,8 @@ TAG_TRIAL = "bestrun.trial"
 TAG_ROLE = "bestrun.role"  # sweep: this is a parent
 TAG_SPACE = "bestrun.space"
 TAG_TRIALS = "bestrun.trials"
-TAG_BEST_RUN = "bestrun.best_run"
+TAG_BEST_RUN = "bestrun.best_run"  # with finalists that of the winner, which is not the run of the best value
+TAG_FINALISTS = "bestrun.finalists"
 TAG_BEST_RUN_NAME = "bestrun.best_run_name"
 TAG_BEST_SETTINGS = "bestrun.best_settings"
 

@@ -1,0 +1,187 @@
+"""The first configurations of a sweep once more, with fresh seeds: what to expect of them, and what was luck.
+
+The best of many trials is partly the luckiest. Its value says too much; the mean of runs that were chosen by nothing
+says what the configuration is good for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import VerificationError
+from ..formatting import shown_point
+from ..judging import LEVEL, holm, mean_of, paired_chance
+from ..metrics import goodness, metric_of
+from ..settings.config import Config
+from ..storage.checkpoint import load
+from ..storage.history import History
+from .manifest import Manifest, Run, Trial
+
+Point = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A configuration that ran again.
+
+    Attributes:
+        settings: its point of the sweep, without the seed.
+        in_sweep: its value in the sweep: the mean over its runs there.
+        seeds, values: of its complete runs with fresh seeds.
+        mean: of these; `low` to `high`, where the true one lies (95 %), from two runs on.
+        luck: by how much its value in the sweep was better than the mean.
+        p: the chance that it is as good as the winner (Student's t, the same seeds; Holm's of several); None of the
+            winner itself, and where there are not two seeds.
+        parameters, seconds: of a run: how large the network is, and what training took.
+    """
+
+    settings: dict[str, str]
+    in_sweep: float | None
+    seeds: list[int]
+    values: list[float]
+    mean: float | None
+    low: float | None
+    high: float | None
+    luck: float | None
+    p: float | None = None
+    parameters: int | None = None
+    seconds: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What `--json` says of it."""
+        return vars(self) | {"told_apart": None if self.p is None else self.p < LEVEL}
+
+
+def without_seed(point: Point) -> tuple[tuple[str, str], ...]:
+    """What tells a configuration: all of a point but its seed."""
+    return tuple((key, value) for key, value in point.items() if key != "seed")
+
+
+def candidates(manifest: Manifest) -> list[tuple[dict[str, str], float]]:
+    """The configurations that are complete with their values in the sweep, the best first."""
+    found: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    for trial in manifest.complete():
+        found.setdefault(without_seed(trial.point), []).extend(trial.values)
+    means = {point: sum(values) / len(values) for point, values in found.items()}
+    direction = manifest.objective["direction"]
+    ordered = sorted(means, key=lambda point: goodness(direction, means[point]), reverse=True)
+    return [(dict(point), means[point]) for point in ordered]
+
+
+def choose(manifest: Manifest, count: int, seeds: int, settle: Callable[[Point, int], Config]) -> None:
+    """Write down which configurations run again, and with which seeds: the smallest that no trial had, the same for
+    all. What is written down stays.
+
+    Args:
+        count: of configurations, the first ones of the sweep.
+        seeds: of each.
+        settle: a point and a number of a replicate -> settings.
+    """
+    there = {without_seed(trial.point) for trial in manifest.finals}
+    tried = {settle(trial.point, number).seed for trial in manifest.trials for number in range(len(trial.runs))}
+    known = list(dict.fromkeys(int(trial.point["seed"]) for trial in manifest.finals))
+    fresh = [seed for seed in range(len(tried) + seeds + len(known)) if seed not in tried and seed not in known]
+    chosen = [*known, *fresh][:seeds]
+    for point, _ in candidates(manifest)[:count]:
+        if without_seed(point) in there:
+            continue
+        index = len({without_seed(trial.point) for trial in manifest.finals})
+        for number, seed in enumerate(chosen):
+            run = Run(f"{manifest.name}-final-{index}-{number}")
+            final = Trial(len(manifest.finals), {**point, "seed": str(seed)}, [run], is_final=True)
+            manifest.finals.append(final)
+
+
+def finalists(manifest: Manifest) -> list[Finalist]:
+    """The finalists, the best mean first; the first one is the winner. Those of which no run is complete come last."""
+    in_sweep = {without_seed(point): value for point, value in candidates(manifest)}
+    direction = manifest.objective["direction"]
+    groups: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
+    for trial in manifest.finals:
+        groups.setdefault(without_seed(trial.point), []).append(trial)
+    found = [_finalist(manifest, point, trials, in_sweep.get(point)) for point, trials in groups.items()]
+    found.sort(key=lambda each: (each.mean is None, -goodness(direction, each.mean or 0.0)))
+    return _judged(found)
+
+
+def _finalist(
+    manifest: Manifest, point: tuple[tuple[str, str], ...], trials: Sequence[Trial], in_sweep: float | None
+) -> Finalist:
+    complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
+    seeds, values = [int(trial.point["seed"]) for trial in complete], [trial.value or 0.0 for trial in complete]
+    if not values:
+        return Finalist(dict(point), in_sweep, [], [], None, None, None, None)
+    found, direction = mean_of(values), manifest.objective["direction"]
+    low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
+    lucky = luck(in_sweep, found.mean, direction)
+    seconds = sum(run.seconds for trial in complete for run in trial.runs) / len(complete)
+    size = _parameters(manifest, complete[0].runs[0])
+    return Finalist(
+        dict(point), in_sweep, seeds, values, found.mean, low, high, lucky, parameters=size, seconds=seconds
+    )
+
+
+def luck(in_sweep: float | None, mean: float, direction: str) -> float | None:
+    """By how much a value in a sweep was better than the mean of fresh seeds."""
+    return None if in_sweep is None else goodness(direction, in_sweep) - goodness(direction, mean)
+
+
+HEAD = ["in the sweep", "mean", "95 %", "luck", "against the winner", "parameters", "seconds", "settings"]
+
+
+def cells(found: Sequence[Mapping[str, Any]], metric: str) -> list[list[str]]:
+    """The rows of a table of finalists, under HEAD, the winner first; `found` as `--json` has it."""
+    write, difference = metric_of(metric).write, metric_of(metric).write_difference
+    rows = []
+    for number, each in enumerate(found):
+        interval = "-" if each["low"] is None else f"{write(each['low'])} to {write(each['high'])}"
+        lucky = "-" if each["luck"] is None else ("-" if each["luck"] < 0 else "+") + difference(abs(each["luck"]))
+        against = {None: "-", True: "worse", False: "not told apart"}[each["told_apart"]]
+        size = "-" if each["parameters"] is None else f"{each['parameters']:,}"
+        seconds = "-" if each["seconds"] is None else f"{each['seconds']:,.1f}"
+        values = [write(each["in_sweep"]), write(each["mean"]), interval, lucky]
+        rows.append([*values, against if number else "the winner", size, seconds, shown_point(each["settings"])])
+    return rows
+
+
+def _judged(found: Sequence[Finalist]) -> list[Finalist]:
+    """The others against the first, seed by seed."""
+    chances: dict[int, float] = {}
+    for index, other in enumerate(found[1:], 1):
+        both = dict(zip(found[0].seeds, found[0].values, strict=True))
+        differences = [
+            both[seed] - value for seed, value in zip(other.seeds, other.values, strict=True) if seed in both
+        ]
+        if len(differences) >= 2:
+            chances[index] = paired_chance(differences)
+    corrected = dict(zip(chances, holm(list(chances.values())), strict=True))
+    return [replace(each, p=corrected.get(index)) for index, each in enumerate(found)]
+
+
+def _parameters(manifest: Manifest, run: Run) -> int | None:
+    """How many numbers the network has, by its best checkpoint."""
+    folder = manifest.folder(run)
+    try:
+        best = History.read(folder.journal).best
+        if best is None:
+            return None
+        tensors = load(folder.path / best["checkpoint"]).tensors
+    except VerificationError:
+        return None
+    return sum(tensor.size for name, tensor in tensors.items() if name.startswith("model/"))
+
+
+def winner(manifest: Manifest) -> Run | None:
+    """The best run of the winning configuration; None as long as a finalist is not over, and without finalists."""
+    if not manifest.finals or not all(trial.is_over for trial in manifest.finals):
+        return None
+    first = next((each for each in finalists(manifest) if each.mean is not None), None)
+    if first is None:
+        return None
+    runs = [
+        run
+        for trial in manifest.finals
+        if dict(without_seed(trial.point)) == first.settings and trial.state == "complete"
+        for run in trial.runs
+    ]
+    return max(runs, key=lambda run: goodness(manifest.objective["direction"], run.best or 0.0))
