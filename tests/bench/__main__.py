@@ -5,7 +5,8 @@ what is compared runs in turn (A B A B ...), and medians are shown with their ra
 
 `make bench` runs peers, fast, start and safety: forty minutes; ARGS=PART runs one part: also sweeps (fifteen), accurate
 (five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each, and
-images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten) and rare (a class of few images, five).
+images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten) rare (a class of few images, five) and
+evidence (what hashes cost, one).
 """
 
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .augmentation import varied
+from .evidence import kept
 from .growth import growth
 from .images import compared
 from .rare import rare
@@ -150,6 +152,7 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "images": compared,
     "augmentation": varied,
     "rare": rare,
+    "evidence": kept,
 }
 
 for part in sys.argv[1:] or ("peers", "fast", "start", "safety"):

@@ -351,6 +351,31 @@ def test_the_chance_that_is_printed_is_the_chance():
     assert unseen(steps, best, set(steps)) == 0 and unseen([0], None, set()) == 0 and unseen(steps, best, {700}) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_edit_of_one_interval_is_found_as_often_as_is_printed(bestrun, home, tiny_npz):
+    words = ["training.max_steps=400", "training.patience_steps=400", "training.keyframe_every_steps=40"]
+    assert bestrun("train", *words_of(tiny_npz, *words), "name=r").code == 0
+    folder = RunFolder(home / "mlruns" / "runs" / "r")
+    honest, dice, found, told, tries = folder.journal.read_bytes(), random.Random(4), 0, 0.0, 100
+    steps = [line["step"] for line in evaluations(folder)]
+    best = best_of(read_journal(folder.journal)[0])["step"]
+    (home / "mlruns" / "runs" / "r" / "mirror.json").unlink()  # who edits has no MLflow beside
+    for seed in range(tries):
+        step = dice.choice([step for step in steps[1:] if step != best])
+
+        def edit(events, step=step):
+            line_at(events, step)["train/loss"] *= 1.0001
+
+        rewrite(folder, edit)
+        report = verified(bestrun, "r", "--intervals", "2", "--seed", str(seed))
+        found += report.code == 5
+        told += 1 - report.unseen
+        folder.journal.write_bytes(honest)
+    assert abs(found - told) < 3 * (tries * 0.25) ** 0.5, (found, told)
+    assert 0 < found < tries
+
+
 def test_a_seed_chooses_the_same_again_and_the_best_always():
     steps = list(range(0, 2001, 100))
     assert choose(steps, 700, 3, 1) == choose(steps, 700, 3, 1) != choose(steps, 700, 3, 2)

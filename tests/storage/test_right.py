@@ -1,5 +1,7 @@
 """`bestrun.storage.right`: a bit an image, there and back."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -25,3 +27,8 @@ def test_of_too_many_images_there_are_none():
 @pytest.mark.parametrize("text", ["", "not base64", "gAA", "=gAA"])
 def test_what_is_no_such_text_is_none(text):
     assert right.decoded(text, 9) is None
+
+
+def test_what_a_line_has_more_for_5000_images_is_little():
+    more = {"right": right.encoded(np.ones(5000, bool)), "state_sha256": "0" * 64, "previous": "0" * 64}
+    assert len(json.dumps(more)) <= 1200
