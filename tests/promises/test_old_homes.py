@@ -66,6 +66,22 @@ def test_an_old_home_is_listed_shown_restored_and_fetched(old):
     old("report", "whole", "loss", DATA, "--out", "report.html")
 
 
+def test_an_old_run_is_verified_as_far_as_its_journal_goes(old):
+    found = json.loads(old("verify", "whole", DATA, "--intervals", "9", "--allow-other-code", "--json"))
+    told = {check["what"]: (check["ok"], check["words"]) for check in found["checks"]}
+    assert found["verdict"] in ("close", "equal") and found["recomputed"] == [0, 10, 20]
+    assert told["chain"][0] is None and "older version" in told["chain"][1]
+    assert "does not say which tensors" in told["checkpoint"][1]
+    old("resume", "whole", DATA, "training.max_steps=30", "training.patience_steps=30")
+    again = json.loads(old("verify", "whole", DATA, "--intervals", "9", "--allow-other-code", "--json"))
+    assert any("older lines up to" in check["words"] for check in again["checks"])
+    verdict = json.loads(old("compare", "whole", "loss", "--json"))["verdicts"][0]
+    assert verdict["told_apart"] is None and "--compute" in verdict["words"]
+    judged = json.loads(old("compare", "whole", "loss", "--compute", DATA, "--json"))["verdicts"][0]
+    assert judged["told_apart"] in (True, False) and judged["images"] == 15
+    assert json.loads(old("runs", "--by", "settings", "--json"))
+
+
 def test_an_old_run_that_was_killed_goes_on_and_a_finished_one_further(old):
     folder = run_folder(old.home, "cut")
     old("resume", "cut", DATA)

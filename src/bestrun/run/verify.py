@@ -12,6 +12,7 @@ from ..data.dataset import Dataset
 from ..errors import VerificationError
 from ..results.record import Record
 from ..results.restore import what_differs
+from ..settings.compose import override
 from ..settings.config import Config
 from ..storage.history import History
 from ..storage.provenance import versions
@@ -76,17 +77,25 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """equal: to the bit; close: computed otherwise, within the tolerance; failed."""
-        return "failed" if self.failed else "close" if self.computed_otherwise else "equal"
+        """equal: to the bit; close: computed otherwise, within the tolerance; unproved: nothing could be computed;
+        failed.
+        """
+        if self.failed:
+            return "failed"
+        if not self.recomputed:
+            return "unproved"
+        return "close" if self.computed_otherwise else "equal"
 
     @property
     def exit_code(self) -> int:
-        return VerificationError.exit_code if self.failed else 0
+        return 0 if self.verdict in ("equal", "close") else VerificationError.exit_code
 
     def words(self) -> str:
         """The verdict as one reads it aloud."""
         if self.failed:
             return f"FAILED: not as recorded: {', '.join(dict.fromkeys(check.what for check in self.failed))}"
+        if not self.recomputed:
+            return "unproved: no interval could be computed once more; nothing above is other than recorded"
         how = "within the tolerance, not to the bit" if self.computed_otherwise else "to the bit"
         count = len([step for step in self.recomputed if step])
         rest = f"; an edit of one interval went unseen with a chance of {self.unseen:.0%}" if self.unseen else ""
@@ -123,6 +132,7 @@ def verify(
         DataError: the data is not here.
     """
     folder_of(record)
+    override(record.config, overrides)  # a mistake is told before anything is looked at
     report = Report(record.name, record.run_id, random.SystemRandom().randrange(10**6) if seed is None else seed)
 
     def add(what: str, ok: bool | None, words: str) -> None:
