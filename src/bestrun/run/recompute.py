@@ -16,7 +16,7 @@ from ..results.restore import ACCURACY_TOLERANCE, LOSS_TOLERANCE
 from ..settings.compose import override
 from ..settings.config import Config
 from ..settings.own import code_of, needed
-from ..storage.checkpoint import Checkpoint, load
+from ..storage.checkpoint import Checkpoint, load, tensors_sha256
 from ..storage.events import Evaluation
 from ..storage.folder import RunFolder
 from ..storage.history import COMPUTED, History
@@ -245,6 +245,17 @@ def compared(history: History, again: Again, end: int, *, exact: bool) -> list[s
     if again.ended:
         wrong.append(f"it ends before step {end:,}: {again.ended}")
     return wrong
+
+
+def other_tensors(kept: Sequence[Kept], again: Again) -> list[str]:
+    """Which files do not hold the tensors that were computed, whether or not the journal says which those are."""
+    states = {line["step"]: line["state_sha256"] for line in again.lines}
+    files = {each.path: states[each.step] for each in kept if each.path and each.step in states}
+    return [
+        f"{path.name} holds other tensors than were computed"
+        for path, state in files.items()
+        if tensors_sha256(load(path).tensors) != state
+    ]
 
 
 def differences(recorded: Mapping[str, Any], found: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:

@@ -25,8 +25,10 @@ from .recompute import (
     folder_of,
     kept_states,
     nearest,
+    other_tensors,
     ready,
     recompute,
+    repeated,
 )
 from .resume import initial_checkpoint
 
@@ -165,6 +167,8 @@ def verify(
         again = recompute(record.name, config, history, data, begin, end, initial=initial, tell=told)
         done += end - begin.step
         wrong = compared(history, again, end, exact=not now.differing)
+        if not (now.differing or repeated(history)):
+            wrong += other_tensors(kept_states(folder_of(record), history), again)
         whence = f"from step {begin.step:,}" if begin.step else "from its beginning"
         how = "within the tolerance for another machine" if now.differing else "to the bit"
         add("training", not wrong, f"{whence} to {end:,}: {'; '.join(wrong[:3]) or f'as recorded, {how}'}")
