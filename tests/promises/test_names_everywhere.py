@@ -202,6 +202,9 @@ def test_a_run_rebuilt_from_mlflow_keeps_its_names_whatever_its_file_says_now(be
     arrays = dict(np.load(npz)) | {"class_names": np.array([f"other {number}" for number in range(10)])}
     np.savez(tmp_path / "renamed.npz", **arrays)
     more = ["training.max_steps=6", "training.patience_steps=6"]
+    run_id = json.loads(run_folder(home, "two").mirror.read_text())["run_id"]
+    (copy,) = (home / "mlruns" / "artifacts").rglob(f"{run_id}/artifacts/journal.jsonl")
+    copy.unlink()  # else it is taken, names and all
     bestrun("resume", "two", "--from-mlflow", f"data.path={tmp_path / 'renamed.npz'}", *more)
     (started, *_), _ = read_journal(run_folder(home, "two").journal)
     assert started["rebuilt"] and started["data"]["class_names"] == NAMES

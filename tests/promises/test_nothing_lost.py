@@ -842,12 +842,12 @@ def test_an_unexpected_end_of_the_mirror_is_never_a_success(home, uri, monkeypat
 # ---- L13: a slow server, a slow link ----
 
 
-def test_an_evaluation_is_one_request_and_an_improved_one_five_at_most(home, proxy):
+def test_an_evaluation_is_one_request_and_an_improved_one_six_at_most(home, proxy):
     folder = make_run(home, steps=(0, 10), improved=(10,), reason=None)
     sender = Sender(folder, proxy.uri)
     sender.catch_up()
     with Journal(folder.journal) as journal:
-        for step, improved, most in ((20, False, 1), (30, True, 5), (40, False, 1), (50, True, 5)):
+        for step, improved, most in ((20, False, 1), (30, True, 6), (40, False, 1), (50, True, 6)):
             proxy.seen.clear()
             add_evaluation(folder, journal, step, improved)
             assert sender.catch_up() == 1

@@ -121,6 +121,20 @@ def test_a_rebuilt_folder_takes_mlflow_s_copy_of_the_journal_if_that_agrees(how,
     assert ("begins where the folder was rebuilt" in found.told) is (how != "taken")
 
 
+def test_where_it_is_not_on_record_when_a_rate_changed_nothing_is_computed(bestrun, home, tiny_npz):
+    """MLflow knows that a resume changed the rate, not at which step: no honest run may fail for that."""
+    assert bestrun("train", *words_of(tiny_npz), "name=r").code == 0
+    more = ["training.max_steps=120", "training.patience_steps=120"]
+    assert bestrun("resume", "r", *more, "optimizer.learning_rate=1e-3").code == 0
+    assert_proved(bestrun, "r")
+    (copy,) = (home / "mlruns" / "artifacts").rglob("journal.jsonl")
+    copy.unlink()
+    further = ["training.max_steps=160", "training.patience_steps=160"]
+    assert bestrun("resume", "r", *further, "--from-mlflow").code == 0
+    found = verified(bestrun, "r", "--intervals", "999")
+    assert found.verdict != "failed" and "cannot be computed" in found.told
+
+
 # ---- forgeries: every hash that can be mended is
 
 
@@ -306,6 +320,33 @@ def test_swapped_data_and_an_edited_history_in_mlflow_fail(trained_tiny, bestrun
     assert swapped.code == 5 and "not that of the run" in swapped.told
 
 
+# ---- another machine
+
+
+def test_what_another_machine_computed_is_close_within_the_tolerance(forged, bestrun):
+    def elsewhere(events):
+        events[0]["versions"] = events[0]["versions"] | {"numpy": "1.0"}
+        line_at(events, 40)["val/loss"] *= 1.0002
+
+    rewrite(forged, elsewhere)
+    found = verified(bestrun, "r", "--intervals", "999")
+    assert (found.code, found.verdict) == (0, "close") and found.computed_otherwise[0].startswith("numpy 1.0, now ")
+    assert "within the tolerance, not to the bit" in bestrun("verify", "r", "--intervals", "999").out
+
+    def too_far(events):
+        line_at(events, 40)["val/loss"] *= 1.01
+
+    rewrite(forged, too_far)
+    assert verified(bestrun, "r", "--intervals", "999").code == 5
+
+
+def test_other_code_is_allowed_only_when_asked(forged, bestrun):
+    other_code(forged)
+    assert "add --allow-other-code" in verified(bestrun, "r").told
+    allowed = verified(bestrun, "r", "--allow-other-code")
+    assert (allowed.code, allowed.verdict) == (0, "close")
+
+
 # ---- states kept on the way
 
 
@@ -326,6 +367,8 @@ def test_keyframes_are_kept_sent_begun_at_and_part_of_no_best(bestrun, home, tin
     assert "computed from step 80, proved: 1 evaluations" in later.out or "kept as" in later.out
     assert bestrun("resume", "r", "training.max_steps=140", "training.patience_steps=140").code == 0
     assert_proved(bestrun, "r")
+    assert bestrun("resume", "r", "training.max_steps=160", "training.patience_steps=160", "--from-mlflow").code == 0
+    assert "keyframe-40.safetensors is not here" in assert_proved(bestrun, "r").told, "they are in MLflow, not fetched"
 
 
 def test_a_run_goes_on_from_a_keyframe_where_nothing_newer_is_good(bestrun, home, tiny_npz):

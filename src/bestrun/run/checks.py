@@ -106,6 +106,9 @@ def check_checkpoints(record: Record) -> Iterable[Found]:
         files.insert(0, (folder.path / best["checkpoint"], best["sha256"]))
     files += [(folder.path / line["keyframe"], line["keyframe_sha256"]) for line in keyframes(history)]
     for path, sha256 in files:
+        if not (path.exists() or (best and path.name == best["checkpoint"])):
+            yield "checkpoint", None, f"{path.name} is not here"
+            continue
         try:
             found = load(path, sha256=sha256)
         except VerificationError as error:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..settings.compose import override
 from ..settings.config import Config
 from ..settings.own import code_of, needed
 from ..storage.checkpoint import Checkpoint, load, tensors_sha256
-from ..storage.events import Evaluation
+from ..storage.events import Evaluation, Resumed
 from ..storage.folder import RunFolder
 from ..storage.history import COMPUTED, History
 from ..storage.journal import Event, Journal
@@ -51,11 +51,21 @@ def stretches(history: History) -> list[Stretch]:
     for event in history.resumed:
         changed = changed | {name: new for name, (_, new) in (event.get("changed") or {}).items()}
         made_on = made_on | {key: value for key, value in event.items() if key in COMPUTED}
-        # An older version did not write where in an interval it went on; without a change it makes no difference
-        is_known = "at_step" in event or not event.get("changed")
         at = event.get("at_step", event["from_step"])
-        found = [each for each in found if each.first < at] + [Stretch(at, changed, made_on, is_known)]
+        found = [each for each in found if each.first < at] + [Stretch(at, changed, made_on, is_placed(event, history))]
     return found
+
+
+def is_placed(event: Resumed, history: History) -> bool:
+    """Whether it is on record where a resume went on: an older version did not write it, nor does MLflow know it."""
+    return "at_step" in event or not matters(event.get("changed") or {}, history)
+
+
+def matters(changed: Iterable[str], history: History) -> bool:
+    """Whether a change of these settings changes what a step does: the length of a run does by its schedule alone."""
+    by_length = history.started["settings"].get("schedule") not in ("constant", "plateau")
+    deciding = {"optimizer.learning_rate", *(("training.max_steps", "training.max_epochs") if by_length else ())}
+    return not deciding.isdisjoint(changed)
 
 
 @dataclass(frozen=True)
@@ -303,7 +313,11 @@ def repeated(history: History) -> dict[int, dict[str, Any]]:
 
 def barriers(history: History) -> set[int]:
     """Steps that nothing can be computed across: a resume changed a setting near them, and where is not on record."""
-    return {each.first for each in stretches(history) if not each.is_known}
+    walls = {each.first for each in stretches(history) if not each.is_known}
+    if history.started.get("rebuilt"):  # MLflow tells what had changed up to then, not when
+        told = [each["from_step"] for each in history.resumed if not is_placed(each, history)]
+        walls |= {line["step"] for line in history.evaluations if line["step"] <= max(told, default=-1)}
+    return walls
 
 
 def nearest(kept: Sequence[Kept], step: int, walls: set[int]) -> Kept | None:

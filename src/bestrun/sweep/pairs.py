@@ -131,11 +131,14 @@ def compare_seeds(
         TrackingError: MLflow does not answer.
     """
     planned, key = _planned(records, count, metric, overrides)
-    digest = records[0].started["data_digest"]
 
     def begin(manifest: Manifest) -> None:
         if not manifest.trials:
-            manifest.trials = [_trial(planned, manifest, number, digest) for number in range(len(planned.points))]
+            there = finished_runs(home, records[0].started["data_digest"])
+            for number, point in enumerate(planned.points):
+                taken = there.get(_key(flatten(planned.settle(point).config)))
+                name = taken.name if taken else f"{manifest.name}-{number:03d}"
+                manifest.trials.append(Trial(number, point, [Run(name)]))
         for run in manifest.runs():
             manifest.look(run)
 
@@ -189,29 +192,26 @@ def _settings(config: Config) -> dict[str, str]:
     return deciding(flatten(config))
 
 
-def _trial(planned: Pairs, manifest: Manifest, number: int, data_digest: str) -> Trial:
-    """A trial of the sweep; a run of these settings and this seed that is there already is taken for it."""
-    point = planned.points[number]
-    config = planned.settle(point).config
-    found = existing_run(manifest.home, config, data_digest)
-    return Trial(number, point, [Run(found.name if found else f"{manifest.name}-{number:03d}")])
+Key = tuple[str, tuple[tuple[str, str], ...]]  # seed and what else decides
 
 
-def existing_run(home: Path, config: Config, data_digest: str) -> RunFolder | None:
-    """A finished run of this home with these settings, seed and data, which no resume has changed."""
-    wanted, seed = _settings(config), str(config.seed)
+def finished_runs(home: Path, data_digest: str) -> dict[Key, RunFolder]:
+    """The finished runs of this home that learned these images and that no resume has changed, by seed and settings."""
+    found: dict[Key, RunFolder] = {}
     for folder in run_folders(home):
         try:
             history = History.read(folder.journal)
         except VerificationError:
             continue
-        started, stopped = history.started, history.stopped
-        if started["data_digest"] != data_digest or started["settings"].get("seed") != seed or history.changed:
-            continue
+        stopped = history.stopped
         is_over = stopped is not None and StopReason.of(stopped["reason"]).is_finished and history.best is not None
-        if is_over and deciding(_with_parent(history)) == wanted:
-            return folder
-    return None
+        if is_over and history.started["data_digest"] == data_digest and not history.changed:
+            found[_key(_with_parent(history))] = folder
+    return found
+
+
+def _key(settings: Mapping[str, str]) -> Key:
+    return settings.get("seed", ""), tuple(sorted(deciding(settings).items()))
 
 
 def _with_parent(history: History) -> dict[str, str]:
