@@ -101,7 +101,7 @@ def test_another_metric_needs_more_than_two_bests(bestrun, home):
     for name in "ab":
         made(home, name, bits_of([]))
     refused = bestrun("compare", "a", "b", "--metric", "val/f1")
-    assert refused.code == 2 and "not kept image by image" in refused.err
+    assert refused.code == 2 and "not kept image by image" in refused.err and "add --seeds" in refused.err
     assert "there is no such metric" in bestrun("compare", "a", "b", "--metric", "val/mood").err
     assert bestrun("compare", "a", "b", "--metric", "val/accuracy").code == 0
     assert "--compute reads" in bestrun("compare", "a", "b", "data.path=x").err

@@ -36,6 +36,15 @@ def test_the_verdict_is_scipy_s_paired_t_test():
     assert judge("val/accuracy", NAMES, pairs[:1], 4).better is None
 
 
+def test_before_the_first_look_nothing_is_told_apart():
+    """An interrupted line has fewer pairs than a look takes; two that agree by chance would be a verdict of none."""
+    alike = [(seed, 0.90, 0.91) for seed in range(2)]
+    early = judge("val/accuracy", NAMES, alike, 3)
+    assert early.better is None and early.as_json()["told_apart"] is None
+    assert early.words() == "none: 2 pairs of runs came to their end; it takes 3"
+    assert judge("val/accuracy", NAMES, alike, 2).better == "B", "of two seeds in all, the second is the look"
+
+
 @pytest.mark.parametrize("count", [2, 3, 5, pytest.param(10, marks=pytest.mark.slow)])
 def test_of_equal_configurations_at_most_one_in_twenty_is_told_apart(count):
     dice = np.random.default_rng(5)

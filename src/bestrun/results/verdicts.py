@@ -176,7 +176,7 @@ def refuse_metric(metric: str) -> None:
     if metric not in objectives():
         raise SettingsError(f"--metric {metric}: there is no such metric; there are {', '.join(objectives())}")
     raise SettingsError(
-        f"--metric {metric}: two bests alone do not tell, as it is not kept image by image; leave --metric out"
+        f"--metric {metric}: two bests alone do not tell, as it is not kept image by image; seeds do: add --seeds 5"
     )
 
 

@@ -61,8 +61,9 @@ class Verdict:
     Attributes:
         seeds: of the pairs that count, in their order.
         values: A and B -> the metric of the best, a value a seed.
-        difference: of B from A: values, mean and interval at `level`; None of fewer than two pairs.
+        difference: of B from A: values, mean and interval at `level`; None of fewer than `least` pairs.
         looks: after how many pairs it was looked at, at most; all of them together are wrong in one case of twenty.
+        least: pairs before the first look. What fewer show is no verdict, as no look's level pays for it.
         better: A or B; None where they are not told apart.
         p: of the differences, by one look.
     """
@@ -74,6 +75,7 @@ class Verdict:
     difference: Mean | None
     level: float
     looks: int
+    least: int
     better: str | None
     p: float | None
 
@@ -90,7 +92,7 @@ class Verdict:
     def words(self) -> str:
         """The verdict as one reads it aloud."""
         if self.difference is None or self.difference.interval is None:
-            return f"none: {len(self.seeds)} pairs of runs came to their end; it takes two"
+            return f"none: {len(self.seeds)} pairs of runs came to their end; it takes {self.least}"
         metric, interval = metric_of(self.metric), self.difference.interval
         unit = " points" if metric.is_share else ""
         low, mean, high = map(self._signed, (interval.low, self.difference.mean, interval.high))
@@ -247,14 +249,14 @@ def judge(metric: str, names: tuple[str, str], pairs: Sequence[tuple[int, float,
     seeds = [seed for seed, _, _ in pairs]
     one, two = [value for _, value, _ in pairs], [value for _, _, value in pairs]
     values = {"A": one, "B": two}
-    level, looks = look_level(count), max(1, count - LEAST_LOOK + 1)
-    if len(pairs) < 2:
-        return Verdict(metric, names, seeds, values, None, level, looks, None, None)
+    level, looks, least = look_level(count), max(1, count - LEAST_LOOK + 1), min(LEAST_LOOK, count)
+    if len(pairs) < least:
+        return Verdict(metric, names, seeds, values, None, level, looks, least, None, None)
     differences = [second - first for first, second in zip(one, two, strict=True)]
     found, better = mean_of(differences, level), None
     if found.interval and not found.interval.low <= 0 <= found.interval.high:
         better = SIDES[(found.mean > 0) == (metric_of(metric).direction == "maximize")]
-    return Verdict(metric, names, seeds, values, found, level, looks, better, paired_chance(differences))
+    return Verdict(metric, names, seeds, values, found, level, looks, least, better, paired_chance(differences))
 
 
 def forecast(records: Sequence[Record], count: int) -> str:
