@@ -258,6 +258,10 @@ def an_improvement_too_many(folder):
     rewrite(folder, edit)
 
 
+def nonsense(folder):
+    rewrite(folder, lambda events: best_of(events).update(confusions=[["a", None]]))
+
+
 def another_end(folder):
     rewrite(folder, lambda events: [e | {"reason": "patience"} if e["event"] == "stopped" else e for e in events])
 
@@ -290,6 +294,7 @@ FORGERIES = {  # how -> the check that fails, and a word of what it says
     a_last_of_another_step: ("checkpoint", "its tensors are not those"),
     an_improvement_too_many: ("journal", "improved"),
     as_if_of_an_older_version: ("training", "holds other tensors"),
+    nonsense: ("journal", "none that a run writes"),
     another_end: ("journal", "stop rule"),
 }
 

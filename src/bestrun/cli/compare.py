@@ -25,7 +25,7 @@ from .options import (
     help="See by checkpoints and data which images each has right; else the journals say.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(2, 100), metavar="N", help="Train both settings with N seeds each, and judge those."
+    "--seeds", type=click.IntRange(3, 100), metavar="N", help="Train both settings with N seeds each, and judge those."
 )
 @lookup_options
 @json_option

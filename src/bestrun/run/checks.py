@@ -28,6 +28,17 @@ from .recompute import differences, far_off, folder_of, keyframes, repeated
 Found = tuple[str, bool | None, str]  # what was looked at; whether it is as recorded, None: not to be told; in words
 
 
+def look(record: Record) -> Iterable[Found]:
+    """All that a run says of itself on this machine. What stands in its journal may be anything: that is said, too."""
+    every = {"chain": check_chain, "settings": check_settings}
+    every |= {"journal": check_journal, "checkpoint": check_checkpoints}
+    for what, check in every.items():
+        try:
+            yield from check(record)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            yield what, False, f"a line of the journal is none that a run writes: {type(error).__name__}: {error}"
+
+
 def check_chain(record: Record) -> Iterable[Found]:
     """Whether each line of the journal names the line before it."""
     lines = read_lines(folder_of(record).journal)

@@ -141,9 +141,8 @@ def verify(
         report.checks.append(Check(what, ok, words))
         say(str(report.checks[-1]))
 
-    for look in (checks.check_chain, checks.check_settings, checks.check_journal, checks.check_checkpoints):
-        for found in look(record):
-            add(*found)
+    for found in checks.look(record):
+        add(*found)
     add(*checks.check_mlflow(record, place))
     now, history = ready(record, overrides), record.history
     config, data, report.computed_otherwise = now.config, now.data, now.differing

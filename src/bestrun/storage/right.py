@@ -22,7 +22,7 @@ def decoded(text: str, images: int) -> Bits | None:
     """The bits (images,) of a line; None where the text is not that of so many."""
     try:
         packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
-    except ValueError:
+    except (ValueError, TypeError):
         return None
     if len(packed) != (images + 7) // 8:
         return None
