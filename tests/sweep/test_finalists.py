@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
+from bestrun.judging import holm
 from bestrun.storage.history import History
 from bestrun.storage.reference import run_folders
 from bestrun.sweep.board import finalist_lines
-from bestrun.sweep.finalists import candidates, choose, finalists, winner
+from bestrun.sweep.finalists import candidates, choose, expected, finalists, winner
 from bestrun.sweep.manifest import Manifest, Run, Trial, read_manifest
 from support.looks import wait_for
 
@@ -72,11 +74,14 @@ def test_the_best_mean_wins_not_the_best_value(tmp_path):
     choose(manifest, 2, 3, settle)
     ended(manifest, [0.93, 0.95, 0.94, 0.955, 0.951, 0.953])
     first, second = finalists(manifest)
-    assert first.settings == {"rate": "1"} and first.luck == pytest.approx(0.96 - 0.953)
+    assert first.settings == {"rate": "1"} and first.mean == pytest.approx(0.953)
+    assert expected([first, second], "maximize") == pytest.approx(0.953), "whichever seed is left out, it wins"
+    assert first.luck == pytest.approx(0.96 - 0.953)
     assert second.luck == pytest.approx(0.97 - 0.94) and first.low < first.mean < first.high
     assert winner(manifest).name == "s-final-1-0"
-    text = "\n".join(finalist_lines([each.as_json() for each in (first, second)], "val/accuracy"))
+    text = "\n".join(finalist_lines([each.as_json() for each in (first, second)], 0.953, "val/accuracy"))
     assert "+0.70 points" in text and "the winner" in text and "not told apart" in text
+    assert "expect    95.30 % of a run of the winner: of the 96.00 % that it had in the sweep, 0.70 points" in text
     manifest.finals[0].runs[0].state = "running"
     assert winner(manifest) is None, "as long as one of them is not over"
 
@@ -105,17 +110,53 @@ def test_configurations_that_differ_are_told_apart(tmp_path):
     assert finalists(manifest)[1].as_json()["told_apart"] is True
 
 
-def test_the_luck_of_a_study_of_equal_trials_is_the_true_one_on_average(tmp_path):
-    """Two hundred configurations of one merit: all that the best has more is luck."""
-    dice, merit, errors = np.random.default_rng(2), 0.95, []
-    for _ in range(60):
-        manifest = made(tmp_path, list(dice.normal(merit, 0.003, 200)))
-        choose(manifest, 3, 5, settle)
-        ended(manifest, list(dice.normal(merit, 0.003, 15)))
-        for each in finalists(manifest):
-            errors.append(each.luck - (each.in_sweep - merit))
-    assert abs(np.mean(errors)) < 0.001
-    assert min(each.luck for each in finalists(manifest)) > 0
+def test_what_is_told_apart_pays_for_every_pair_that_might_have_won(tmp_path):
+    manifest = made(tmp_path, [0.97, 0.96, 0.95])
+    choose(manifest, 3, 4, settle)
+    values = [0.970, 0.972, 0.971, 0.973, 0.960, 0.967, 0.963, 0.969, 0.90, 0.903, 0.901, 0.902]
+    ended(manifest, values)
+    runs = [values[start : start + 4] for start in (0, 4, 8)]
+    alone = [scipy.stats.ttest_rel(runs[one], runs[two]).pvalue for one, two in ((0, 1), (0, 2), (1, 2))]
+    found = finalists(manifest)
+    assert [each.p for each in found[1:]] == pytest.approx(holm(alone)[:2]) and found[0].p is None
+    assert [each.p for each in found[1:]] != pytest.approx(holm(alone[:2]))
+
+
+def test_two_seeds_tell_nothing_apart(tmp_path):
+    manifest = made(tmp_path, [0.97, 0.96])
+    choose(manifest, 2, 2, settle)
+    ended(manifest, [0.97, 0.97, 0.90, 0.90])
+    assert finalists(manifest)[1].as_json()["told_apart"] is None
+
+
+def test_more_seeds_are_added_to_the_finalists_there_are(tmp_path):
+    manifest = made(tmp_path, [0.97, 0.96, 0.95])
+    choose(manifest, 2, 2, settle)
+    choose(manifest, 3, 3, settle)
+    seeds = {}
+    for trial in manifest.finals:
+        seeds.setdefault(trial.point["rate"], []).append(trial.point["seed"])
+    assert seeds == {"0": ["1", "2", "3"], "1": ["1", "2", "3"], "2": ["1", "2", "3"]}
+    names = [trial.runs[0].name for trial in manifest.finals]
+    assert len(set(names)) == 9 and names[:4] == ["s-final-0-0", "s-final-0-1", "s-final-1-0", "s-final-1-1"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_of_equal_trials_the_luck_that_is_told_is_the_true_one_and_few_are_called_worse(count, tmp_path):
+    """Two hundred configurations of one merit: all that the winner has more is luck."""
+    dice, merit, errors, worse, studies = np.random.default_rng(2), 0.95, [], 0, 200
+    manifest = made(tmp_path, [0.9] * 200)
+    for _ in range(studies):
+        for trial, value in zip(manifest.trials, dice.normal(merit, 0.003, 200), strict=True):
+            trial.runs[0].best = float(value)
+        manifest.finals.clear()
+        choose(manifest, count, 5, settle)
+        ended(manifest, list(dice.normal(merit, 0.003, 5 * count)))
+        found = finalists(manifest)
+        errors.append(found[0].luck - (found[0].in_sweep - merit))
+        worse += any(each.as_json()["told_apart"] for each in found[1:])
+    assert abs(np.mean(errors)) < 0.0005
+    assert worse / studies <= 0.055 + 2 * (0.05 * 0.95 / studies) ** 0.5
 
 
 def runs_of(home):
@@ -149,7 +190,7 @@ def test_finalists_of_a_killed_grid_are_once_each_and_best_is_the_winner(bestrun
     found = _killed_and_given_again(bestrun, home, words, (5,), 7)
     shown = json.loads(bestrun("show", "best", "--sweep", "s", "--json").out)
     assert shown["run_name"] == found["winner"] and found["winner"].startswith("s-final-")
-    assert "finalists, 2 fresh seeds each" in bestrun("sweep", "s").out
+    assert "finalists, with fresh seeds" in bestrun("sweep", "s").out
     assert json.loads(bestrun("sweep", "s", "--json").out)["finalists"] == found["finalists"]
     manifest = read_manifest(home / "mlruns", "s")
     assert [trial.state for trial in manifest.finals] == ["complete"] * 4

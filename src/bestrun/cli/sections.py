@@ -28,7 +28,7 @@ from ..settings.config import flatten
 from ..settings.own import is_own_data
 from ..storage.checkpoint import Tensors
 from ..storage.events import metric_value
-from ..sweep.finalists import HEAD, cells
+from ..sweep.finalists import HEAD, cells, expectation
 from ..sweep.manifest import Manifest
 from ..sweep.summary import has_importances, summary
 from ..tracking.store import Place
@@ -360,8 +360,9 @@ def _tried(manifest: Manifest, found: dict[str, Any]) -> list[str]:
     rows.append(("cost", f"{cost['steps_run']:,} steps{saved}, {duration(cost['seconds'])} of runs"))
     parts.append(table(["", ""], rows + [("now", "it is still running")] * found["running"]))
     if found["finalists"]:
-        told = "With fresh seeds, which chose nothing: expect the mean; what the sweep showed beyond it was luck."
-        parts += [heading("Finalists"), table(HEAD, cells(found["finalists"], metric)), paragraph(told)]
+        parts += [heading("Finalists"), table(HEAD, cells(found["finalists"], metric))]
+        if words := expectation(found["finalists"], found["expected"], metric):
+            parts.append(paragraph(f"Expect {words}."))
     trials = manifest.better_first(manifest.trials)
     if manifest.complete():
         title = _title(f"sweep {manifest.name}: what each trial tried and reached")

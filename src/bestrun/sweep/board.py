@@ -14,7 +14,7 @@ from ..formatting import duration, short_form, shown_point, shown_test, shown_va
 from ..metrics import metric_of
 from ..terminal import printable
 from ..views.screen import console
-from .finalists import HEAD, cells
+from .finalists import HEAD, cells, expectation
 from .manifest import OVER, Manifest, Run, Trial
 
 MAX_ROWS = 12
@@ -129,18 +129,18 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"best      {shown_value(best['value'], metric)}, trial {best['trial']}: {shown_point(best['settings'])}"
         )
-        lines += finalist_lines(report["finalists"], metric)
+        lines += finalist_lines(report["finalists"], report["expected"], metric)
         if test := report["test"]:
             lines.append(f"test      {shown_test(test)}, run {test['run_name']}")
         lines.append(f"restore   bestrun restore best --sweep {report['name']}{lab.flag()}")
     return lines
 
 
-def finalist_lines(found: list[dict[str, Any]], metric: str) -> list[str]:
-    """What the finalists came to with fresh seeds; the winner first."""
+def finalist_lines(found: list[dict[str, Any]], expected: float | None, metric: str) -> list[str]:
+    """What the finalists came to with fresh seeds, the winner first."""
     if not found:
         return []
-    seeds = max(len(each["seeds"]) for each in found)
-    told = f"finalists, {seeds} fresh seeds each: expect the mean; what the sweep showed beyond it was luck"
-    table = [HEAD, *cells(found, metric)]
-    return ["", told, *(f"  {line}" for line in text_table(table, right={0, 1, 5, 6})), ""]
+    lines = ["", "finalists, with fresh seeds", *text_table([HEAD, *cells(found, metric)], right={0, 1, 2, 6, 7}), ""]
+    if words := expectation(found, expected, metric):
+        lines.append(f"expect    {words}")
+    return lines

@@ -1,16 +1,17 @@
 """The first configurations of a sweep once more, with fresh seeds: what to expect of them, and what was luck.
 
-The best of many trials is partly the luckiest. Its value says too much; the mean of runs that were chosen by nothing
-says what the configuration is good for.
+The best of many trials is partly the luckiest. Its value says too much; runs that were chosen by nothing say what the
+configuration is good for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from ..errors import VerificationError
 from ..formatting import shown_point
-from ..judging import LEVEL, holm, mean_of, paired_chance
+from ..judging import LEAST_LOOK, LEVEL, holm, mean_of, paired_chance
 from ..metrics import goodness, metric_of
 from ..settings.config import Config
 from ..storage.checkpoint import load
@@ -29,9 +30,9 @@ class Finalist:
         in_sweep: its value in the sweep: the mean over its runs there.
         seeds, values: of its complete runs with fresh seeds.
         mean: of these; `low` to `high`, where the true one lies (95 %), from two runs on.
-        luck: by how much its value in the sweep was better than the mean.
-        p: the chance that it is as good as the winner (Student's t, the same seeds; Holm's of several); None of the
-            winner itself, and where there are not two seeds.
+        luck: by how much its value in the sweep was better than the mean; of the winner, than what `expected` says.
+        p: how often a configuration as good as the winner would be so far from it (Student's t, the same seeds; Holm's
+            of all pairs, since any might have won); None of the winner itself, and of fewer than LEAST_LOOK seeds.
         parameters, seconds: of a run: how large the network is, and what training took.
     """
 
@@ -70,26 +71,25 @@ def candidates(manifest: Manifest) -> list[tuple[dict[str, str], float]]:
 
 def choose(manifest: Manifest, count: int, seeds: int, settle: Callable[[Point, int], Config]) -> None:
     """Write down which configurations run again, and with which seeds: the smallest that no trial had, the same for
-    all. What is written down stays.
+    all. What is written down stays; more of either is added to it.
 
     Args:
         count: of configurations, the first ones of the sweep.
         seeds: of each.
         settle: a point and a number of a replicate -> settings.
     """
-    there = {without_seed(trial.point) for trial in manifest.finals}
     tried = {settle(trial.point, number).seed for trial in manifest.trials for number in range(len(trial.runs))}
     known = list(dict.fromkeys(int(trial.point["seed"]) for trial in manifest.finals))
     fresh = [seed for seed in range(len(tried) + seeds + len(known)) if seed not in tried and seed not in known]
-    chosen = [*known, *fresh][:seeds]
-    for point, _ in candidates(manifest)[:count]:
-        if without_seed(point) in there:
-            continue
-        index = len({without_seed(trial.point) for trial in manifest.finals})
+    chosen = [*known, *fresh][: max(seeds, len(known))]
+    first = [without_seed(point) for point, _ in candidates(manifest)[:count]]
+    there = {(without_seed(trial.point), trial.point["seed"]) for trial in manifest.finals}
+    for index, point in enumerate(dict.fromkeys([*(without_seed(trial.point) for trial in manifest.finals), *first])):
         for number, seed in enumerate(chosen):
-            run = Run(f"{manifest.name}-final-{index}-{number}")
-            final = Trial(len(manifest.finals), {**point, "seed": str(seed)}, [run], is_final=True)
-            manifest.finals.append(final)
+            if (point, str(seed)) not in there:
+                run = Run(f"{manifest.name}-final-{index}-{number}")
+                final = Trial(len(manifest.finals), {**dict(point), "seed": str(seed)}, [run], is_final=True)
+                manifest.finals.append(final)
 
 
 def finalists(manifest: Manifest) -> list[Finalist]:
@@ -101,7 +101,7 @@ def finalists(manifest: Manifest) -> list[Finalist]:
         groups.setdefault(without_seed(trial.point), []).append(trial)
     found = [_finalist(manifest, point, trials, in_sweep.get(point)) for point, trials in groups.items()]
     found.sort(key=lambda each: (each.mean is None, -goodness(direction, each.mean or 0.0)))
-    return _judged(found)
+    return _judged(found, direction)
 
 
 def _finalist(
@@ -121,12 +121,12 @@ def _finalist(
     )
 
 
-def luck(in_sweep: float | None, mean: float, direction: str) -> float | None:
+def luck(in_sweep: float | None, mean: float | None, direction: str) -> float | None:
     """By how much a value in a sweep was better than the mean of fresh seeds."""
-    return None if in_sweep is None else goodness(direction, in_sweep) - goodness(direction, mean)
+    return None if in_sweep is None or mean is None else goodness(direction, in_sweep) - goodness(direction, mean)
 
 
-HEAD = ["in the sweep", "mean", "95 %", "luck", "against the winner", "parameters", "seconds", "settings"]
+HEAD = ["in the sweep", "seeds", "mean", "95 %", "luck", "against the winner", "parameters", "seconds", "settings"]
 
 
 def cells(found: Sequence[Mapping[str, Any]], metric: str) -> list[list[str]]:
@@ -139,23 +139,58 @@ def cells(found: Sequence[Mapping[str, Any]], metric: str) -> list[list[str]]:
         against = {None: "-", True: "worse", False: "not told apart"}[each["told_apart"]]
         size = "-" if each["parameters"] is None else f"{each['parameters']:,}"
         seconds = "-" if each["seconds"] is None else f"{each['seconds']:,.1f}"
-        values = [write(each["in_sweep"]), write(each["mean"]), interval, lucky]
+        values = [write(each["in_sweep"]), str(len(each["seeds"])), write(each["mean"]), interval, lucky]
         rows.append([*values, against if number else "the winner", size, seconds, shown_point(each["settings"])])
     return rows
 
 
-def _judged(found: Sequence[Finalist]) -> list[Finalist]:
-    """The others against the first, seed by seed."""
-    chances: dict[int, float] = {}
-    for index, other in enumerate(found[1:], 1):
-        both = dict(zip(found[0].seeds, found[0].values, strict=True))
-        differences = [
-            both[seed] - value for seed, value in zip(other.seeds, other.values, strict=True) if seed in both
-        ]
-        if len(differences) >= 2:
-            chances[index] = paired_chance(differences)
+def expectation(found: Sequence[Mapping[str, Any]], mean: float | None, metric: str) -> str:
+    """What to expect of the winner, in words; empty where that cannot be said."""
+    if mean is None or not found or found[0]["luck"] is None:
+        return ""
+    write, lucky = metric_of(metric).write, found[0]["luck"]
+    difference = metric_of(metric).write_difference(abs(lucky))
+    told = f"of the {write(found[0]['in_sweep'])} that it had in the sweep, {difference} were luck"
+    if lucky <= 0:
+        told = f"its {write(found[0]['in_sweep'])} in the sweep were no luck"
+    return f"{write(mean)} of a run of the winner: {told}"
+
+
+def _judged(found: Sequence[Finalist], direction: str) -> list[Finalist]:
+    """The others against the first, seed by seed; and the first by what is to be expected of it."""
+    chances: dict[tuple[int, int], float] = {}
+    for (one, first), (two, second) in combinations(enumerate(found), 2):
+        both = dict(zip(first.seeds, first.values, strict=True))
+        pairs = zip(second.seeds, second.values, strict=True)
+        differences = [both[seed] - value for seed, value in pairs if seed in both]
+        if len(differences) >= LEAST_LOOK:
+            chances[one, two] = paired_chance(differences)
     corrected = dict(zip(chances, holm(list(chances.values())), strict=True))
-    return [replace(each, p=corrected.get(index)) for index, each in enumerate(found)]
+    judged = [replace(each, p=corrected.get((0, number))) for number, each in enumerate(found)]
+    mean = expected(judged, direction)
+    return [replace(each, luck=luck(each.in_sweep, mean, direction)) if each is judged[0] else each for each in judged]
+
+
+def expected(found: Sequence[Finalist], direction: str) -> float | None:
+    """What to expect of the winner. Its own mean is too good, as it was chosen by it. So each seed in turn is left
+    out, the winner is chosen by the others, and what that one has with the seed left out is as if nobody had chosen.
+
+    Returns:
+        The mean over the seeds that all have; None where they are chosen among by one seed alone.
+    """
+    among = [each for each in found if each.values]
+    if len(among) < 2:
+        return among[0].mean if among else None
+    values = [dict(zip(each.seeds, each.values, strict=True)) for each in among]
+    seeds = [seed for seed in among[0].seeds if all(seed in each for each in values)]
+    if len(seeds) < 2:
+        return None
+    outcomes = []
+    for left_out in seeds:
+        rest = [seed for seed in seeds if seed != left_out]
+        chosen = max(values, key=lambda each: goodness(direction, sum(each[seed] for seed in rest)))  # noqa: B023
+        outcomes.append(chosen[left_out])
+    return sum(outcomes) / len(outcomes)
 
 
 def _parameters(manifest: Manifest, run: Run) -> int | None:

@@ -18,7 +18,8 @@ from ..tracking.names import (
 )
 from ..tracking.parent import find_or_create_parent
 from ..tracking.store import Store
-from .finalists import finalists
+from .finalists import expected, finalists
+from .finalists import winner as finalist_won
 from .manifest import Manifest
 from .winner import winner
 
@@ -58,10 +59,13 @@ def outline(manifest: Manifest) -> dict[str, Any]:
     if best and best.value is not None:
         top, point = winner(manifest) or best.runs[0], best.point
         metrics[best_key(manifest.objective["metric"])] = best.value
-        if finals := [each for each in finalists(manifest) if each.mean is not None]:
-            point = {**finals[0].settings}
-            metrics |= {"finalists/mean": finals[0].mean or 0.0, "finalists/luck": finals[0].luck or 0.0}
-            tags[TAG_FINALISTS] = json.dumps([each.as_json() for each in finals])[:8000]
+        if finalist_won(manifest):
+            first, *_ = finals = finalists(manifest)
+            point = first.settings
+            mean = expected(finals, manifest.objective["direction"])
+            known = {"finalists/mean": first.mean, "finalists/expected": mean, "finalists/luck": first.luck}
+            metrics |= {key: value for key, value in known.items() if value is not None}
+            tags[TAG_FINALISTS] = json.dumps([{**each.settings, "mean": each.mean} for each in finals[:10]])
         tags |= {
             TAG_BEST_RUN: top.run_id or "",
             TAG_BEST_RUN_NAME: top.name,

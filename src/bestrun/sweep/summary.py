@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..metrics import goodness
 from ..views import charts, curves
-from .finalists import finalists
+from .finalists import expected, finalists
 from .manifest import Manifest, Trial, is_running
 from .winner import figures_of, winner
 
@@ -23,6 +23,7 @@ log = logging.getLogger("bestrun")
 def summary(manifest: Manifest) -> dict[str, Any]:
     """One JSON-able document; see docs/sweeps.md."""
     count, (run, saved), best = manifest.count(), manifest.steps(), manifest.best()
+    finals = finalists(manifest)
     return {
         "name": manifest.name,
         "kind": manifest.line["kind"],
@@ -32,7 +33,8 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "count": {state: number for state, number in sorted(count.items()) if number},
         "best": _trial(best) if best else None,
         "test": figures_of(manifest),
-        "finalists": [each.as_json() for each in finalists(manifest)],
+        "finalists": [each.as_json() for each in finals],
+        "expected": expected(finals, manifest.objective["direction"]),
         "winner": best_run.name if (best_run := winner(manifest)) else None,
         "cost": {
             "steps_run": run,

@@ -149,15 +149,25 @@ def _parent_of(store: Store, sweep: str) -> Any | None:
 
 def winner_of(store: Store, sweep: str | None) -> Any | None:
     """The run that a sweep's finalists chose: the best mean of fresh seeds, not the best value of all; None where a
-    sweep has none.
+    sweep has none, or they are not over.
+
+    Raises:
+        SettingsError: it was deleted.
     """
     if sweep is None or not REFERENCE.fullmatch(sweep):
         return None
     is_id = re.fullmatch("[0-9a-f]{32}", sweep)
     parent = store.client.get_run(sweep) if is_id else _parent_of(store, sweep)
-    if parent is None or TAG_FINALISTS not in parent.data.tags:
+    run_id = parent.data.tags.get(TAG_BEST_RUN) if parent and TAG_FINALISTS in parent.data.tags else None
+    if not run_id:
         return None
-    return store.client.get_run(parent.data.tags[TAG_BEST_RUN])
+    run = store.client.get_run(run_id)
+    if run.info.lifecycle_stage != "active":
+        again = f"mlflow runs restore --run-id {run_id}"
+        raise SettingsError(
+            f"--sweep {sweep}: its winner {run.info.run_name} was deleted; what brings it back: {again}"
+        )
+    return run
 
 
 def best_run(store: Store, experiments: list[str], objective: str | None, ours: str = OURS) -> Any:
