@@ -81,8 +81,10 @@ def test_the_tables_say_what_mlflow_says(tmp_path):
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.bench.store import make_store
 
-    store = connect(make_store(tmp_path / "mlflow.db", 150, 3))
-    quick = by_settings._of_database(str(tmp_path / "mlflow.db"), list(store.experiments(None)))
+    path = tmp_path / "a#b c" / "mlflow.db"
+    path.parent.mkdir()
+    store = connect(make_store(path, 150, 3))
+    quick = by_settings._of_database(path, list(store.experiments(None)))
     slow = by_settings._of_mlflow(store, list(store.experiments(None)), None, None, False)
     assert len(quick) > 100
 

@@ -1,15 +1,15 @@
 """Runs of the same settings as one: how many seeds, their mean and where the true one lies, the worst and the best."""
 
-import contextlib
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
 from ..judging import mean_of
 from ..metrics import best_key, goodness, metric_of, objectives
 from ..settings.config import deciding
+from .database import asked
 from .listing import asked_for, changed_by_resumes, check_filter, number, refused_filter
 from .lookup import of_sweep, search
 from .names import TAG_CHANGED, TAG_DATA_DIGEST, TAG_PARENT_RUN, TAG_RUN
@@ -84,7 +84,7 @@ def list_configurations(
     experiments = list(store.experiments(experiment))
     path = sqlite_path(store.uri)
     if path and not (sweep or filter or mine):  # MLflow makes 250,000 objects of 5,000 runs, in five seconds
-        seen = _of_database(str(path), experiments)
+        seen = _of_database(path, experiments)
     else:
         seen = _of_mlflow(store, experiments, sweep, filter, mine)
     return configurations(seen, most)
@@ -150,13 +150,13 @@ def _of_mlflow(store: Store, experiments: list[str], sweep: str | None, filter: 
     ]
 
 
-def _of_database(path: str, experiments: list[str]) -> list[Seen]:
+def _of_database(path: Path, experiments: list[str]) -> list[Seen]:
     """The same from MLflow's tables, which are read and nothing else."""
     marks = ",".join("?" * len(experiments))
     ours = f"run_uuid IN (SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active' AND experiment_id IN ({marks}))"
     tagged = f"{ours} AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = '{TAG_RUN}' AND value != '')"
     keys = ",".join(f"'{best_key(key)}'" for key in objectives())
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+    with asked(path) as database:
 
         def of(table: str, condition: str) -> dict[str, dict[str, Any]]:
             rows = database.execute(f"SELECT run_uuid, key, value FROM {table} WHERE {condition}", experiments)

@@ -94,6 +94,20 @@ def locked(path: Path) -> Iterator[int]:
 # ---- what is there ----
 
 
+@contextlib.contextmanager
+def asked(path: Path) -> Iterator[sqlite3.Connection]:
+    """A database that is there, to ask and not to write; all answers are of one moment.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    # Not mode=ro: SQLite must be able to undo what a killed process began to write, as MLflow would let it
+    address = f"file:{quote(os.fsencode(path))}?mode=rw"
+    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as database:
+        database.execute("BEGIN")  # another process may be migrating
+        yield database
+
+
 def _is_complete(path: Path, load: Callable[[], object]) -> bool:
     """Whether it has the tables of this MLflow. If not, there is nothing to lose: it is missing, or holds no row.
 
@@ -110,10 +124,7 @@ def _is_complete(path: Path, load: Callable[[], object]) -> bool:
         raise storage_error(path, "read it", error) from error
     load()
     try:
-        # Not mode=ro: SQLite must be able to undo what a killed process began to write, as MLflow would let it
-        address = f"file:{quote(os.fsencode(path))}?mode=rw"
-        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as database:
-            database.execute("BEGIN")  # one moment for all questions: another process may be migrating
+        with asked(path) as database:
             return _has_our_schema(path, database)
     except sqlite3.Error as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
