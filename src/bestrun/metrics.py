@@ -36,6 +36,14 @@ class Metric:
             return "-"
         return f"{100 * value:.2f} %" if self.is_share else f"{value:.4f}"
 
+    def write_interval(self, low: float | None, high: float | None) -> str:
+        """From one value to another; `-` where they are not known."""
+        return "-" if low is None or high is None else f"{self.write(low)} to {self.write(high)}"
+
+    def write_change(self, value: float) -> str:
+        """A difference with its sign."""
+        return f"{100 * value:+.2f} points" if self.is_share else f"{value:+.4f}"
+
     def write_difference(self, value: float) -> str:
         """Of two values, or their spread."""
         return f"{100 * value:.2f} points" if self.is_share else f"{value:.4f}"

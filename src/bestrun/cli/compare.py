@@ -13,6 +13,7 @@ from .options import (
     find_records,
     json_option,
     lookup_options,
+    runs_and_overrides,
 )
 
 
@@ -46,8 +47,7 @@ def compare(
     from ..tracking.store import find_place
     from ..views.screen import Screen
 
-    references = tuple(word for word in runs if "=" not in word)
-    overrides = [word for word in runs if "=" in word]
+    references, overrides = runs_and_overrides(runs)
     if overrides and not (compute or seeds):
         raise SettingsError(f"{overrides[0]}: says where the data is, which --compute reads; add that, or leave it out")
     if not seeds:

@@ -55,11 +55,10 @@ def fetch_files(
     with delivered(Path(out), FETCHED, is_same_file) as place:
         if at is None:
             fetched, how = find_and_fetch(run, place, **lookup), ""
-            files = [*keep(fetched, place), "model.keras"]
         else:
             found = _state_at(run, at, place, overrides, **lookup)
             fetched, how = found.fetched, found.words
-            files = [*keep(fetched, place), "model.keras"]
+        files = [*keep(fetched, place), "model.keras"]
         function = write_keras(fetched, place / files[-1], allow_other_code=allow_other_code)
     if as_json:
         told = {"how": how, "proved": found.proved} if at is not None else {}
@@ -73,7 +72,6 @@ def fetch_files(
 def _state_at(run: str, step: int, place: Path, overrides: tuple[str, ...], **lookup: Any) -> Any:
     from ..run.state_at import state_at
     from ..settings.config import to_yaml
-    from ..storage.checkpoint import LoopState
     from ..storage.files import write_atomically
     from ..tracking.store import find_place
     from ..views.screen import Screen
@@ -81,13 +79,9 @@ def _state_at(run: str, step: int, place: Path, overrides: tuple[str, ...], **lo
     lookup.pop("local")
     (record,) = find_records((run,), **lookup)
     screen = Screen(stderr=True)
-
-    def tell(done: int, total: int) -> None:
-        screen.expect(total)
-        screen.progress(LoopState(step=done))
-
     with screen.shown():
-        found = state_at(record, find_place(lookup["tracking_uri"]), step, place, overrides=overrides, tell=tell)
+        home = find_place(lookup["tracking_uri"])
+        found = state_at(record, home, step, place, overrides=overrides, tell=screen.computed)
         screen.end_progress()
     write_atomically(place / "config.yaml", to_yaml(found.fetched.config).encode())
     return found

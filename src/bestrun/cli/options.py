@@ -88,6 +88,11 @@ def find_and_fetch(
     return fetch(Lookup(run, **lookup), find_place(tracking_uri), to=to, local=local, last=last)
 
 
+def runs_and_overrides(words: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """RUN... data.path=FILE: the runs, and where their data is."""
+    return tuple(word for word in words if "=" not in word), [word for word in words if "=" in word]
+
+
 def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup: str | None) -> list[Any]:
     from ..results.record import find_record
     from ..tracking.lookup import Lookup

@@ -11,6 +11,7 @@ from .options import (
     RUN_HELP,
     find_records,
     lookup_options,
+    runs_and_overrides,
 )
 
 
@@ -34,8 +35,7 @@ def report(runs: tuple[str, ...], out: str | None, **where: str | None) -> None:
     from ..views.screen import Screen
     from . import sections as told
 
-    references = tuple(word for word in runs if "=" not in word)
-    overrides = [word for word in runs if "=" in word]
+    references, overrides = runs_and_overrides(runs)
     if not references and not where["sweep"]:
         raise SettingsError("report: takes one RUN or several, or --sweep NAME; list them: bestrun runs, bestrun sweep")
     place, records = find_place(where["tracking_uri"]), find_records(references, **where)

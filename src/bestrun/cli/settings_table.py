@@ -25,7 +25,7 @@ def lines(found: Sequence[Configuration]) -> list[str]:
 def _figures(each: Configuration) -> list[str]:
     metric = metric_of(each.objective)
     write = metric.write
-    interval = "-" if each.low is None else f"{write(each.low)} to {write(each.high)}"
+    interval = metric.write_interval(each.low, each.high)
     return [one_line(metric.name), str(each.seeds), write(each.mean), interval, write(each.worst), write(each.best)]
 
 

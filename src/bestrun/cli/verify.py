@@ -39,17 +39,11 @@ def verify(
     bestrun verify RUN --intervals 999   all of it
     """
     from ..run.verify import verify as verified
-    from ..storage.checkpoint import LoopState
     from ..tracking.store import find_place
     from ..views.screen import Screen
 
     (record,) = find_records((run,), **where)
     screen = Screen(stderr=True)
-
-    def tell(done: int, total: int) -> None:
-        screen.expect(total)
-        screen.progress(LoopState(step=done))
-
     with screen.shown():
         report = verified(
             record,
@@ -59,7 +53,7 @@ def verify(
             allow_other_code=allow_other_code,
             overrides=overrides,
             say=lambda line: None if as_json else say(line),
-            tell=tell,
+            tell=screen.computed,
         )
         screen.end_progress()
     if as_json:

@@ -169,8 +169,7 @@ def record_test(folder: RunFolder, journal: Journal, data: Dataset) -> Event | N
         return known
     from ..training import evaluation
 
-    config = fetched.config
-    predict = evaluation.compile_predict(rebuild(fetched).model, config.training.evaluation_batch_size)
+    predict = predictor(fetched)
     refuse_disagreement(evaluation.figures(predict(data.validation.images), data.validation.labels), fetched)
     with Workplace() as place:
         found = examine(fetched, data, predict, place / "pictures", data.class_names)
@@ -297,6 +296,13 @@ def rebuild(fetched: Fetched, *, allow_other_code: bool = False) -> Rebuilt:
             raise VerificationError(f"{told}; its weights need {needs}, or add --allow-other-code")
         log.warning("%s", told)
     return Rebuilt(model, function)
+
+
+def predictor(fetched: Fetched) -> Any:
+    """evaluation.Predict of a checkpoint's network; raises as `rebuild` does."""
+    from ..training.evaluation import compile_predict
+
+    return compile_predict(rebuild(fetched).model, fetched.config.training.evaluation_batch_size)
 
 
 def log_test(fetched: Fetched, setting: str | None, home: Path, pictures: Path, tested: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from ..metrics import metric_of, objectives
 from ..settings.compose import override
 from ..settings.own import needed
 from ..storage.events import metric_value
-from ..storage.right import Bits, decoded
+from ..storage.right import Bits, agreeing
 from ..terminal import one_line
 from ..tracking.store import Place
 from .fetch import fetch_best
@@ -112,9 +112,8 @@ def right_of(record: Record) -> Bits:
         raise UnknownError(f"{record.name} has no best yet")
     if not (text := best.get("right")):
         raise UnknownError(f"which images {record.name} has right is not kept; --compute finds out")
-    bits = decoded(text, images)
-    accuracy = metric_value(best, METRIC)
-    if bits is None or accuracy is None or round(accuracy * images) != int(bits.sum()):
+    bits = agreeing(text, images, metric_value(best, METRIC))
+    if bits is None:
         raise UnknownError(
             f"the journal of {record.name} contradicts itself at step {best['step']}; --compute finds out"
         )
@@ -135,7 +134,7 @@ def compute(records: Sequence[Record], place: Place, overrides: Sequence[str] = 
         DataError: the data is not the run's.
     """
     from ..training import device, evaluation
-    from .restore import rebuild, refuse_disagreement, refuse_other_data
+    from .restore import predictor, refuse_disagreement, refuse_other_data
 
     found: dict[str, Bits] = {}
     read: dict[str, Any] = {}
@@ -149,8 +148,7 @@ def compute(records: Sequence[Record], place: Place, overrides: Sequence[str] = 
             refuse_other_data(fetched, config, read[digest])
         device.prepare(fetched.config.threads)
         split = read[digest].validation
-        predict = evaluation.compile_predict(rebuild(fetched).model, fetched.config.training.evaluation_batch_size)
-        logits = predict(split.images)
+        logits = predictor(fetched)(split.images)
         refuse_disagreement(evaluation.figures(logits, split.labels), fetched)
         found[record.name] = np.asarray(logits.argmax(axis=1) == split.labels)
     return found
@@ -187,14 +185,14 @@ def lines(records: Sequence[Record], found: Sequence[dict[str, Any]], said: Sequ
         found: `accuracies` of the records.
         said: the verdicts, as `--json` has them.
     """
-    names, write = [one_line(record.name) for record in records], metric_of(METRIC).write
+    names, metric = [one_line(record.name) for record in records], metric_of(METRIC)
     width = max(map(len, names))
     told = ["", "accuracy of the best; by so many images, that of the network is within (95 %)"]
     for name, each in zip(names, found, strict=True):
         text = "-"
         if each["interval"]:
-            low, high = map(write, each["interval"])
-            text = f"{write(each['accuracy'])}, {low} to {high}; {each['images']:,} images"
+            lies = metric.write_interval(*each["interval"])
+            text = f"{metric.write(each['accuracy'])}, {lies}; {each['images']:,} images"
         told.append(f"  {name:{width}}  {text}")
     if len(said) == 1:
         return [*told, "", f"verdict  {said[0]['words']}"]

@@ -11,13 +11,13 @@ from ..errors import BestrunError, VerificationError
 from ..metrics import is_better
 from ..results.fetch import fetch_local
 from ..results.record import Record, from_mlflow
-from ..results.restore import rebuild
+from ..results.restore import predictor
 from ..settings.config import digest, flatten
 from ..storage.checkpoint import load, tensors_sha256
 from ..storage.events import metric_value
 from ..storage.journal import Event, first_unlinked, read_lines
 from ..storage.reasons import StopReason
-from ..storage.right import decoded
+from ..storage.right import agreeing
 from ..storage.right import encoded as encoded_bits
 from ..tracking.names import TAG_BEST_SHA256, TAG_CONFIG_DIGEST, TAG_DATA_DIGEST
 from ..tracking.refusals import reason
@@ -100,10 +100,8 @@ def _images_wrong(line: Any, images: int) -> list[str]:
         counted = sum(count for true, said, count in cells if true == said), sum(count for *_, count in cells)
         if counted != (right, images):
             told.append(f"step {line['step']}: its confusions have {counted[0]} of {counted[1]} right, not {right}")
-    if text := line.get("right"):
-        bits = decoded(text, images)
-        if bits is None or int(bits.sum()) != right:
-            told.append(f"step {line['step']}: which images are right is not as many as its accuracy says")
+    if (text := line.get("right")) and agreeing(text, images, line["val/accuracy"]) is None:
+        told.append(f"step {line['step']}: which images are right is not as many as its accuracy says")
     return told
 
 
@@ -115,6 +113,7 @@ def check_checkpoints(record: Record) -> Iterable[Found]:
     files: list[tuple[Path, str | None]] = [(folder.last, None)]
     if best:
         files.insert(0, (folder.path / best["checkpoint"], best["sha256"]))
+    later = repeated(history)
     files += [(folder.path / line["keyframe"], line["keyframe_sha256"]) for line in keyframes(history)]
     for path, sha256 in files:
         if not (path.exists() or (best and path.name == best["checkpoint"])):
@@ -128,7 +127,7 @@ def check_checkpoints(record: Record) -> Iterable[Found]:
         step, line = found.state.step, lines.get(found.state.step)
         ours = (record.name, record.started["config_digest"], record.started["data_digest"])
         recorded = {line.get("state_sha256")} if line and not found.state.images else set()
-        recorded |= {repeated(history).get(step, {}).get("state_sha256")} if line else set()
+        recorded |= {later.get(step, {}).get("state_sha256")} if line else set()
         recorded -= {None}
         if (found.run_name, found.config_digest, found.data_digest) != ours:
             yield "checkpoint", False, f"{path.name} belongs to another run, or to other settings or data"
@@ -185,10 +184,9 @@ def check_evaluation(record: Record, data: Dataset, *, exact: bool) -> Found:
     assert line is not None
     step = f"step {line['step']:,}"
     try:
-        model = rebuild(fetched).model
+        predict = predictor(fetched)
     except VerificationError as error:
         return "evaluation", False, f"of the best, {step}: {error}"
-    predict = evaluation.compile_predict(model, fetched.config.training.evaluation_batch_size)
     logits, labels = predict(data.validation.images), data.validation.labels
     scored = evaluation.figures(logits, labels)
     more = evaluation.further_figures(logits, labels, record.history.own_metrics)

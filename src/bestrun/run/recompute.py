@@ -104,12 +104,12 @@ class Again:
     Attributes:
         lines: the evaluations, as a journal has them.
         ended: why it came to an end before where it was to, a stop reason; None where it did not.
-        state: the last evaluation's state, in a file of the temporary folder that is gone by now: hence in memory.
+        state: the last evaluation's; its file is gone with the temporary folder.
     """
 
     lines: list[Event]
     ended: str | None
-    state: bytes
+    state: Checkpoint
 
 
 class _Silent:
@@ -147,8 +147,9 @@ def recompute(
     """
     from ..training import loop
 
-    begun = max((each for each in stretches(history) if each.first <= kept.step), key=lambda each: each.first)
-    ahead = [begun, *(each for each in stretches(history) if kept.step < each.first < until)]
+    every = stretches(history)  # in the order of their steps
+    begun = [each for each in every if each.first <= kept.step][-1]
+    ahead = [begun, *(each for each in every if kept.step < each.first < until)]
     ends = [*(each.first for each in ahead[1:]), until]
     with Workplace() as place, _quiet():
         folder = RunFolder(place / name)
@@ -175,7 +176,7 @@ def recompute(
                     ended = outcome.reason
                     break
             lines = [event for event in journal.events[before:] if event["event"] == "evaluation"]
-        return Again(lines, ended, folder.last.read_bytes())
+        return Again(lines, ended, load(folder.last))
 
 
 @dataclass(frozen=True)
@@ -183,18 +184,19 @@ class Ready:
     """All that it takes to compute parts of a run again, in this process.
 
     Attributes:
-        config: the settings that it began with, and where its data is now.
         data: as its settings read it; whether it is the run's is for the caller to see.
         differing: how this machine and its code differ from what computed the run, a line each.
     """
 
-    config: Config
     data: Dataset
     differing: list[str]
 
 
-def ready(record: Record, overrides: Sequence[str] = ()) -> Ready:
+def ready(record: Record, config: Config) -> Ready:
     """Read a run's data and make TensorFlow compute as it did.
+
+    Args:
+        config: the settings that it began with, and where its data is now.
 
     Raises:
         SettingsError: it is training, or takes functions of one's own that are not here.
@@ -202,7 +204,6 @@ def ready(record: Record, overrides: Sequence[str] = ()) -> Ready:
     """
     if record.state == "running":
         raise SettingsError(f"run {record.name} is training; type the same when it has ended, or interrupt it")
-    config = override(record.config, overrides)[0] if overrides else record.config
     text, metrics = kept_text(record.folder, None), record.history.own_metrics
     refuse_missing(config, record.name, record.started.get("config_dir", ""), text, metrics=metrics)
     threads = record.history.computed_by["threads"]
@@ -212,7 +213,7 @@ def ready(record: Record, overrides: Sequence[str] = ()) -> Ready:
     device.prepare(threads)
     now = computed_by(threads) | code_of(config, metrics)
     lines = [line for each in stretches(record.history) for line in environment_differences(each.made_on, now)]
-    return Ready(config, data, list(dict.fromkeys(lines)))
+    return Ready(data, list(dict.fromkeys(lines)))
 
 
 def folder_of(record: Record) -> RunFolder:

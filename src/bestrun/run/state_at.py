@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, SettingsError, VerificationError
+from ..errors import SettingsError, VerificationError
 from ..results.fetch import Fetched, fetch_local
 from ..results.record import Record
-from ..results.restore import what_differs
-from ..storage.checkpoint import encode, load, save
+from ..results.restore import refuse_other_data
+from ..settings.compose import override
+from ..storage.checkpoint import Checkpoint, encode, load, save
 from ..storage.events import metric_value
 from ..tracking.store import Place
-from .recompute import barriers, compared, folder_of, kept_states, nearest, ready, recompute
+from .recompute import Kept, barriers, compared, folder_of, kept_states, nearest, ready, recompute
 from .resume import initial_checkpoint
 
 
@@ -58,11 +59,9 @@ def state_at(
         raise SettingsError(f"--at {step}: run {record.name} was not evaluated there; the nearest is --at {nearby}")
     path, kept = to / f"state-{step}.safetensors", kept_states(folder, history)
     if file := next((each.path for each in kept if each.step == step and each.path), None):
-        content, words, proved = file.read_bytes(), f"kept as {file.name}", True
+        found, words, proved = load(file), f"kept as {file.name}", True
     else:
-        content, words, proved = _computed(record, place, step, overrides, tell)
-    path.write_bytes(content)
-    found = load(path)
+        found, words, proved = _computed(record, place, step, kept, overrides, tell)
     same = {"run_name": found.run_name, "config_digest": found.config_digest, "data_digest": found.data_digest}
     state = replace(found.state, seconds=lines[step].get("seconds", 0.0))  # not the clock's of this time
     save(path, encode(found.tensors, state, **same, answers=found.answers, made_on=found.made_on))
@@ -72,29 +71,31 @@ def state_at(
 
 
 def _computed(
-    record: Record, place: Place, step: int, overrides: Sequence[str], tell: Callable[[int, int], None]
-) -> tuple[bytes, str, bool]:
+    record: Record,
+    place: Place,
+    step: int,
+    kept: Sequence[Kept],
+    overrides: Sequence[str],
+    tell: Callable[[int, int], None],
+) -> tuple[Checkpoint, str, bool]:
     history = record.history
-    begin = nearest(kept_states(folder_of(record), history), step, barriers(history))
+    begin = nearest(kept, step, barriers(history))
     if begin is None:
         raise VerificationError(
             f"run {record.name}: nothing that was kept leads to step {step}: a resume changed settings before it, and "
             "where in an interval is not on record"
         )
-    now = ready(record, overrides)
-    if now.data.digest != record.started["data_digest"]:
-        what = what_differs(record.started["data"], record.config, now.config, now.data)
-        raise DataError(
-            f"{now.data.name}: not the data of run {record.name}: {what}; say where that is: data.path=FILE"
-        )
+    config = override(record.config, overrides)[0]
+    now = ready(record, config)
+    refuse_other_data(fetch_local(folder_of(record)), config, now.data)
     again = recompute(
         record.name,
-        now.config,
+        config,
         history,
         now.data,
         begin,
         step,
-        initial=initial_checkpoint(record.started, now.config, now.data, place),
+        initial=initial_checkpoint(record.started, config, now.data, place),
         tell=lambda at: tell(at - begin.step, step - begin.step),
     )
     if wrong := compared(history, again, step, exact=not now.differing):

@@ -133,8 +133,8 @@ def verify(
         SettingsError: the run is training, has no folder here, or takes functions of one's own that are not here.
         DataError: the data is not here.
     """
-    folder_of(record)
-    override(record.config, overrides)  # a mistake is told before anything is looked at
+    folder, history = folder_of(record), record.history
+    config = override(record.config, overrides)[0]  # a mistake is told before anything is looked at
     report = Report(record.name, record.run_id, random.SystemRandom().randrange(10**6) if seed is None else seed)
 
     def add(what: str, ok: bool | None, words: str) -> None:
@@ -144,15 +144,16 @@ def verify(
     for found in checks.look(record):
         add(*found)
     add(*checks.check_mlflow(record, place))
-    now, history = ready(record, overrides), record.history
-    config, data, report.computed_otherwise = now.config, now.data, now.differing
+    now = ready(record, config)
+    data, report.computed_otherwise = now.data, now.differing
     add(*_data(record, config, data))
     add(*_code(record, now.differing, allow_other_code))
     if any(check.what in ("data", "code", "checkpoint") for check in report.failed):
         return report  # what would be computed now proves nothing
     if history.best:
         add(*checks.check_evaluation(record, data, exact=not now.differing))
-    tours = _tours(record, report, intervals, add)
+    kept = kept_states(folder, history)
+    tours = _tours(history, kept, choose(*_steps(history), intervals, report.seed), add)
     total = sum(end - begin.step for begin, end in tours.items())
     seconds = total * seconds_a_step(history)
     last = f"{history.last_evaluation_step:,}"
@@ -167,7 +168,7 @@ def verify(
         done += end - begin.step
         wrong = compared(history, again, end, exact=not now.differing)
         if not (now.differing or repeated(history)):
-            wrong += other_tensors(kept_states(folder_of(record), history), again)
+            wrong += other_tensors(kept, again)
         whence = f"from step {begin.step:,}" if begin.step else "from its beginning"
         how = "within the tolerance for another machine" if now.differing else "to the bit"
         add("training", not wrong, f"{whence} to {end:,}: {'; '.join(wrong[:3]) or f'as recorded, {how}'}")
@@ -206,28 +207,29 @@ def choose(steps: Sequence[int], best: int | None, intervals: int, seed: int) ->
 
 
 def _tours(
-    record: Record, report: Report, intervals: int, add: Callable[[str, bool | None, str], None]
+    history: History, kept: Sequence[Kept], wanted: Sequence[int], add: Callable[[str, bool | None, str], None]
 ) -> dict[Kept, int]:
     """From which kept state to which evaluation to compute, so that nothing is computed twice."""
-    history = record.history
-    kept, walls = kept_states(folder_of(record), history), barriers(history)
-    steps = [line["step"] for line in history.evaluations]
-    found: dict[Kept, int] = {}
-    for step in choose(steps, history.best["step"] if history.best else None, intervals, report.seed):
+    walls, found = barriers(history), dict[Kept, int]()
+    for step in wanted:
         if begin := nearest(kept, step, walls):
             found[begin] = max(step, found.get(begin, 0))
         else:
-            add(
-                "training", None, f"step {step:,} cannot be computed: a resume changed settings, where is not on record"
-            )
+            why = "a resume changed settings, where is not on record"
+            add("training", None, f"step {step:,} cannot be computed: {why}")
     return dict(sorted(found.items(), key=lambda tour: tour[0].step))
 
 
+def _steps(history: History) -> tuple[list[int], int | None]:
+    """The steps of all evaluations, and that of the best one."""
+    return [line["step"] for line in history.evaluations], history.best["step"] if history.best else None
+
+
 def _counted(report: Report, history: History) -> Report:
-    steps = [line["step"] for line in history.evaluations]
+    steps, best = _steps(history)
     report.recomputed = sorted(set(report.recomputed))
     report.intervals = max(0, len(steps) - 1)
-    report.unseen = unseen(steps, history.best["step"] if history.best else None, set(report.recomputed))
+    report.unseen = unseen(steps, best, set(report.recomputed))
     return report
 
 

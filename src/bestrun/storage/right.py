@@ -18,6 +18,14 @@ def encoded(right: Bits) -> str | None:
     return base64.b64encode(np.packbits(right).tobytes()).decode() if len(right) <= MAX_IMAGES else None
 
 
+def agreeing(text: str, images: int, accuracy: float | None) -> Bits | None:
+    """The bits (images,) of a line; None where they are not as many as its accuracy says."""
+    bits = decoded(text, images)
+    if bits is None or accuracy is None or round(accuracy * images) != int(bits.sum()):
+        return None
+    return bits
+
+
 def decoded(text: str, images: int) -> Bits | None:
     """The bits (images,) of a line; None where the text is not that of so many."""
     try:

@@ -4,7 +4,8 @@ The best of many trials is partly the luckiest. Its value says too much; runs th
 configuration is good for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -16,7 +17,7 @@ from ..metrics import goodness, metric_of
 from ..settings.config import Config
 from ..storage.checkpoint import load
 from ..storage.history import History
-from .manifest import Manifest, Run, Trial
+from .manifest import Configuration, Manifest, Run, Trial
 
 Point = Mapping[str, str]
 
@@ -53,20 +54,16 @@ class Finalist:
         return vars(self) | {"told_apart": None if self.p is None else self.p < LEVEL}
 
 
-def without_seed(point: Point) -> tuple[tuple[str, str], ...]:
-    """What tells a configuration: all of a point but its seed."""
-    return tuple((key, value) for key, value in point.items() if key != "seed")
-
-
 def candidates(manifest: Manifest) -> list[tuple[dict[str, str], float]]:
     """The configurations that are complete with their values in the sweep, the best first."""
-    found: dict[tuple[tuple[str, str], ...], list[float]] = {}
-    for trial in manifest.complete():
-        found.setdefault(without_seed(trial.point), []).extend(trial.values)
-    means = {point: sum(values) / len(values) for point, values in found.items()}
-    direction = manifest.objective["direction"]
-    ordered = sorted(means, key=lambda point: goodness(direction, means[point]), reverse=True)
-    return [(dict(point), means[point]) for point in ordered]
+    found, direction = _in_sweep(manifest), manifest.objective["direction"]
+    ordered = sorted(found, key=lambda point: goodness(direction, found[point]), reverse=True)
+    return [(dict(point), found[point]) for point in ordered]
+
+
+def _in_sweep(manifest: Manifest) -> dict[Configuration, float]:
+    """What each configuration came to: the mean over its runs."""
+    return {point: statistics.fmean(values) for point, values in manifest.configurations().items()}
 
 
 def choose(manifest: Manifest, count: int, seeds: int, settle: Callable[[Point, int], Config]) -> None:
@@ -82,9 +79,9 @@ def choose(manifest: Manifest, count: int, seeds: int, settle: Callable[[Point, 
     known = list(dict.fromkeys(int(trial.point["seed"]) for trial in manifest.finals))
     fresh = [seed for seed in range(len(tried) + seeds + len(known)) if seed not in tried and seed not in known]
     chosen = [*known, *fresh][: max(seeds, len(known))]
-    first = [without_seed(point) for point, _ in candidates(manifest)[:count]]
-    there = {(without_seed(trial.point), trial.point["seed"]) for trial in manifest.finals}
-    for index, point in enumerate(dict.fromkeys([*(without_seed(trial.point) for trial in manifest.finals), *first])):
+    first = [tuple(point.items()) for point, _ in candidates(manifest)[:count]]
+    there = {(trial.configuration, trial.point["seed"]) for trial in manifest.finals}
+    for index, point in enumerate(dict.fromkeys([*(trial.configuration for trial in manifest.finals), *first])):
         for number, seed in enumerate(chosen):
             if (point, str(seed)) not in there:
                 run = Run(f"{manifest.name}-final-{index}-{number}")
@@ -94,31 +91,40 @@ def choose(manifest: Manifest, count: int, seeds: int, settle: Callable[[Point, 
 
 def finalists(manifest: Manifest) -> list[Finalist]:
     """The finalists, the best mean first; the first one is the winner. Those of which no run is complete come last."""
-    in_sweep = {without_seed(point): value for point, value in candidates(manifest)}
-    direction = manifest.objective["direction"]
-    groups: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
+    in_sweep, direction = _in_sweep(manifest), manifest.objective["direction"]
+    groups: dict[Configuration, list[Trial]] = {}
     for trial in manifest.finals:
-        groups.setdefault(without_seed(trial.point), []).append(trial)
-    found = [_finalist(manifest, point, trials, in_sweep.get(point)) for point, trials in groups.items()]
+        groups.setdefault(trial.configuration, []).append(trial)
+    found = [_finalist(point, trials, in_sweep.get(point), direction) for point, trials in groups.items()]
     found.sort(key=lambda each: (each.mean is None, -goodness(direction, each.mean or 0.0)))
     return _judged(found, direction)
 
 
-def _finalist(
-    manifest: Manifest, point: tuple[tuple[str, str], ...], trials: Sequence[Trial], in_sweep: float | None
-) -> Finalist:
-    complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
+def _finalist(point: Configuration, trials: Sequence[Trial], in_sweep: float | None, direction: str) -> Finalist:
+    complete = _complete(trials)
     seeds, values = [int(trial.point["seed"]) for trial in complete], [trial.value or 0.0 for trial in complete]
     if not values:
         return Finalist(dict(point), in_sweep, [], [], None, None, None, None)
-    found, direction = mean_of(values), manifest.objective["direction"]
+    found = mean_of(values)
     low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
-    lucky = luck(in_sweep, found.mean, direction)
-    seconds = sum(run.seconds for trial in complete for run in trial.runs) / len(complete)
-    size = _parameters(manifest, complete[0].runs[0])
-    return Finalist(
-        dict(point), in_sweep, seeds, values, found.mean, low, high, lucky, parameters=size, seconds=seconds
-    )
+    return Finalist(dict(point), in_sweep, seeds, values, found.mean, low, high, luck(in_sweep, found.mean, direction))
+
+
+def _complete(trials: Iterable[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.state == "complete" and trial.value is not None]
+
+
+def measured(manifest: Manifest, found: Sequence[Finalist]) -> list[Finalist]:
+    """The finalists with the size of their network and the seconds of their runs, which are read from the folders."""
+    told = []
+    for each in found:
+        complete = _complete(trial for trial in manifest.finals if dict(trial.configuration) == each.settings)
+        runs = [run for trial in complete for run in trial.runs]
+        if runs:
+            seconds = statistics.fmean(run.seconds for run in runs)
+            each = replace(each, parameters=_parameters(manifest, runs[0]), seconds=seconds)
+        told.append(each)
+    return told
 
 
 def luck(in_sweep: float | None, mean: float | None, direction: str) -> float | None:
@@ -131,15 +137,14 @@ HEAD = ["in the sweep", "seeds", "mean", "95 %", "luck", "against the winner", "
 
 def cells(found: Sequence[Mapping[str, Any]], metric: str) -> list[list[str]]:
     """The rows of a table of finalists, under HEAD, the winner first; `found` as `--json` has it."""
-    write, difference = metric_of(metric).write, metric_of(metric).write_difference
-    rows = []
+    unit, rows = metric_of(metric), []
     for number, each in enumerate(found):
-        interval = "-" if each["low"] is None else f"{write(each['low'])} to {write(each['high'])}"
-        lucky = "-" if each["luck"] is None else ("-" if each["luck"] < 0 else "+") + difference(abs(each["luck"]))
+        interval = unit.write_interval(each["low"], each["high"])
+        lucky = "-" if each["luck"] is None else unit.write_change(each["luck"])
         against = {None: "-", True: "worse", False: "not told apart"}[each["told_apart"]]
         size = "-" if each["parameters"] is None else f"{each['parameters']:,}"
         seconds = "-" if each["seconds"] is None else f"{each['seconds']:,.1f}"
-        values = [write(each["in_sweep"]), str(len(each["seeds"])), write(each["mean"]), interval, lucky]
+        values = [unit.write(each["in_sweep"]), str(len(each["seeds"])), unit.write(each["mean"]), interval, lucky]
         rows.append([*values, against if number else "the winner", size, seconds, shown_point(each["settings"])])
     return rows
 
@@ -213,10 +218,5 @@ def winner(manifest: Manifest) -> Run | None:
     first = next((each for each in finalists(manifest) if each.mean is not None), None)
     if first is None:
         return None
-    runs = [
-        run
-        for trial in manifest.finals
-        if dict(without_seed(trial.point)) == first.settings and trial.state == "complete"
-        for run in trial.runs
-    ]
-    return max(runs, key=lambda run: goodness(manifest.objective["direction"], run.best or 0.0))
+    complete = _complete(trial for trial in manifest.finals if dict(trial.configuration) == first.settings)
+    return manifest.best_run(run for trial in complete for run in trial.runs)

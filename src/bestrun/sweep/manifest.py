@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..storage.locks import is_locked, locked
 from ..storage.reasons import StopReason
 
 FORMAT = 1
+Configuration = tuple[tuple[str, str], ...]
 OVER = ("complete", "pruned", "failed")
 
 
@@ -49,6 +50,11 @@ class Trial:
     point: dict[str, str]
     runs: list[Run]
     is_final: bool = False
+
+    @property
+    def configuration(self) -> Configuration:
+        """What tells it from others: all of its point but the seed."""
+        return tuple((key, value) for key, value in self.point.items() if key != "seed")
 
     @property
     def state(self) -> str:
@@ -169,6 +175,17 @@ class Manifest:
 
     def complete(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.state == "complete" and trial.value is not None]
+
+    def configurations(self) -> dict[Configuration, list[float]]:
+        """What each configuration's complete runs came to, over its seeds."""
+        found: dict[Configuration, list[float]] = {}
+        for trial in self.complete():
+            found.setdefault(trial.configuration, []).extend(trial.values)
+        return found
+
+    def best_run(self, runs: Iterable[Run]) -> Run:
+        """The best of these; of several alike the first."""
+        return max(runs, key=lambda run: goodness(self.objective["direction"], run.best or 0.0))
 
     def over(self) -> int:
         """How many trials there is nothing left to do for."""

@@ -94,19 +94,14 @@ class Verdict:
         if self.difference is None or self.difference.interval is None:
             return f"none: {len(self.seeds)} pairs of runs came to their end; it takes {self.least}"
         metric, interval = metric_of(self.metric), self.difference.interval
-        unit = " points" if metric.is_share else ""
-        low, mean, high = map(self._signed, (interval.low, self.difference.mean, interval.high))
+        low, high = metric.write_change(interval.low).removesuffix(" points"), metric.write_change(interval.high)
         ahead = sum(value > 0 if metric.direction == "maximize" else value < 0 for value in self.difference.values)
         told = f"{one_line(self.names[SIDES.index(self.better)])} is better" if self.better else "not told apart"
         looks = f" for {self.looks} looks together" if self.looks > 1 else ""
         return (
-            f"{told}: {one_line(self.names[1])} by {mean}{unit}, 95 %{looks}: {low} to {high}{unit}, better in "
-            f"{ahead} of {len(self.seeds)} paired seeds"
+            f"{told}: {one_line(self.names[1])} by {metric.write_change(self.difference.mean)}, 95 %{looks}: {low} to "
+            f"{high}, better in {ahead} of {len(self.seeds)} paired seeds"
         )
-
-    def _signed(self, value: float) -> str:
-        """A difference without its unit."""
-        return f"{100 * value:+.2f}" if metric_of(self.metric).is_share else f"{value:+.4f}"
 
 
 def compare_seeds(
@@ -132,7 +127,7 @@ def compare_seeds(
         SettingsError: these cannot be compared so; nothing was started.
         TrackingError: MLflow does not answer.
     """
-    planned, key = _planned(records, count, metric, overrides)
+    planned = _planned(records, count, metric, overrides)
 
     def begin(manifest: Manifest) -> None:
         if not manifest.trials:
@@ -144,14 +139,14 @@ def compare_seeds(
         for run in manifest.runs():
             manifest.look(run)
 
-    names = records[0].name, records[1].name
+    key, names = planned.metric, (records[0].name, records[1].name)
     outcome = carry_out(
         planned, home=home, stderr=stderr, begin=begin, enough=lambda manifest: _judged(manifest, key, names, count)[1]
     )
     return _judged(read_manifest(home, str(planned.settings.name)), key, names, count)[0], outcome.exit_code
 
 
-def _planned(records: Sequence[Record], count: int, metric: str | None, overrides: Sequence[str]) -> tuple[Pairs, str]:
+def _planned(records: Sequence[Record], count: int, metric: str | None, overrides: Sequence[str]) -> Pairs:
     if len(records) != 2:
         raise SettingsError(f"--seeds {count}: compares two runs, not {len(records)}")
     key = metric or records[0].metric
@@ -177,7 +172,7 @@ def _planned(records: Sequence[Record], count: int, metric: str | None, override
     points = [{"seed": str(seed), "run": side} for seed in seeds for side in SIDES]
     space = {"run": ",".join(record.name for record in records), "seed": ",".join(map(str, seeds))}
     both = dict(zip(SIDES, records, strict=True))
-    return Pairs(usual_settings(name), [], space, {}, points, sides=sides, records=both, metric=key), key
+    return Pairs(usual_settings(name), [], space, {}, points, sides=sides, records=both, metric=key)
 
 
 def _from(record: Record) -> Config:

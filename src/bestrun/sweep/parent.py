@@ -21,7 +21,6 @@ from ..tracking.store import Store
 from .finalists import expected, finalists
 from .finalists import winner as finalist_won
 from .manifest import Manifest
-from .winner import winner
 
 
 def find_or_create(store: Store, manifest: Manifest) -> str:
@@ -57,9 +56,10 @@ def outline(manifest: Manifest) -> dict[str, Any]:
     metrics |= {"steps/run": float(run), "steps/saved by pruning": float(saved)}
     tags = {TAG_TRIALS: json.dumps({state: number for state, number in count.items() if number})}
     if best and best.value is not None:
-        top, point = winner(manifest) or best.runs[0], best.point
+        won = finalist_won(manifest)
+        top, point = won or manifest.best_run(best.runs), best.point
         metrics[best_key(manifest.objective["metric"])] = best.value
-        if finalist_won(manifest):
+        if won:
             first, *_ = finals = finalists(manifest)
             point = first.settings
             mean = expected(finals, manifest.objective["direction"])

@@ -144,7 +144,7 @@ class Scheduler:
 
     def next_final(self) -> tuple[Trial, Run] | None:
         """The first run with a fresh seed, once all trials are over and their best are known."""
-        if self.active or not all(trial.is_over for trial in self.manifest.trials):
+        if not self.settings.finalists or self.active or not all(trial.is_over for trial in self.manifest.trials):
             return None
         before, settings = len(self.manifest.finals), self.settings
         choose(

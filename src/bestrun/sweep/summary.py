@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..metrics import goodness
 from ..views import charts, curves
-from .finalists import expected, finalists
+from .finalists import expected, finalists, measured
 from .manifest import Manifest, Trial, is_running
 from .winner import figures_of, winner
 
@@ -33,7 +33,7 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "count": {state: number for state, number in sorted(count.items()) if number},
         "best": _trial(best) if best else None,
         "test": figures_of(manifest),
-        "finalists": [each.as_json() for each in finals],
+        "finalists": [each.as_json() for each in measured(manifest, finals)],
         "expected": expected(finals, manifest.objective["direction"]),
         "winner": best_run.name if (best_run := winner(manifest)) else None,
         "cost": {
@@ -72,11 +72,6 @@ def _trial(trial: Trial) -> dict[str, Any]:
 
 def over_seeds(manifest: Manifest) -> list[dict[str, Any]]:
     """Mean, spread (standard deviation) and worst of each configuration that ran with several seeds."""
-    found: dict[tuple[tuple[str, str], ...], list[float]] = {}
-    for trial in manifest.trials:
-        if trial.state == "complete":
-            point = tuple((key, value) for key, value in trial.point.items() if key != "seed")
-            found.setdefault(point, []).extend(trial.values)
     by_goodness = partial(goodness, manifest.objective["direction"])
     return [
         {
@@ -86,7 +81,7 @@ def over_seeds(manifest: Manifest) -> list[dict[str, Any]]:
             "spread": statistics.stdev(values),
             "worst": min(values, key=by_goodness),
         }
-        for point, values in found.items()
+        for point, values in manifest.configurations().items()
         if len(values) > 1
     ]
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BestrunError
-from ..metrics import goodness
 from ..settings.config import Config
 from ..storage.history import History
 from ..storage.workplace import Workplace
@@ -21,7 +20,7 @@ def winner(manifest: Manifest) -> Run | None:
     best = manifest.best()
     if best is None:
         return None
-    return max(best.runs, key=lambda run: goodness(manifest.objective["direction"], run.best or 0.0))
+    return manifest.best_run(best.runs)
 
 
 def figures_of(manifest: Manifest) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from ..storage.events import Evaluation, Started, Stopped, metric_value
 from ..storage.files import JOURNAL, StorageError, fault, read_json, write_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
-from ..storage.journal import Event, Line, read_lines
+from ..storage.journal import Event, Line, line_sha256, read_lines
 from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
 from . import page
@@ -141,7 +141,7 @@ class Sender:
         if not self.acknowledged:
             return list(lines)
         last = next((line for line in lines if line.end == self.acknowledged), None)
-        if last is None or self._acknowledged_sha256 not in (None, hashlib.sha256(last.text).hexdigest()):
+        if last is None or self._acknowledged_sha256 not in (None, line_sha256(last.text)):
             return list(lines)
         return [line for line in lines if line.end > self.acknowledged]
 
@@ -180,7 +180,7 @@ class Sender:
 
     def acknowledge(self, line: Line) -> None:
         """Remember that the store has all up to this line."""
-        self.acknowledged, self._acknowledged_sha256 = line.end, hashlib.sha256(line.text).hexdigest()
+        self.acknowledged, self._acknowledged_sha256 = line.end, line_sha256(line.text)
         self._note_progress()
 
     def _note_progress(self) -> None:

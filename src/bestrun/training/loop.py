@@ -136,7 +136,7 @@ def train(
                     save(folder.last, encode(tensors, state, **stamp))
                 return Outcome(reason, state.step, state)
             began = time.perf_counter()
-            steps = min(chunk, due - state.step, *([until - state.step] if until is not None else []))
+            steps = min(chunk, (due if until is None else min(due, until)) - state.step)
             batches = batch_indices(config.seed, state.step, steps, settings.batch_size, len(data.train))
             rates = rates_of(config, state.step, steps, last, journal)
             loss_sum, correct, diverged_at = run_steps(batches, rates, state.step, state.loss_sum, state.correct)

@@ -79,6 +79,11 @@ class Screen:
         )
         self.progress(state)
 
+    def computed(self, done: int, total: int) -> None:
+        """The bar, for steps of a past run that are computed once more: so many of so many."""
+        self.expect(total)
+        self.progress(LoopState(step=done))
+
     def progress(self, state: LoopState) -> None:
         """The bar on a terminal; and once, after this process' first 100 steps, when the run ends at the latest."""
         self._tell_end(state.step)
