@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from bestrun.storage.journal import Journal
 from support.looks import tree
+from support.made_runs import add_evaluation, make_run
 
 CANARY = "canary"
 
@@ -208,3 +210,28 @@ def test_the_canary_sings_where_a_pickle_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickle.dumps(Gadget()))
     assert (tmp_path / CANARY).exists()
+
+
+@pytest.mark.parametrize("name", ["../../../secret.txt", "{home}/secret.txt", "pictures/../../../../secret.txt"])
+@pytest.mark.parametrize("what", ["keyframe", "checkpoint", "picture", "model"])
+def test_a_journal_s_name_leads_to_no_file_outside_its_folder(what, name, bestrun, home):
+    """A run folder from elsewhere, or MLflow's copy of a journal, may name any file of this machine: none is sent."""
+    secret, name = home / "secret.txt", name.format(home=home)
+    secret.write_text("secret")
+    folder = make_run(home, reason=None)
+    with Journal(folder.journal) as journal:
+        if what == "picture":
+            journal.append("picture", path=name, step=10)
+        elif what == "model":
+            journal.append("model", path=name.removesuffix("/secret.txt"), sha256="0" * 64, step=10, best_sha256="")
+        elif what == "checkpoint":
+            line = {"val/accuracy": 0.9, "val/loss": 0.1, "sha256": hashlib.sha256(b"secret").hexdigest()}
+            journal.append("evaluation", step=40, improved=True, checkpoint=name, **line)
+        else:
+            add_evaluation(folder, journal, 40, False, keyframe=name, keyframe_sha256="0" * 64)
+    result = bestrun("sync", "r")
+    assert "leads out of the run folder" in result.out + result.err and "Traceback" not in result.err
+    assert not [path for path in (home / "mlruns" / "artifacts").rglob("*") if path.name.startswith("secret")]
+    assert secret.read_text() == "secret"
+    told = bestrun("verify", "r")
+    assert told.code in (2, 3, 5) and "Traceback" not in told.err

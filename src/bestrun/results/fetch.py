@@ -150,7 +150,7 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
         line = next((line for line in history.evaluations if line["step"] == checkpoint.state.step), None)
     elif best:
         line = best
-        path = folder.path / best["checkpoint"]
+        path = folder.inside(best["checkpoint"])
         checkpoint = load(path, sha256=best["sha256"])
     else:
         raise VerificationError(f"run {folder.name}: it has no best checkpoint yet; --checkpoint last takes its newest")

@@ -35,6 +35,8 @@ def look(record: Record) -> Iterable[Found]:
     for what, check in every.items():
         try:
             yield from check(record)
+        except VerificationError as error:
+            yield what, False, str(error)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             yield what, False, f"a line of the journal is none that a run writes: {type(error).__name__}: {error}"
 
@@ -112,9 +114,9 @@ def check_checkpoints(record: Record) -> Iterable[Found]:
     best = history.best
     files: list[tuple[Path, str | None]] = [(folder.last, None)]
     if best:
-        files.insert(0, (folder.path / best["checkpoint"], best["sha256"]))
+        files.insert(0, (folder.inside(best["checkpoint"]), best["sha256"]))
     later = repeated(history)
-    files += [(folder.path / line["keyframe"], line["keyframe_sha256"]) for line in keyframes(history)]
+    files += [(folder.inside(line["keyframe"]), line["keyframe_sha256"]) for line in keyframes(history)]
     for path, sha256 in files:
         if not (path.exists() or (best and path.name == best["checkpoint"])):
             yield "checkpoint", None, f"{path.name} is not here"

@@ -82,8 +82,8 @@ def kept_states(folder: RunFolder, history: History) -> list[Kept]:
     steps = {line["step"] for line in history.evaluations}
     files: dict[Path, str | None] = {folder.last: None}
     if history.best:
-        files[folder.path / history.best["checkpoint"]] = history.best["sha256"]
-    files |= {folder.path / line["keyframe"]: line["keyframe_sha256"] for line in keyframes(history)}
+        files[folder.inside(history.best["checkpoint"])] = history.best["sha256"]
+    files |= {folder.inside(line["keyframe"]): line["keyframe_sha256"] for line in keyframes(history)}
     for path, sha256 in files.items():
         with contextlib.suppress(VerificationError):  # told by whoever looks at each file
             state = load(path, sha256=sha256).state

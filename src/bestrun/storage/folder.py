@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BestrunError, SettingsError, UnreadableError
+from ..errors import BestrunError, SettingsError, UnreadableError, VerificationError
 from .files import (
     JOURNAL,
     MIRROR,
@@ -147,6 +147,17 @@ class RunFolder:
         """Those that exist, newest step first."""
         found = [name for name in names_in(self.path) if re.fullmatch(r"keyframe-[0-9]+\.safetensors", name)]
         return [self.keyframe(step) for step in sorted((int(name[9:-12]) for name in found), reverse=True)]
+
+    def inside(self, name: str) -> Path:
+        """A file that a journal names, which may be anybody's: an archive from elsewhere, or MLflow's copy.
+
+        Raises:
+            VerificationError: the name leads out of this folder.
+        """
+        parts = Path(str(name)).parts
+        if not parts or ".." in parts or parts[0] == os.sep:
+            raise VerificationError(f"{self.journal}: names {str(name)[:80]!r}, which leads out of the run folder")
+        return self.path.joinpath(*parts)
 
     def exists(self) -> bool:
         """Whether it is a run, see `holds_run`. Raises UnreadableError as that does."""

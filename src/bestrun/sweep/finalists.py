@@ -205,7 +205,7 @@ def _parameters(manifest: Manifest, run: Run) -> int | None:
         best = History.read(folder.journal).best
         if best is None:
             return None
-        tensors = load(folder.path / best["checkpoint"]).tensors
+        tensors = load(folder.inside(best["checkpoint"])).tensors
     except VerificationError:
         return None
     return sum(tensor.size for name, tensor in tensors.items() if name.startswith("model/"))

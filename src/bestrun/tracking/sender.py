@@ -431,7 +431,7 @@ class Sender:
 
     def _bring_best(self, history: History, best: Evaluation) -> None:
         """Upload the checkpoint, then name it in tags, then remove the older one: no tag ever names half a file."""
-        source, uploads = self.folder.path / best["checkpoint"], self.folder.path / "upload"
+        source, uploads = self.folder.inside(best["checkpoint"]), self.folder.path / "upload"
         run = self.store.client.get_run(self.run_id)
         who = writer_of(run)
         if who and not is_ours(who, self.folder, self.uri):
@@ -464,7 +464,7 @@ class Sender:
         """Raises VerificationError: the best checkpoint is gone, and no better one has taken its place."""
         newest = History([line.event for line in self._lines()]).best
         if newest and newest["sha256"] == best["sha256"]:
-            raise VerificationError(f"{self.folder.path / best['checkpoint']}: is gone")
+            raise VerificationError(f"{self.folder.inside(best['checkpoint'])}: is gone")
 
     def _remove_others(self, keep: str) -> None:
         names = {Path(item.path).name for item in self.store.artifacts(self._run).list_artifacts("checkpoints")}
@@ -486,7 +486,7 @@ class Sender:
         best = history.best
         if not best or self.best_there != best["sha256"]:
             return
-        path = self.folder.path / best["checkpoint"]
+        path = self.folder.inside(best["checkpoint"])
         artifact = CHECKPOINTS + best["checkpoint"]
         if path.is_file() and not is_there(self.store, self._run, artifact, path, best["sha256"]):
             self.best_there = None
@@ -516,11 +516,11 @@ class Sender:
             elif kind == "resumed" and len(self.folder.codes) > 1:  # it went on with another code.py
                 self._offer(["code"], lambda: self._send_files(self.folder.codes, "code"))
             elif kind == "evaluation" and "keyframe" in event:
-                source = self.folder.path / event["keyframe"]
+                source = self.folder.inside(event["keyframe"])
                 self._offer([KEYFRAMES + source.name], partial(self._send_files, [source], KEYFRAMES.rstrip("/")))
-            elif kind == "model" and (self.folder.path / event["path"]).is_dir():
+            elif kind == "model" and self.folder.inside(event["path"]).is_dir():
                 path, sha256 = event["path"], event["sha256"]
-                source = self.folder.path / path
+                source = self.folder.inside(path)
                 self._offer([path], partial(send_model, self.store, self._run, source, path, sha256))
             elif kind == "stopped":
                 self._offer(["validation.json"], lambda: self._send_validation(history))
@@ -581,7 +581,7 @@ class Sender:
         """All pictures in one call: those of a series for the slider of MLflow's page, the others as files."""
         with Workplace() as place:
             for event in events:
-                path = self.folder.path / event["path"]
+                path = self.folder.inside(event["path"])
                 if path.is_file():
                     _stage_picture(path, event, place)
             if any(place.iterdir()):
