@@ -144,7 +144,7 @@ def settings(small_mnist_npz: Path) -> list[str]:
     """Of a small network on little data, trained for three evaluations after the one at step 0."""
     network = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3"]
     steps = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
-    return ["data=npz", f"data.path={small_mnist_npz}", *network, *steps]
+    return ["data=npz", f"data.path={small_mnist_npz}", *network, *steps, "tracking.log_model=none"]
 
 
 @pytest.fixture(scope="session")

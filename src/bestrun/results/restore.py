@@ -23,6 +23,7 @@ from ..storage.home import foreign_owners, settle
 from ..storage.journal import Event, Journal
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import upload
+from ..tracking.models import link_test, rows_of_test
 from ..tracking.refusals import is_permanent, reason
 from ..tracking.sender import Sender, send_tested
 from ..tracking.store import connect, resolve_uri
@@ -324,7 +325,9 @@ def log_test(fetched: Fetched, setting: str | None, home: Path, pictures: Path, 
                 Sender(fetched.folder, own_uri(fetched.folder, setting, home)).catch_up()
         elif fetched.run_id:
             store = connect(resolve_uri(setting, home), create=False)
-            send_tested(store.client, fetched.run_id, {**tested, "time_ms": time.time_ns() // 1_000_000})
+            event = {**tested, "time_ms": time.time_ns() // 1_000_000}
+            send_tested(store.client, fetched.run_id, event)
+            link_test(store, fetched.run_id, fetched.checkpoint.sha256, rows_of_test(event))
             run = store.client.get_run(fetched.run_id)
             for picture in sorted(pictures.glob("*.png")):
                 upload(store, run, picture, "pictures")

@@ -447,6 +447,14 @@ class Objective(Settings):
         return is_better(str(self.direction), value, best)
 
 
+def _once_true_or_false(value: object) -> object:
+    """`tracking.log_model` was true or false once."""
+    return {"true": "best", "false": "none"}.get(str(value).lower(), value)
+
+
+LogModel = Annotated[Literal["best", "none"], BeforeValidator(_once_true_or_false), _takes("best or none", "none")]
+
+
 class Tracking(Settings):
     uri: (
         Annotated[
@@ -456,7 +464,7 @@ class Tracking(Settings):
         ]
         | None
     )
-    log_model: Annotated[bool, _takes("true or false", "true")] = False  # runs of before have no such setting
+    log_model: LogModel = "none"  # runs of before have no such setting
 
 
 Experiment = Annotated[

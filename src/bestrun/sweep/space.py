@@ -130,8 +130,8 @@ class Plan:
         """
         groups = tuple(f"{key}={value}" for key, value in point.items() if key in (*OPTIONS, "recipe"))
         if groups not in self._composed:
-            # Of many runs nobody looks at each one's pictures; whoever types pictures=true has them
-            self._composed[groups] = compose(["pictures=false", *self.base, *groups])
+            # Of many runs nobody looks at each one's pictures and models; whoever types pictures=true has them
+            self._composed[groups] = compose(["pictures=false", "tracking.log_model=none", *self.base, *groups])
         composed = self._composed[groups]
         words = [f"{key}={value}" for key, value in point.items() if key not in (*OPTIONS, "recipe")]
         if replicate:

@@ -41,15 +41,16 @@ def time_for(size: int) -> Iterator[None]:
 
 
 def upload(
-    store: Store, run: Any, path: Path, to: str | None, *, began: Callable[[float], None] = lambda seconds: None
+    store: Store, owner: Any, path: Path, to: str | None, *, began: Callable[[float], None] = lambda seconds: None
 ) -> None:
     """Send a file, or all files in a folder, to the artifact folder `to`; a local one has them on disk afterwards.
 
     Args:
+        owner: the run, or the LoggedModel, whose artifacts they are.
         began: told, before anything is sent, how many seconds all of it may take.
     """
     files = [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
-    repository = store.artifacts(run)
+    repository = store.artifacts(owner)
     sizes = [file.stat().st_size for file in files]
     began(sum(map(seconds_for, sizes)))
     with time_for(max(sizes, default=0)):

@@ -16,8 +16,9 @@ TAG_BEST_CHECKPOINT = "bestrun.best_checkpoint"
 TAG_BEST_SHA256 = "bestrun.best_sha256"
 TAG_BEST_VALUE = "bestrun.best_value"
 TAG_BEST_STEP = "bestrun.best_step"
-TAG_MODEL = "bestrun.model"
-TAG_MODEL_SHA256 = "bestrun.model_sha256"
+TAG_MODEL_SHA256 = (
+    "bestrun.model_sha256"  # of a LoggedModel: over all its files; of an older run: of its artifact model/
+)
 
 # What computed it, on what
 TAG_CONFIG_DIGEST = "bestrun.config_digest"

@@ -27,7 +27,7 @@ from ..storage.history import History
 from ..storage.journal import Event, Line, line_sha256, read_lines
 from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
-from . import page
+from . import models, page
 from .artifacts import clear_torn_uploads, is_there, upload
 from .lookup import Lookup, find_run
 from .names import (
@@ -38,8 +38,6 @@ from .names import (
     TAG_CHILDREN,
     TAG_DIVERGES,
     TAG_FOLDER,
-    TAG_MODEL,
-    TAG_MODEL_SHA256,
     TAG_RUN,
     TAG_STOP_REASON,
     TAG_WRITER,
@@ -68,6 +66,7 @@ IN_ONE_REQUEST = 100  # evaluations, after which MLflow's answer is noted
 ROWS_IN_ONE_REQUEST = 1000  # more MLflow does not take
 CHECKPOINTS = "checkpoints/"
 KEYFRAMES = "keyframes/"
+TESTED_MODEL = "the model's test"  # metrics of the LoggedModel
 CLASSES = "class/..."  # the metrics of each class: as artifacts, they go beside the rest and hold nothing up
 
 
@@ -324,6 +323,7 @@ class Sender:
             client.set_tag(run_id, TAG_DIVERGES, str(event["step"]), synchronous=True)
         elif kind == "tested":
             send_tested(client, run_id, event)
+            self._send_artifacts(history, events)
             self._offer([JOURNAL], self._send_journal)
         elif kind == "stopped":
             self._send_end(history, cast(Stopped, event))
@@ -518,10 +518,10 @@ class Sender:
             elif kind == "evaluation" and "keyframe" in event:
                 source = self.folder.inside(event["keyframe"])
                 self._offer([KEYFRAMES + source.name], partial(self._send_files, [source], KEYFRAMES.rstrip("/")))
-            elif kind == "model" and self.folder.inside(event["path"]).is_dir():
-                path, sha256 = event["path"], event["sha256"]
-                source = self.folder.inside(path)
-                self._offer([path], partial(send_model, self.store, self._run, source, path, sha256))
+            elif kind == "model":
+                self._offer([event["path"]], partial(self._send_model, history, event))
+            elif kind == "tested":
+                self._offer([TESTED_MODEL], lambda: self._link_test(history))
             elif kind == "stopped":
                 self._offer(["validation.json"], lambda: self._send_validation(history))
                 self._offer([CLASSES], lambda: self._send_classes(history))
@@ -576,6 +576,18 @@ class Sender:
             with Workplace() as place:
                 (place / class_names.FILE).write_bytes(class_names.to_json(names))
                 self._send_files([place / class_names.FILE], "config")
+
+    def _send_model(self, history: History, made: Event) -> None:
+        """The best as a LoggedModel; an earlier one, which a better best has superseded, is none any more."""
+        best, source = history.best, self.folder.inside(made["path"])
+        if best and best["sha256"] == made["best_sha256"] and source.is_dir():
+            args = (self.store, str(self.run_id), source, best["sha256"], best["step"], models.rows_of_best(history))
+            models.send_model(*args, began=self._began_upload)
+
+    def _link_test(self, history: History) -> None:
+        """Name the figures of a test as those of the LoggedModel that was tested, where there is one."""
+        if history.best:
+            models.link_test(self.store, str(self.run_id), history.best["sha256"], models.rows_of_best(history))
 
     def _send_pictures(self, events: Sequence[Event]) -> None:
         """All pictures in one call: those of a series for the slider of MLflow's page, the others as files."""
@@ -660,6 +672,8 @@ def _artifacts_of(event: Event) -> list[str]:
     kind = event["event"]
     if kind in ("picture", "model"):
         return [event["path"]]
+    if kind == "tested":
+        return [TESTED_MODEL]
     if kind == "evaluation":
         return [KEYFRAMES + event["keyframe"]] if "keyframe" in event else []
     others = {"started": ["config", "code"], "resumed": ["code"], "stopped": ["validation.json", CLASSES, "run.log"]}
@@ -743,10 +757,3 @@ def send_tested(client: Any, run_id: str, event: Event) -> None:
         others = [key for key in event if key.startswith("test/") and event[key] is not None and key != looked_for]
         for key in (*others, looked_for):  # which goes last: with it, all are there
             client.log_metric(run_id, key, event[key], timestamp=event["time_ms"], step=event["step"], synchronous=True)
-
-
-def send_model(store: Store, run: Any, folder: Path, path: str, sha256: str) -> None:
-    """Upload an MLflow model, then name it in the run's tags: they never name half of one."""
-    upload(store, run, folder, path)
-    for key, value in ((TAG_MODEL_SHA256, sha256), (TAG_MODEL, path)):
-        store.client.set_tag(run.info.run_id, key, value, synchronous=True)
