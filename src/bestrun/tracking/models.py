@@ -26,6 +26,7 @@ log = logging.getLogger("bestrun")
 MLMODEL = "MLmodel"  # MLflow's name of the file that says what a model is
 READY = "READY"
 VERSIONS = "mlflow.modelVersions"  # the tag of a LoggedModel in which MLflow names its versions
+ORIGIN = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit")  # the page shows them
 CONTEXTS = {"train": ("train", "training"), "val": ("validation", "training"), "test": ("test", "training")}
 
 
@@ -91,11 +92,12 @@ def _models_of(store: Store, run: Any) -> list[Any]:
 
 def _create(store: Store, run: Any, best_sha256: str, step: int) -> Any:
     name = run.data.tags.get(TAG_RUN, run.info.run_name)
+    origin = {key: run.data.tags[key] for key in ORIGIN if key in run.data.tags}
     model = store.client.create_logged_model(
         run.info.experiment_id,
         name.replace(".", "-"),  # MLflow takes no dot in it
         source_run_id=run.info.run_id,
-        tags={TAG_RUN: name, TAG_BEST_SHA256: best_sha256, TAG_BEST_STEP: str(step)},
+        tags={TAG_RUN: name, TAG_BEST_SHA256: best_sha256, TAG_BEST_STEP: str(step), **origin},
         params=dict(run.data.params),
         model_type="classifier",
     )
