@@ -254,8 +254,12 @@ def test_without_the_setting_no_model_is_made(bestrun, home, settings):
 @pytest.mark.parametrize("then, now", [("true", "best"), ("false", "none"), ("none", "none")])
 def test_the_setting_is_read_as_it_was_written_once(then, now):
     from bestrun.settings.compose import compose
+    from bestrun.settings.config import flatten
+    from bestrun.storage.history import History
 
-    assert compose([f"tracking.log_model={then}"]).config.tracking.log_model == now
+    config = compose([f"tracking.log_model={then}"]).config
+    history = History([{"event": "started", "settings": flatten(config) | {"tracking.log_model": then}}])
+    assert config.tracking.log_model == history.settings["tracking.log_model"] == now
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from pydantic_core import PydanticCustomError
 from .. import class_names
 from ..formatting import mask_uri, nearest, typed_form
 from ..metrics import is_better, metric_of, objectives
+from ..storage.history import WRITTEN_ONCE
 from .applications import check_application
 
 MAX_BLOCKS = 20
@@ -448,8 +449,7 @@ class Objective(Settings):
 
 
 def _once_true_or_false(value: object) -> object:
-    """`tracking.log_model` was true or false once."""
-    return {"true": "best", "false": "none"}.get(str(value).lower(), value)
+    return WRITTEN_ONCE["tracking.log_model"].get(str(value).lower(), value)
 
 
 LogModel = Annotated[Literal["best", "none"], BeforeValidator(_once_true_or_false), _takes("best or none", "none")]

@@ -34,6 +34,10 @@ PLACES = (  # where things are, not what the run is: no change of the run
     "data.in_memory",
 )
 
+WRITTEN_ONCE = {
+    "tracking.log_model": {"true": "best", "false": "none"}
+}  # as older versions wrote a value -> as it is now
+
 COMPUTED = ("versions", "threads", "machine", "code_sha256", "own_code_sha256")
 DIED = "the process died"  # message of a `stopped` event that `sync` wrote for a process that could not
 WORK = ("evaluation", "diverges", "model", "stopped")  # events that only a training process writes
@@ -98,7 +102,8 @@ class History:
     @property
     def settings(self) -> dict[str, str]:
         """Every setting as one types it, as it is now."""
-        return {**self.started["settings"], **{name: new for name, (_, new) in self.changed.items()}}
+        settings = {**self.started["settings"], **{name: new for name, (_, new) in self.changed.items()}}
+        return {name: WRITTEN_ONCE.get(name, {}).get(value, value) for name, value in settings.items()}
 
     @property
     def places(self) -> dict[str, str]:
