@@ -136,7 +136,7 @@ def examine(fetched: Fetched, data: Dataset, predict: Any, pictures: Path, names
         names: of the classes.
     """
     from ..training import evaluation
-    from ..views import tiles
+    from ..views import png, tiles
 
     step, labels = fetched.checkpoint.state.step, data.test.labels
     logits = predict(data.test.images)
@@ -144,9 +144,9 @@ def examine(fetched: Fetched, data: Dataset, predict: Any, pictures: Path, names
     more = evaluation.further_figures(logits, labels, fetched.own_metrics)
     matrix = evaluation.confusion_matrix(logits, labels, fetched.num_classes)
     title = f"{fetched.run_name}, step {step:,}: test split"
-    tiles.write(tiles.confusion_matrix(matrix, title, names), pictures / "confusion_matrix.png")
+    png.write(tiles.confusion_matrix(matrix, title, names), pictures / "confusion_matrix.png")
     errors = tiles.example_errors(data.test.images, labels, logits.argmax(axis=1), title, names)
-    tiles.write(errors, pictures / "example_errors.png")
+    png.write(errors, pictures / "example_errors.png")
     event = {"split": "test", "step": step, "test/accuracy": figures.accuracy, "test/loss": figures.loss}
     event |= {f"test/{name}": value for name, value in more.items()}
     return Examined(figures, more, event, matrix)
