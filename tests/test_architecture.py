@@ -41,6 +41,7 @@ WHERE = {
     "ray": ("sweep/backends/ray.py",),
     "scipy": ("judging.py",),
     "click": ("cli/",),
+    "psutil": ("storage/system_metrics.py",),
     "pyarrow": ("data/parquet.py",),
     "rich": ("views/screen.py", "sweep/board.py", "cli/"),
 }
@@ -50,6 +51,7 @@ HEAVY |= {
     "ray": "",
     "pandas": "",
     "sqlalchemy": "",
+    "psutil": "",
     "pyarrow": "",
     "scipy": "",
 }  # at the top of a module only there

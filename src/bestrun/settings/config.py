@@ -457,6 +457,7 @@ class Tracking(Settings):
         | None
     )
     log_model: Annotated[bool, _takes("true or false", "true")] = False  # runs of before have no such setting
+    system_metrics: Annotated[bool, _takes("true or false", "false")] = True  # nor this one
 
 
 Experiment = Annotated[

@@ -56,12 +56,16 @@ def rows_of_an_evaluation(there: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*rows, "images_per_second", "learning_rate"]))
 
 
+SYSTEM = "system/"  # before the names of what the machine did: MLflow's page has a tab for these
+
+
 def figures(event: Evaluation) -> dict[str, float]:
     """The rows of an evaluation. What is not a number never becomes one: a search for the best would find it."""
     values = {key: metric_value(event, key) for key in rows_of_an_evaluation(event)}
     if event["improved"]:
         best = {best_key(key): value for key, value in values.items() if key.startswith("val/")}
         values |= best | {"best/step": event["step"]}
+    values |= {SYSTEM + key: value for key, value in event.get("system", {}).items()}
     return {key: value for key, value in values.items() if value is not None}
 
 
