@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from bestrun.storage.history import History
-from bestrun.storage.journal import read_journal
 from bestrun.storage.system_metrics import SystemMetrics
 from bestrun.tracking.translate import figures
 from support.stores import mlflow_record, run_folder, sqlite_uri
@@ -92,11 +91,8 @@ def test_what_a_machine_does_not_tell_is_left_out(tmp_path, monkeypatch):
 def test_every_evaluation_has_them_and_mlflow_too_and_no_bit_is_another(bestrun, home, settings, is_on):
     for name, words in {"k": [f"tracking.system_metrics={str(is_on).lower()}"], "other": []}.items():
         assert bestrun("train", *settings, f"name={name}", *words).code == 0
-    one, other = (read_journal(run_folder(home, name).journal)[0] for name in ("k", "other"))
-    evaluations = History(one).evaluations
-    assert [line["state_sha256"] for line in evaluations] == [
-        line["state_sha256"] for line in History(other).evaluations
-    ]
+    evaluations, others = (History.read(run_folder(home, name).journal).evaluations for name in ("k", "other"))
+    assert [line["state_sha256"] for line in evaluations] == [line["state_sha256"] for line in others]
     _, rows, _ = mlflow_record(sqlite_uri(home), "k")
     sent = {key for key in rows if key.startswith("system/")}
     if not is_on:

@@ -22,7 +22,7 @@ from ..storage.folder import RunFolder
 from ..storage.history import CHANGEABLE, PLACES, History
 from ..storage.home import settle
 from ..storage.journal import Journal
-from ..storage.provenance import computed_by, environment_differences
+from ..storage.provenance import computed_by, environment_differences, installed
 from ..storage.reasons import StopReason
 from ..storage.reference import local_folder, run_folders
 from ..tracking.direct import refuse_unusable
@@ -154,6 +154,7 @@ def resume(
             if newest is None:  # what it started from stands in no good file of this run yet
                 initial = initial_checkpoint(started, config, data, Place(home, uri))
             keep_own_code(config, folder, history.own_metrics)
+            folder.keep_environment(installed())
             folder.result.unlink(missing_ok=True)  # what it says is true no longer
             last = history.last_evaluation_step
             log.info(
