@@ -38,7 +38,7 @@ class SystemMetrics:
         for part in parts:
             with contextlib.suppress(Exception):  # a container may hide anything; no figure is worth a run
                 found |= part()
-        return {key: round(value, 1) for key, value in found.items()}
+        return {key: round(value, 3 if key.startswith("network") else 1) for key, value in found.items()}
 
     def _disk(self) -> dict[str, float]:
         import psutil

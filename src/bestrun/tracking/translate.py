@@ -91,7 +91,8 @@ def class_keys(names: Sequence[str] | None, count: int) -> list[str]:
 
 
 def tags_of(folder: RunFolder, started: Started) -> dict[str, str]:
-    """What a run begins with, and the user's own tags."""
+    """The user's own tags, and what a run begins with. MLflow's page has them in this order: people's first."""
+    own = started.get("tags", {})
     tags = {
         TAG_RUN: started["name"],
         TAG_FOLDER: str(folder.path),
@@ -109,7 +110,7 @@ def tags_of(folder: RunFolder, started: Started) -> dict[str, str]:
         TAG_TRIAL: "" if started.get("trial") is None else str(started["trial"]),
         "mlflow.parentRunId": started.get("parent_run_id") or "",
     }
-    return {key: str(value)[:8000] for key, value in {**tags, **started.get("tags", {})}.items() if value}
+    return {key: str(value)[:8000] for key, value in {**own, **tags, **own}.items() if value}
 
 
 def params_of(started: Started) -> list[Any]:
