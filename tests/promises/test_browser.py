@@ -23,7 +23,7 @@ def browser():
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = chromium.new_page(viewport={"width": 1900, "height": 1200})
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)
         yield page
         chromium.close()
 
@@ -106,13 +106,8 @@ def test_from_the_link_to_the_table_the_run_its_pictures_its_checkpoint_and_the_
     assert f"{100 * best.data.metrics['best/accuracy']:.2f} % at step" in seen
     assert seen.index("author") < seen.index("bestrun.folder") and "bestrun.versions" not in seen
 
-    # What the machine did while it trained
-    browser.get_by_role("tab", name="System metrics").click()
-    browser.get_by_text("cpu_utilization_percentage", exact=True).first.wait_for()
-    shot(browser, "3-system")
-
     # Its curves, and its pictures with a slider
-    browser.set_viewport_size({"width": 1900, "height": 2600})  # charts are drawn when they come into view
+    browser.set_viewport_size({"width": 1900, "height": 9000})  # the classes' charts stand before the pictures
     browser.get_by_role("tab", name="Model metrics").click()
     browser.get_by_text("confusion matrix", exact=True).first.wait_for()
     browser.wait_for_timeout(3000)
@@ -121,6 +116,11 @@ def test_from_the_link_to_the_table_the_run_its_pictures_its_checkpoint_and_the_
     assert len(pictures) == 4
     assert all(image.evaluate("picture => picture.naturalWidth") > 50 for image in pictures)
     assert browser.get_by_role("slider").count() >= 4
+
+    # What the machine did while it trained
+    browser.get_by_role("tab", name="System metrics").click()
+    browser.get_by_text("cpu_utilization_percentage", exact=True).first.wait_for()
+    shot(browser, "4-system")
 
     # The best checkpoint among its artifacts
     browser.set_viewport_size({"width": 1900, "height": 1200})
