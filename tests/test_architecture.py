@@ -42,6 +42,7 @@ WHERE = {
     "scipy": ("judging.py",),
     "click": ("cli/",),
     "psutil": ("storage/system_metrics.py",),
+    "pynvml": ("storage/system_metrics.py",),
     "pyarrow": ("data/parquet.py",),
     "rich": ("views/screen.py", "sweep/board.py", "cli/"),
 }

@@ -12,8 +12,8 @@ MEGABYTE = 1e6  # as MLflow counts
 
 
 class SystemMetrics:
-    """Samples of the whole machine, not of this process alone. A sample takes a tenth of a millisecond; each graphics
-    card is asked beside, where NVIDIA's Python library (`nvidia-ml-py`) is installed.
+    """Samples of the whole machine, not of this process alone. A sample takes a tenth of a millisecond, and of graphics
+    cards what their driver takes to answer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,7 +111,7 @@ class _Card:
 
 
 def _graphics_cards() -> list[_Card]:
-    """All that the driver has, as MLflow numbers them; none without NVIDIA's library."""
+    """All that the driver has, as MLflow numbers them; none without NVIDIA's driver."""
     with contextlib.suppress(Exception):
         import pynvml
 
