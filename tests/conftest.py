@@ -105,7 +105,8 @@ def home(tmp_path: Path, ready_made_store: Path, monkeypatch: pytest.MonkeyPatch
     """A folder with an empty, marked `mlruns/`, which this process and those it starts take for theirs."""
     folder = make_home(tmp_path / "home", ready_made_store)
     monkeypatch.setenv("BESTRUN_MLRUNS", str(folder / "mlruns"))
-    for name in ("TRACKING_URI", "REGISTRY_URI", "RUN_ID", "EXPERIMENT_ID", "EXPERIMENT_NAME"):
+    about_runs = ("RUN_ID", "EXPERIMENT_ID", "EXPERIMENT_NAME", "RUN_CONTEXT", "TAGS")
+    for name in ("TRACKING_URI", "REGISTRY_URI", *about_runs):
         monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
     return folder
 

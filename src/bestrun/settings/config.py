@@ -465,6 +465,7 @@ class Tracking(Settings):
         | None
     )
     log_model: LogModel = "none"  # runs of before have no such setting
+    system_metrics: Annotated[bool, _takes("true or false", "false")] = True  # nor this one
 
 
 Experiment = Annotated[

@@ -23,6 +23,7 @@ CHANGEABLE = (
     "training.evaluation_batch_size",
     "optimizer.learning_rate",
     "tracking.log_model",
+    "tracking.system_metrics",
     "threads",
 )
 PLACES = (  # where things are, not what the run is: no change of the run

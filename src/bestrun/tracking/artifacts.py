@@ -10,6 +10,7 @@ from typing import Any
 from ..class_names import FILE, MAX_BYTES
 from ..errors import VerificationError
 from ..storage.files import sync_folder
+from . import beginning
 from .store import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
@@ -108,6 +109,12 @@ def clear_torn_uploads(store: Store, run: Any) -> None:
 def download_class_names(store: Store, run: Any, place: Path) -> bytes:
     """What the classes of a run's data are called, as the file says it; b"" where they have no names."""
     found = download_if_there(store, run, f"config/{FILE}", place, MAX_BYTES)
+    return found.read_bytes() if found else b""
+
+
+def download_beginning(store: Store, run: Any, place: Path) -> bytes:
+    """How a run began, as its file says it; b"" of a run of before, whose tags tell."""
+    found = download_if_there(store, run, beginning.FILE, place, beginning.MAX_BYTES)
     return found.read_bytes() if found else b""
 
 

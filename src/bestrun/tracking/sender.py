@@ -27,10 +27,12 @@ from ..storage.history import History
 from ..storage.journal import Event, Line, line_sha256, read_lines
 from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
-from . import models, page
+from . import beginning, models, page
 from .artifacts import clear_torn_uploads, is_there, upload
+from .datasets import datasets_of
 from .lookup import Lookup, find_run
 from .names import (
+    DESCRIPTION,
     TAG_BEST_CHECKPOINT,
     TAG_BEST_SHA256,
     TAG_BEST_VALUE,
@@ -45,7 +47,14 @@ from .names import (
 )
 from .refusals import is_permanent, lost_a_race, reason, remedy
 from .store import Store, connect, is_own_store, is_same_store
-from .translate import DESCRIPTION, dataset_of, figures, params_of, rows_of_an_evaluation, rows_of_classes, tags_of
+from .translate import (
+    SYSTEM,
+    figures,
+    params_of,
+    rows_of_an_evaluation,
+    rows_of_classes,
+    tags_of,
+)
 from .writers import (
     OvertakenError,
     is_ours,
@@ -67,6 +76,7 @@ ROWS_IN_ONE_REQUEST = 1000  # more MLflow does not take
 CHECKPOINTS = "checkpoints/"
 KEYFRAMES = "keyframes/"
 TESTED_MODEL = "the model's test"  # metrics of the LoggedModel
+ENVIRONMENT = "environment.txt"
 CLASSES = "class/..."  # the metrics of each class: as artifacts, they go beside the rest and hold nothing up
 
 
@@ -335,7 +345,7 @@ class Sender:
         params = params_of(started)
         for first in range(0, len(params), 100):
             client.log_batch(run_id, params=params[first : first + 100], synchronous=True)
-        _log_dataset(client, run_id, dataset_of(started))
+        _log_datasets(client, run_id, datasets_of(started))
         experiment = client.get_experiment_by_name(started["experiment"])
         page.save_view(client, experiment, started["settings"]["objective.metric"])
 
@@ -384,6 +394,8 @@ class Sender:
             self.store.client.log_batch(self.run_id, metrics=some, synchronous=True)
 
     def _has_row(self, key: str, step: int, value: float) -> bool:
+        if key.startswith(SYSTEM):  # as is what the machine did then; it goes with the other rows
+            return bool((self._rows_there or {}).get(("val/accuracy", step)))
         there = (self._rows_there or {}).get((key, step), [])
         return value in there or (bool(there) and key == "images_per_second")  # a speed is never the same twice
 
@@ -513,8 +525,12 @@ class Sender:
             if kind == "started":
                 self._offer(["config"], partial(self._send_config, cast(Started, event)))
                 self._offer(["code"], lambda: self._send_files([self.folder.diff, *self.folder.codes], "code"))
-            elif kind == "resumed" and len(self.folder.codes) > 1:  # it went on with another code.py
-                self._offer(["code"], lambda: self._send_files(self.folder.codes, "code"))
+                self._offer([ENVIRONMENT], lambda: self._send_files(self.folder.environments, None))
+            elif kind == "resumed":
+                if len(self.folder.codes) > 1:  # it went on with another code.py
+                    self._offer(["code"], lambda: self._send_files(self.folder.codes, "code"))
+                if len(self.folder.environments) > 1:  # or with something else installed
+                    self._offer([ENVIRONMENT], lambda: self._send_files(self.folder.environments, None))
             elif kind == "evaluation" and "keyframe" in event:
                 source = self.folder.inside(event["keyframe"])
                 self._offer([KEYFRAMES + source.name], partial(self._send_files, [source], KEYFRAMES.rstrip("/")))
@@ -570,7 +586,12 @@ class Sender:
                 upload(self.store, self._run, path, to, began=self._began_upload)
 
     def _send_config(self, started: Started) -> None:
-        """The settings; and what the classes are called, which a data set of MLflow, one for many runs, cannot keep."""
+        """How the run began, without which settings are no use; the settings; and what the classes are called, which a
+        data set of MLflow, one for many runs, cannot keep.
+        """
+        with Workplace() as place:
+            (place / beginning.FILE).write_bytes(beginning.to_json(started))
+            self._send_files([place / beginning.FILE], None)
         self._send_files([self.folder.config, self.folder.overrides], "config")
         if names := class_names.recorded(started["data"]):
             with Workplace() as place:
@@ -676,7 +697,11 @@ def _artifacts_of(event: Event) -> list[str]:
         return [TESTED_MODEL]
     if kind == "evaluation":
         return [KEYFRAMES + event["keyframe"]] if "keyframe" in event else []
-    others = {"started": ["config", "code"], "resumed": ["code"], "stopped": ["validation.json", CLASSES, "run.log"]}
+    others = {
+        "started": ["config", "code", ENVIRONMENT],
+        "resumed": ["code", ENVIRONMENT],
+        "stopped": ["validation.json", CLASSES, "run.log"],
+    }
     return others.get(kind, [])
 
 
@@ -722,11 +747,11 @@ def _stage_picture(path: Path, event: Event, place: Path) -> None:
         picture.save(place / "images" / f"{name}+compressed.webp")
 
 
-def _log_dataset(client: Any, run_id: str, dataset: Any) -> None:
-    """Several runs may log the same data set at once."""
+def _log_datasets(client: Any, run_id: str, datasets: list[Any]) -> None:
+    """Several runs may log the same data sets at once."""
     for attempt in range(5):
         try:
-            return client.log_inputs(run_id, [dataset])  # type: ignore[no-any-return]
+            return client.log_inputs(run_id, datasets)  # type: ignore[no-any-return]
         except Exception as error:
             if attempt == 4 or not lost_a_race(error):
                 raise
