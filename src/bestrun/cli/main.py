@@ -15,6 +15,7 @@ from ..environment import refuse_windows
 from ..errors import BestrunError, SettingsError
 from ..terminal import say
 from .cache import cache
+from .check import check
 from .compare import compare
 from .completion import VARIABLE, completion
 from .fetch import fetch_files
@@ -87,7 +88,7 @@ def cli() -> None:
     """
 
 
-VERBS = [cache, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
+VERBS = [cache, check, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
 VERBS += [resume, runs, show, sweep, sync, train, ui, verify]
 for verb in VERBS:
     cli.add_command(verb)
