@@ -33,17 +33,17 @@ def duplicates(data: Dataset) -> Iterable[Finding]:
     """Images of one split that are images of another, pixel by pixel; and those that have two labels."""
     twofold = twice(data)
     if twofold is None:  # too many to read once more: what was counted when they were read
-        counted = [f"{count:,} {part} images are training images" for part, count in data.repeated.items() if count]
+        counted = [f"training and {part} share {count:,}" for part, count in data.repeated.items() if count]
         if counted:
-            yield Finding("duplicates", WARN, "; ".join(counted), APART)
+            yield Finding("duplicates", WARN, f"{', '.join(counted)} images", APART)
         else:
             yield Finding("duplicates", OK, "no validation or test image is a training image")
         return
     if twofold.across:
-        counted = [f"{count:,} {later} images are {first} images" for (first, later), count in twofold.across.items()]
-        yield Finding("duplicates", WARN, f"{'; '.join(counted)}: {twofold.example}", APART)
+        counted = [f"{first} and {later} share {count:,}" for (first, later), count in twofold.across.items()]
+        yield Finding("duplicates", WARN, f"{', '.join(counted)} images: {twofold.example}", APART)
     if twofold.contradicting:
-        said = f"{twofold.contradicting:,} images stand in the data with another label, too"
+        said = f"images that stand in the data with another label, too: {twofold.contradicting:,}"
         yield Finding("duplicates", WARN, said, "correct their labels")
     if not (twofold.across or twofold.contradicting):
         yield Finding("duplicates", OK, "no image stands in two splits, none has two labels")

@@ -16,7 +16,7 @@ from ..storage.files import StorageError
 from ..storage.workplace import Workplace
 from . import database
 from .artifacts import upload
-from .direct import refuse_unusable
+from .direct import REFUSED, refuse_unusable
 from .names import TAG_ROLE
 from .refusals import reason, remedy, status_of
 from .store import Store, TrackingError, connect, import_mlflow, sqlite_path
@@ -138,9 +138,10 @@ def _answer_of(uri: str, ask: Callable[[], Answer], forbidden: str) -> Answer:
     error = failed[0]
     if isinstance(error, BestrunError):
         raise error
-    if status_of(error) in (401, 403) or isinstance(error, PermissionError):
-        raise ForbiddenError(f"{where}: {forbidden}: {reason(error)}; {remedy(error)}") from error
     advice = remedy(error)
+    if status_of(error) in (401, 403) or isinstance(error, PermissionError) or REFUSED.search(str(error)):
+        mend = advice or "get the right to write there"
+        raise ForbiddenError(f"{where}: {forbidden}: {reason(error)}; {mend}") from error
     raise TrackingError(f"{where}: {reason(error)}{f'; {advice}' if advice else ''}") from error
 
 
@@ -169,18 +170,31 @@ def look_at_sqlite(uri: str) -> bool:
     """
     path = sqlite_path(uri)
     assert path is not None
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         return False
+    _write_nothing(path, "SELECT 1")  # whether it is held is known sooner than MLflow would say it
     database.ready(path, create=False, load=import_mlflow)
+    _write_nothing(path, "UPDATE alembic_version SET version_num = version_num")
+    return True
+
+
+def _write_nothing(path: Path, statement: str) -> None:
+    """Begin to write, and undo it. What is no database is for `database.ready` to tell.
+
+    Raises:
+        StorageError: it cannot be written; says why.
+    """
+    address = f"{path.as_uri()}?mode=rw"
     try:
         with contextlib.closing(
-            sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-        ) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("UPDATE alembic_version SET version_num = version_num")
-            connection.execute("ROLLBACK")
+            sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        ) as asked:
+            asked.execute("BEGIN IMMEDIATE")
+            asked.execute(statement)
+            asked.execute("ROLLBACK")
     except sqlite3.Error as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            return
         locked = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
         mend = f"another process holds it: end that, see fuser {path}" if locked else "get the right to write there"
         raise StorageError(f"{path}: cannot be written: {error}; {mend}") from error
-    return True
