@@ -6,7 +6,8 @@ from mlflow.entities import ViewType
 
 from bestrun.errors import SettingsError
 from bestrun.run.check_store import store as looked_at
-from bestrun.run.findings import FAILED, OK, WARN
+from bestrun.run.check_store import upload
+from bestrun.run.findings import FAILED, OK, WARN, looked
 from bestrun.tracking import probe
 from bestrun.tracking.store import TrackingError
 from support.proxy import Proxy
@@ -74,6 +75,17 @@ def test_a_server_that_says_nothing_is_away(home, mlflow_server, proxy, monkeypa
     monkeypatch.setattr(probe, "SECONDS", 5.0)
     with pytest.raises(TrackingError):
         probe.ask(proxy.uri, "any", home)
+
+
+def test_a_server_that_takes_no_file_of_a_checkpoints_size_fails(home, mlflow_server, proxy, tmp_path):
+    checkpoint = tmp_path / "last.safetensors"
+    checkpoint.write_bytes(b"0" * 1_000_000)
+    (line,) = upload(proxy.uri, "sized", home, checkpoint)
+    assert line.state == OK and "takes a checkpoint of 1.0 MB in " in line.said
+    proxy.fail("413", when="PUT .*/mlflow-artifacts/", only=True)
+    (line,) = looked("server", lambda: upload(proxy.uri, "sized", home, checkpoint))
+    assert line.state == FAILED and "413" in line.said and "client_max_body_size" in line.remedy
+    assert runs_of(mlflow_server.uri, "sized") == []
 
 
 def test_a_database_of_sqlite_is_looked_at_and_not_written(home, tmp_path):

@@ -181,11 +181,12 @@ class Preflight:
         self._data = data
 
     def _server(self) -> Iterator[Finding]:
-        def look() -> Iterable[Finding]:
-            name = self._data.name if self._data else self._config.data.name
-            return check_store.store(self._uri, self._config.experiment or name, self._home)
+        return looked("server", lambda: check_store.store(self._uri, self._experiment, self._home))
 
-        return looked("server", look)
+    @property
+    def _experiment(self) -> str:
+        config = self._config
+        return config.experiment or (self._data.name if self._data else config.data.name)
 
     @property
     def _config(self) -> Config:
@@ -226,6 +227,8 @@ class Preflight:
         yield from looked("speed", lambda: check_training.speed(done, config, data, runs=runs, at_once=at_once))
         yield from looked("memory", lambda: check_training.memory(done, at_once))
         yield from looked("room", lambda: self._room(done))
+        sent = done.folder.last
+        yield from looked("server", lambda: check_store.upload(self._uri, self._experiment, self._home, sent))
         with check_training.without_mlflow(trials) as trial:
             yield from looked("kills", lambda: check_training.kills(trials, done, config, data))
             yield from looked("outage", lambda: check_training.outage(trials, trial))

@@ -15,7 +15,7 @@ from ..formatting import mask_uri
 from ..storage.files import StorageError
 from ..storage.workplace import Workplace
 from . import database
-from .artifacts import upload
+from .artifacts import seconds_for, upload
 from .direct import REFUSED, refuse_unusable
 from .names import TAG_ROLE
 from .refusals import reason, remedy, status_of
@@ -64,40 +64,58 @@ def ask(uri: str, experiment: str, home: Path) -> Answered:
         seconds = time.monotonic() - began
         return Answered(seconds, _version(uri))
 
-    return _answer_of(uri, look, "may not read there")
+    return _answer_of(uri, look, "may not read there", SECONDS)
 
 
-def try_writing(uri: str, experiment: str, home: Path) -> str | None:
-    """Make a run in the experiment, write a metric and a small artifact, and delete it again.
+@dataclass(frozen=True)
+class Written:
+    """A run that was made, written to and deleted.
+
+    Attributes:
+        seconds: that its artifact took.
+        left: what of it could not be taken away again; None where nothing is left.
+    """
+
+    seconds: float
+    left: str | None
+
+
+def try_writing(uri: str, experiment: str, home: Path, artifact: Path | None = None) -> Written:
+    """Make a run in the experiment, write a metric and an artifact, and delete it again.
 
     An experiment that is not there yet is made, and stays: MLflow would keep the name of a deleted one.
 
-    Returns:
-        What of it could not be taken away again; None where nothing is left.
+    Args:
+        artifact: a file; None: a small one.
 
     Raises:
         ForbiddenError: what a run does is not allowed there.
         SettingsError: the experiment was deleted, or its artifacts belong to another machine.
         TrackingError: it did not answer.
     """
-    return _answer_of(uri, lambda: _write(connect(uri), experiment, home), "may not write there")
+    with Workplace() as place:
+        if artifact is None:
+            artifact = place / "check.txt"
+            artifact.write_text("made by bestrun check, and of no further use\n")
+        file, seconds = artifact, SECONDS + seconds_for(artifact.stat().st_size)
+        return _answer_of(uri, lambda: _write(connect(uri), experiment, home, file), "may not write there", seconds)
 
 
-def _write(store: Store, experiment: str, home: Path) -> str | None:
+def _write(store: Store, experiment: str, home: Path, artifact: Path) -> Written:
     client = store.client
     experiment_id = store.experiment_id(experiment, home)
     run = client.create_run(experiment_id, run_name=f"bestrun-check-{secrets.token_hex(4)}", tags={TAG_ROLE: CHECK})
     try:
         client.log_metric(run.info.run_id, CHECK, 1.0, step=0)
-        with Workplace() as place:
-            (place / "check.txt").write_text("made by bestrun check, and of no further use\n")
-            upload(store, run, place / "check.txt", CHECK)
+        began = time.monotonic()
+        upload(store, run, artifact, CHECK)
+        seconds = time.monotonic() - began
         repository = store.artifacts(run)
-        if f"{CHECK}/check.txt" not in [item.path for item in repository.list_artifacts(CHECK)]:
+        if f"{CHECK}/{artifact.name}" not in [item.path for item in repository.list_artifacts(CHECK)]:
             raise SettingsError(f"experiment={experiment}: an artifact that was sent there is not to be found")
     finally:
         left = _take_away(store, run)
-    return left
+    return Written(seconds, left)
 
 
 def _take_away(store: Store, run: Any) -> str | None:
@@ -116,8 +134,8 @@ def _take_away(store: Store, run: Any) -> str | None:
     return "; ".join(left) or None
 
 
-def _answer_of(uri: str, ask: Callable[[], Answer], forbidden: str) -> Answer:
-    """What a store answers, waited for no longer than SECONDS, whatever its driver does."""
+def _answer_of(uri: str, ask: Callable[[], Answer], forbidden: str, seconds: float) -> Answer:
+    """What a store answers, waited for no longer than so many seconds, whatever its driver does."""
     found: list[Answer] = []
     failed: list[Exception] = []
 
@@ -129,12 +147,12 @@ def _answer_of(uri: str, ask: Callable[[], Answer], forbidden: str) -> Answer:
 
     thread = threading.Thread(target=run, name="probe", daemon=True)
     thread.start()
-    thread.join(SECONDS)
+    thread.join(seconds)
     if found:
         return found[0]
     where = f"MLflow at {mask_uri(uri)}"
     if not failed:
-        raise TrackingError(f"{where}: no answer within {SECONDS:.0f} s")
+        raise TrackingError(f"{where}: no answer within {seconds:.0f} s")
     error = failed[0]
     if isinstance(error, BestrunError):
         raise error
