@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from bestrun.environment import memory_bytes
-from bestrun.run import check_place, check_training, preflight
+from bestrun.run import check_place, check_training
 from bestrun.run.findings import FAILED, OK, WARN, Finding, failed, looked
 from bestrun.settings.compose import compose
 from bestrun.storage.checkpoint import Checkpoint, LoopState
 from bestrun.storage.history import History
+from bestrun.sweep.first import first_run
 from support.labs import make_lab as make_newcomers_lab
 from support.looks import wait_for
 from support.networks import make_lab, unsteady
@@ -266,14 +267,14 @@ def test_a_message_is_split_before_what_to_type_and_whatever_is_raised_is_a_line
 
 def test_of_a_sweep_the_first_run_is_tried_and_all_are_counted():
     words = [*SMALL, "data.path=x.npz", "optimizer.learning_rate=1e-3,1e-2", "seed=range(0,3)", "sweep.workers=2"]
-    found = preflight.planned(words, multirun=True)
+    found = first_run(words)
     assert (found.runs, found.at_once) == (6, 2)
     config = compose(found.words).config
     assert (config.optimizer.learning_rate, config.seed, config.pictures) == (1e-3, 0, False)
     assert config == found.composed.config
     study = [*SMALL, "data.path=x.npz", "sweep=study", "sweep.n_trials=7", "sweep.replicates=2"]
     study.append("optimizer.learning_rate=tag(log, interval(1e-4, 1e-2))")
-    found = preflight.planned(study, multirun=True)
+    found = first_run(study)
     assert found.runs == 14 and compose(found.words).config == found.composed.config
 
 

@@ -11,7 +11,10 @@ from .completion import settings
 from .options import config_dir_option, json_option
 
 
-@click.command(short_help="Before the night: try what would stop a run, with your settings and data.")
+@click.command(
+    short_help="Before the night: try what would stop a run, with your settings and data.",
+    context_settings={"ignore_unknown_options": True},  # compose answers those of others, as train does
+)
 @click.argument("overrides", nargs=-1, shell_complete=settings, type=click.UNPROCESSED)
 @click.option("-m", "--multirun", is_flag=True, help="The settings of a sweep, of which the first run is tried.")
 @click.option("--quick", is_flag=True, help="Nothing is trained: settings, folder, server and data alone.")
@@ -30,11 +33,18 @@ def check(overrides: tuple[str, ...], multirun: bool, quick: bool, as_json: bool
     gets a run that is deleted again. Exit 0, or 2 where something FAILED.
     """
     from ..run.findings import FAILED, WARN
-    from ..run.preflight import Preflight
+    from ..run.preflight import Planned, Preflight, one_run
     from ..views.screen import reading
 
+    def plan() -> Planned:
+        if not multirun:
+            return one_run(overrides)
+        from ..sweep.first import first_run
+
+        return first_run(overrides)
+
     began, found = time.monotonic(), []
-    preflight = Preflight(overrides, multirun=multirun, quick=quick, reading=reading)
+    preflight = Preflight(plan, quick=quick, reading=reading)
     with contextlib.closing(preflight.findings()) as findings:
         for finding in findings:
             found.append(finding)

@@ -82,6 +82,7 @@ def cli() -> None:
     \b
     bestrun train                                 the default experiment: MNIST, two convolutions
     bestrun train optimizer.learning_rate=1e-3    the same with another setting
+    bestrun check                                 before the night: whatever would stop it, tried first
     bestrun restore latest                        fetch its best, prove it, test it
     bestrun runs                                  a table of runs, best first
     bestrun ui                                    the MLflow page

@@ -53,23 +53,9 @@ class Planned:
     at_once: int = 1
 
 
-def planned(words: Sequence[str], *, multirun: bool) -> Planned:
-    """Raises SettingsError as `compose` and `plan` do."""
-    if not multirun:
-        return Planned(compose(words), words)
-    from ..sweep.space import plan
-
-    sweep = plan(words)
-    settings = sweep.settings
-    ends = {key: dimension.ends()[0] for key, dimension in sweep.dimensions.items()}
-    point = sweep.points[0] if sweep.points else ends
-    composed = sweep.settle(point)
-    typed = ["pictures=false", *sweep.base, *(f"{key}={value}" for key, value in point.items())]
-    if composed.config.threads is None and settings.workers > 1:
-        threads = settings.threads or max(1, processors() // settings.workers)
-        composed = compose(typed := [*typed, f"threads={threads}"])
-    runs = (len(sweep.points) or settings.n_trials) * settings.replicates
-    return Planned(composed, typed, runs + settings.finalists * settings.finalist_seeds, settings.workers)
+def one_run(words: Sequence[str]) -> Planned:
+    """A command line of `bestrun train`; of a sweep's see sweep/first.py. Raises SettingsError as `compose` does."""
+    return Planned(compose(words), words)
 
 
 class Preflight:
@@ -77,19 +63,18 @@ class Preflight:
 
     def __init__(
         self,
-        words: Sequence[str],
+        plan: Callable[[], Planned],
         *,
-        multirun: bool = False,
         quick: bool = False,
         reading: Callable[[Sequence[int]], Iterable[int]] = iter,
     ) -> None:
         """
         Args:
-            multirun: the settings are a sweep's.
+            plan: gives what is to be run, of one run or of a sweep; its mistakes are the first finding.
             quick: nothing is trained.
             reading: told of each picture that is read.
         """
-        self._words, self._multirun, self._quick, self._reading = list(words), multirun, quick, reading
+        self._plan, self._quick, self._reading = plan, quick, reading
         self._planned: Planned | None = None
         self._data: Dataset | None = None
         self._source: Checkpoint | None = None
@@ -140,7 +125,7 @@ class Preflight:
     # ---- what is there
 
     def _settings(self) -> Iterable[Finding]:
-        self._planned = planned(self._words, multirun=self._multirun)
+        self._planned = self._plan()
         composed, runs = self._planned.composed, self._planned.runs
         chosen = " ".join(f"{group}={option}" for group, option in composed.choices.items() if option)
         of_all = f", the first of {runs:,} runs" if runs > 1 else ""
