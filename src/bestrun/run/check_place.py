@@ -139,17 +139,19 @@ def disk(place: Path) -> Iterable[Finding]:
         yield Finding("disk", OK, f"{there}")
 
 
-def room(place: Path, a_run: int, files: int, runs: int) -> Iterable[Finding]:
+def room(place: Path, a_run: int, files: int, runs: int, once: int = 0) -> Iterable[Finding]:
     """Whether there is room for what is to come.
 
     Args:
         a_run: bytes that one run leaves, and takes at most.
         files: that one run leaves.
         runs: how many there will be.
+        once: bytes of decoded images, which all of them share.
     """
-    there, size, count = free(place), a_run * runs, files * runs
-    of_all = f"about {in_bytes(size)}" + (f" for {runs:,} runs of {in_bytes(a_run)}" if runs > 1 else "")
-    said = f"{of_all}, {there}"
+    there, size, count = free(place), a_run * runs + once, files * runs
+    said = f"about {in_bytes(size)}" + (f" for {runs:,} runs of {in_bytes(a_run)}" if runs > 1 else "")
+    said += f", of that {in_bytes(once)} of decoded images" if once else ""
+    said += f", {there}"
     too_many = there.files is not None and count > there.files
     if size > there.size or too_many:
         yield Finding("room", FAILED, f"needs {said}", f"make room, or {ELSEWHERE}")

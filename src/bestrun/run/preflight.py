@@ -183,6 +183,7 @@ class Preflight:
         return resolve_uri(self._config.tracking.uri, self._home)
 
     # ---- what it does
+
     def _network(self) -> Iterable[Finding]:
         assert self._data is not None
         config, data = self._config, self._data
@@ -214,9 +215,13 @@ class Preflight:
         yield from looked("room", lambda: self._room(done))
         sent = done.folder.last
         yield from looked("server", lambda: check_store.upload(self._uri, self._experiment, self._home, sent))
-        with check_training.without_mlflow(trials) as trial:
-            yield from looked("kills", lambda: check_training.kills(trials, done, config, data))
-            yield from looked("outage", lambda: check_training.outage(trials, trial))
+
+        def faults() -> Iterable[Finding]:  # at once, as the second one waits most of its time
+            with check_training.without_mlflow(trials) as trial:
+                yield from looked("kills", lambda: check_training.kills(trials, done, config, data))
+                yield from looked("outage", lambda: check_training.outage(trials, trial))
+
+        yield from looked("outage", faults)
 
     def _words_of_trials(self) -> tuple[list[str], Finding | None]:
         """The settings for the trials' home, which has the run that they begin with if this one has it."""
@@ -246,7 +251,12 @@ class Preflight:
             kept += (1 + here) * (last // training.keyframe_every_steps)
         lines = A_LINE * (1 + last // training.evaluate_every_steps)
         size = kept * whole.checkpoint_bytes + lines + PICTURES * self._config.pictures
-        yield from check_place.room(self._trial_home, size, FILES + kept, self._planned.runs)
+        yield from check_place.room(self._trial_home, size, FILES + kept, self._planned.runs, self._decoded())
+
+    def _decoded(self) -> int:
+        """The bytes of images that were decoded for the trial, which the run will do once more."""
+        new = (self._trial_home / "cache").glob("*.rows")
+        return sum(file.stat().st_size for file in new if not (self._home / "cache" / file.name).exists())
 
     def _one_batch(self) -> Iterable[Finding]:
         assert self._data is not None

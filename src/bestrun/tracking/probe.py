@@ -19,7 +19,7 @@ from .artifacts import seconds_for, upload
 from .direct import REFUSED, refuse_unusable
 from .names import TAG_ROLE
 from .refusals import reason, remedy, status_of
-from .store import Store, TrackingError, connect, import_mlflow, sqlite_path
+from .store import Store, TrackingError, connect, import_mlflow, local_path, sqlite_path
 
 CHECK = "check"  # the role of a run that is made to see whether it can be; nothing lists it as a run
 SECONDS = 30.0  # so long a store is waited for: a database is tried for minutes by MLflow
@@ -122,7 +122,12 @@ def _take_away(store: Store, run: Any) -> str | None:
     """Delete the run and its artifact; what is not allowed is told."""
     left = []
     try:
-        store.artifacts(run).delete_artifacts(CHECK)
+        repository = store.artifacts(run)
+        repository.delete_artifacts(CHECK)
+        if path := local_path(repository.artifact_uri):
+            with contextlib.suppress(OSError):  # nothing of it is there, or something else
+                path.rmdir()
+                path.parent.rmdir()
     except Exception as error:  # each kind of artifact store has its own
         left.append(f"its artifact is not ({reason(error)})")
     try:
