@@ -68,6 +68,18 @@ def test_a_home_that_is_not_there_yet_is_not_made(bestrun, tmp_path, words):
     assert list(new.iterdir()) == []
 
 
+def test_what_is_decoded_for_a_check_goes_with_it_and_what_a_run_has_decoded_is_taken(bestrun, home, words):
+    before = listed(home)
+    words = [*words, "data.in_memory=false"]
+    first = bestrun("check", "--quick", *words)
+    assert first.code == 0 and "looked through, once" in first.err and listed(home) == before
+    assert bestrun("train", *words, "training.max_steps=20", "pictures=false").code == 0
+    before = {path: path.read_bytes() for path in (home / "mlruns" / "cache").iterdir()}
+    second = bestrun("check", "--quick", *words)
+    assert second.code == 0 and "once" not in second.err
+    assert {path: path.read_bytes() for path in (home / "mlruns" / "cache").iterdir()} == before
+
+
 def test_each_mistake_in_the_settings_is_a_line(bestrun, home, words):
     found = checked(bestrun, *words, "optimiser=adam", "training.max_steps=0", code=2)
     assert found.states == {"settings": [FAILED, FAILED]}
@@ -206,8 +218,7 @@ def history_of(*lines):
 
 
 def test_speed_leaves_out_what_compiles_and_tells_both_ends():
-    lines = [line_of(0, 5.0, None), line_of(10, 9.0, 20.0)]
-    lines += [line_of(10 * number, 9.0 + 1.5 * (number - 1), 160.0) for number in (2, 3, 4)]  # 1 s of steps, 0.5 s more
+    lines = [line_of(0, 5.0, None), line_of(10, 9.0, 20.0), line_of(20, 10.5, 160.0)]  # 1 s of steps, 0.5 s more
     whole = SimpleNamespace(history=history_of(*lines))
     assert check_training.pace(whole.history, 16) == (0.1, 0.5)
     config = compose([*SMALL, "data.path=x.npz"]).config
