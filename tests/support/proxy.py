@@ -16,6 +16,7 @@ MODES = {
     "504": "",
     "429": "with Retry-After: 20",
     "404": "an HTML page, as from a server that is no MLflow",
+    "403": "a user who may not do this",
     "413": "a proxy that takes no file of this size",
     "hang": "the request is read, an answer never comes",
     "truncated": "a complete HTTP answer with half its JSON",

@@ -15,6 +15,7 @@ from ..environment import refuse_windows
 from ..errors import BestrunError, SettingsError
 from ..terminal import say
 from .cache import cache
+from .check import check
 from .compare import compare
 from .completion import VARIABLE, completion
 from .fetch import fetch_files
@@ -82,13 +83,14 @@ def cli() -> None:
     \b
     bestrun train                                 the default experiment: MNIST, two convolutions
     bestrun train optimizer.learning_rate=1e-3    the same with another setting
+    bestrun check                                 before the night: whatever would stop it, tried first
     bestrun restore latest                        fetch its best, prove it, test it
     bestrun runs                                  a table of runs, best first
     bestrun ui                                    the MLflow page
     """
 
 
-VERBS = [cache, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
+VERBS = [cache, check, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
 VERBS += [resume, runs, show, sweep, sync, train, ui, verify]
 for verb in VERBS:
     cli.add_command(verb)

@@ -7,7 +7,7 @@ which there are many for the memory stay in a file, the user's own or one of the
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ class Dataset:
 
     `mended` says in which ways earlier versions read these files otherwise: their runs have another digest.
     `class_names` are those of class 0, 1, ..., fit for use, None where numbers are all there is. `remarks` are what is
-    told and needs no mending.
+    told and needs no mending. `repeated` counts, of validation and test, the images that are training images, too.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Dataset:
     mended: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
     remarks: tuple[str, ...] = ()
+    repeated: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -170,6 +171,7 @@ def load_dataset(
         tuple(notes.mended),
         names,
         tuple(notes.remarks),
+        looked["repeated"],
     )
 
 

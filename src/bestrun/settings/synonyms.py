@@ -367,6 +367,7 @@ VERBS = _rows(
         "upload synchronize synchronise": "sync",
         "sweeps trials": "sweep",
         "config settings cfg": "train --cfg job",
+        "doctor diagnose preflight dryrun dry-run": "check",
         "help": "--help",
         "version": "--version",
         "delete rm remove gc prune clean": "",

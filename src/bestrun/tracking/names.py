@@ -24,7 +24,7 @@ TAG_DATA_DIGEST = "bestrun.data_digest"
 # Sweeps: of a trial, and of the parent
 TAG_SWEEP = "bestrun.sweep"
 TAG_TRIAL = "bestrun.trial"
-TAG_ROLE = "bestrun.role"  # sweep: this is a parent
+TAG_ROLE = "bestrun.role"  # sweep: this is a parent; check: made to see whether it can be
 TAG_SPACE = "bestrun.space"
 TAG_TRIALS = "bestrun.trials"
 TAG_BEST_RUN = "bestrun.best_run"  # with finalists that of the winner, which is not the run of the best value
