@@ -68,9 +68,7 @@ def plan_relocation(source: Path, target: Path) -> Relocation:
             how = "finish"
         return Relocation(source, target, how, lay_at, 0)
     if not is_home(source):
-        raise SettingsError(
-            f"--home {target}: neither there nor in {source} are runs; say where: BESTRUN_MLRUNS=FOLDER"
-        )
+        raise SettingsError(f"--home {target}: no runs are there, nor in {source}; say where: BESTRUN_MLRUNS=FOLDER")
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise SettingsError(f"--home {target}: a home cannot lie in itself; it is in {source}")
     _refuse_at_work(source)
@@ -80,8 +78,7 @@ def plan_relocation(source: Path, target: Path) -> Relocation:
         return Relocation(source, target, "finish", lay_at, _size(source))
     if os.path.lexists(target) and not (target.is_dir() and not os.listdir(target)):
         raise SettingsError(f"--home {target}: is there already; name a new folder, as {target / 'mlruns'}")
-    there = next(path for path in target.parents if path.exists())
-    if there.stat().st_dev == source.stat().st_dev and not os.path.ismount(source):
+    if are_on_one_disk(source, target):
         return Relocation(source, target, "rename", lay_at, _size(source))
     files_in(source, leave=())  # it refuses links
     refuse_too_large(target, size := _size(source))
@@ -108,6 +105,12 @@ def relocate(plan: Relocation) -> None:
     settle(target)
     if plan.deletes:
         _delete(source, target)
+
+
+def are_on_one_disk(source: Path, target: Path) -> bool:
+    """Whether a rename can bring a folder to a place that is not there yet."""
+    there = next(path for path in target.parents if path.exists())
+    return there.stat().st_dev == source.stat().st_dev and not os.path.ismount(source)
 
 
 def _refuse_at_work(home: Path) -> None:

@@ -86,7 +86,7 @@ def read_record(database: Path, run_id: str) -> MlflowRecord | None:
 def write_record(
     database: Path, record: MlflowRecord, experiment_id: str, here: Callable[[str], str], tags: Mapping[str, str]
 ) -> None:
-    """Put a run into the store in another home, all of it in one transaction, and read it again.
+    """Put a run into the store in another home, all of it in one transaction, in which it is read again.
 
     Args:
         experiment_id: of the experiment there that it belongs to.
@@ -108,10 +108,10 @@ def write_record(
         for table, found in rows.items():
             for row in found:
                 _insert(connection, table, row)
-        connection.execute("COMMIT")
         there = _rows(connection, record.run_id)
-    if any(sorted(map(repr, there[table])) != sorted(map(repr, found)) for table, found in rows.items()):
-        raise VerificationError(f"{database}: does not hold what it was given of run {record.run_id}")
+        if any(sorted(map(repr, there[table])) != sorted(map(repr, found)) for table, found in rows.items()):
+            raise VerificationError(f"{database}: does not hold what it was given of run {record.run_id}")
+        connection.execute("COMMIT")
 
 
 def remove_record(database: Path, run_id: str) -> None:
