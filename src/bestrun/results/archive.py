@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,9 +42,8 @@ from .whole import refuse_damaged
 FORMAT = 1
 MANIFEST = "manifest.json"
 LEFT_OUT = OF_A_PROCESS | {MIRROR}  # which run of MLflow it is, is found out where it arrives
-MAX_MANIFEST_BYTES = 1 << 26
+MAX_MANIFEST_BYTES = 1 << 25  # some 150,000 files
 MAX_HEADER_BYTES = 1 << 20  # what tarfile may read at once
-MAX_FILES = 1_000_000
 MAX_JOURNAL_BYTES = 1 << 28
 MAX_DEPTH = 16
 MAX_SECONDS = 1 << 33  # a file's time: of the year 2242
@@ -109,6 +109,10 @@ def pack_runs(packing: Packing) -> int:
     files = [{"path": path, "bytes": seal.bytes, "sha256": seal.sha256} for path, seal in seals.items()]
     names = [folder.name for folder in packing.folders]
     manifest = json.dumps({"format": FORMAT, "bestrun": __version__, "runs": names, "files": files}, indent=1).encode()
+    if len(manifest) > MAX_MANIFEST_BYTES:
+        raise SettingsError(
+            f"--out {packing.out}: {len(files):,} files are more than one archive takes; pack fewer runs"
+        )
     try:
         with replacing(packing.out) as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -290,10 +294,12 @@ class _Bounded:
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     """An uncompressed tar; whatever is wrong with it is one line."""
     try:
-        file = open(path, "rb")  # noqa: SIM115  (closed below)
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # a pipe is not waited for
     except OSError as error:
         raise SettingsError(f"--open {path}: cannot be read: {error.strerror}") from error
     with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise SettingsError(f"--open {path}: is no file; name one that bestrun archive has made")
         try:
             with tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:
                 yield tar
@@ -316,8 +322,8 @@ def _read_manifest(tar: tarfile.TarFile, path: Path) -> tuple[Sealed, str]:
         if value["format"] != FORMAT:
             _refuse(path, f"has format {str(value['format'])[:20]!r}, this version reads {FORMAT}; made by a newer one")
         names, files, made_by = value["runs"], value["files"], str(value.get("bestrun", ""))
-        if len(set(names)) != len(names) or len(files) > MAX_FILES:
-            raise ValueError("a run stands in it twice, or there are too many files")
+        if len(set(names)) != len(names):
+            raise ValueError("a run stands in it twice")
         seals = {}
         for file in files:
             name = file["path"].split("/")[1] if file["path"].count("/") > 1 else ""
@@ -377,7 +383,10 @@ def _unpack(opening: Opening, place: Path) -> None:
         for path, seal in opening.seals.items():
             member = tar.next()
             if member is None or member.name != path or not _is_plain(member) or member.size != seal.bytes:
-                what = "nothing more" if member is None else f"{member.name[:80]!r} of {member.size:,} bytes"
+                what = "nothing more"
+                if member is not None:
+                    kind = "file" if _is_plain(member) else "link, device or the like"
+                    what = f"the {kind} {member.name[:80]!r} of {member.size:,} bytes"
                 _refuse(opening.path, f"has {what} where its {MANIFEST} says {path!r} of {seal.bytes:,} bytes")
             if path.split("/")[1] not in opening.arriving:
                 continue
