@@ -14,11 +14,13 @@ from .. import __version__, signals
 from ..environment import refuse_windows
 from ..errors import BestrunError, SettingsError
 from ..terminal import say
+from .archive import archive
 from .cache import cache
 from .check import check
 from .compare import compare
 from .completion import VARIABLE, completion
 from .fetch import fetch_files
+from .move import move
 from .pack import pack
 from .predict import predict_images
 from .register import register
@@ -90,8 +92,8 @@ def cli() -> None:
     """
 
 
-VERBS = [cache, check, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
-VERBS += [resume, runs, show, sweep, sync, train, ui, verify]
+VERBS = [archive, cache, check, compare, completion, fetch_files, move, pack, predict_images, register, report, rerun]
+VERBS += [restore, resume, runs, show, sweep, sync, train, ui, verify]
 for verb in VERBS:
     cli.add_command(verb)
 

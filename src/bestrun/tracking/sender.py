@@ -352,7 +352,8 @@ class Sender:
     def _send_end(self, history: History, stopped: Stopped) -> None:
         fault("F11")
         client, run_id = self.store.client, str(self.run_id)
-        self._send_lost_rows(history)
+        sent = history.events[: history.events.index(cast(Event, stopped)) + 1]  # it may have gone on since
+        self._send_lost_rows(History(sent))
         if history.best and self.best_there == history.best["sha256"]:
             self._remove_others(history.best["checkpoint"])  # an upload may have come late
         # A `create_run` that timed out here may have been carried out there after we looked, and made another
