@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import lab
+from ..environment import memory_bytes
 from ..environment import processors as usable_processors
 from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
@@ -30,6 +31,7 @@ from ..tracking.parent import Parent
 from ..tracking.sender import Sender
 from ..tracking.store import connect, reaching, resolve_uri
 from ..tracking.sync import sync
+from .backends.devices import Devices, devices_for
 from .backends.inline import Inline
 from .backends.local import Local
 from .backends.ray import Ray
@@ -84,7 +86,8 @@ class Scheduler:
         while True:
             self.watch(signals)
             started = False
-            if len(self.active) < self.settings.workers and not self.is_ending and (task := self.next_task()):
+            has_place = len(self.active) < self.settings.workers and not self.is_ending and not self.lacks_cards()
+            if has_place and (task := self.next_task()):
                 self.backend.start(task, lambda: self.watch(signals))
                 started = True
             if not self.active and (self.is_ending or not self.left_over()):
@@ -112,6 +115,10 @@ class Scheduler:
         """Begun runs that another process still owns: a worker of a killed scheduler, which saves and leaves."""
         begun = (trial.next_run() for trial in (*self.manifest.trials, *self.manifest.finals))
         return [run.name for run in begun if run and self.manifest.folder(run).is_owned()]
+
+    def lacks_cards(self) -> bool:
+        """Whether a worker of a killed scheduler is still there: nobody knows which graphics cards it has."""
+        return bool(self.settings.gpus and set(self.left_over()) - set(self.active))
 
     def gave_up(self) -> bool:
         most = self.settings.max_failures
@@ -416,12 +423,15 @@ def _backend(planned: Plan, uri: str) -> tuple[int | None, Backend]:
     """Where runs are carried out, and the threads of each.
 
     Raises:
-        SettingsError: Ray is not installed, or cannot use this store.
+        SettingsError: Ray is not installed, or cannot use this store; or this machine has less than runs are to get.
     """
     settings, processors = planned.settings, usable_processors()
     kind = settings.backend or ("local" if settings.workers > 1 else "inline")
     if kind == "ray":
-        return settings.threads or 1, Ray(settings.threads or 1, uri)
+        ray = Ray(settings.threads or 1, uri, settings.workers, settings.gpus, settings.memory_gb)
+        planned.warnings.extend(ray.warnings)
+        return settings.threads or 1, ray
+    refuse_too_much_memory(settings.workers, settings.memory_gb)
     share = max(1, processors // settings.workers) if settings.workers > 1 else None
     threads = settings.threads or share
     if settings.workers * (threads or 1) > processors:
@@ -430,9 +440,19 @@ def _backend(planned: Plan, uri: str) -> tuple[int | None, Backend]:
             "they will wait for each other"
         )
     if kind == "local":
-        return threads, Local()
+        return threads, Local(devices_for(settings.gpus, settings.workers))
     if settings.workers > 1:
         raise SettingsError(f"sweep.workers={settings.workers} sweep.backend=inline: one process runs one at a time")
     if "threads" in planned.space:
         raise SettingsError("threads: cannot differ between runs of one process; type sweep.backend=local")
-    return threads, Inline()
+    return threads, Inline(devices_for(settings.gpus, 1) if settings.gpus else Devices())
+
+
+def refuse_too_much_memory(workers: int, each_gb: float | None) -> None:
+    """Raises SettingsError: so many runs of `each_gb` GB do not fit into this machine's memory at once."""
+    if each_gb and each_gb * workers > (has := memory_bytes() / 10**9):
+        fits = f"sweep.workers={int(has // each_gb)}" if each_gb <= has else "a smaller sweep.memory_gb"
+        raise SettingsError(
+            f"sweep.memory_gb={each_gb:g} sweep.workers={workers}: {each_gb * workers:g} GB at once, and there are "
+            f"{has:.1f} here; type {fits}"
+        )
