@@ -295,6 +295,9 @@ def carry_out(
         signals.handled(),
     ):
         refuse_other_data(manifest, planned, threads)
+        manifest.wants_finals = bool(settings.finalists)
+        manifest.ended = manifest.closed = None  # on disk before MLflow is told, so that `sync` sees an open one
+        manifest.save()
         with reaching(uri):
             store = connect(uri)
             manifest.parent_run_id = find_or_create(store, manifest)
@@ -319,8 +322,12 @@ def carry_out(
         manifest.save()
         count = manifest.count()
         status = _status(scheduler, count["complete"])
+        manifest.ended = status
+        manifest.save()
         parent.tell(outline(manifest))
         mirrored = parent.end(status, write_plots(manifest), PARENT_SECONDS)
+        manifest.closed = status if mirrored else None
+        manifest.save()
         if mirrored:  # MLflow answers: it is told what a process that was killed in the end of its run did not send
             sync(
                 [manifest.folder(run) for run in manifest.runs() if is_untold(manifest, run, uri)],
@@ -350,7 +357,7 @@ def carry_out(
             f"\ngiven up: more than sweep.max_failures={settings.max_failures} trials failed; see run.log of each"
         )
     if not mirrored or behind:
-        board.line("\nMLflow does not have everything yet: bestrun sync --all, then the same line again")
+        board.line("\nMLflow does not have everything yet: bestrun sync --all sends it")
     if why := notify(report):
         board.line(f"\nwarning: {why}")
     is_fruitless = status == "FAILED" or not count["complete"]
