@@ -457,6 +457,7 @@ class Tracking(Settings):
         | None
     )
     log_model: Annotated[bool, _takes("true or false", "true")] = False  # runs of before have no such setting
+    mirror_last_minutes: Annotated[float, _takes("a number from 0 to 10000", "10", ge=0, le=10**4)] = 0  # nor this one
 
 
 Experiment = Annotated[

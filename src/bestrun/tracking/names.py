@@ -16,6 +16,7 @@ TAG_BEST_CHECKPOINT = "bestrun.best_checkpoint"
 TAG_BEST_SHA256 = "bestrun.best_sha256"
 TAG_BEST_VALUE = "bestrun.best_value"
 TAG_BEST_STEP = "bestrun.best_step"
+TAG_LAST_SHA256 = "bestrun.last_sha256"
 TAG_MODEL = "bestrun.model"
 TAG_MODEL_SHA256 = "bestrun.model_sha256"
 
@@ -42,6 +43,8 @@ TAG_BEST_RUN = "bestrun.best_run"  # with finalists that of the winner, which is
 TAG_FINALISTS = "bestrun.finalists"
 TAG_BEST_RUN_NAME = "bestrun.best_run_name"
 TAG_BEST_SETTINGS = "bestrun.best_settings"
+
+LAST = "checkpoints/last.safetensors"  # the artifact that TAG_LAST_SHA256 speaks of
 
 
 def where(tag: str, value: str) -> str:
