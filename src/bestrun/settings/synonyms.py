@@ -316,7 +316,8 @@ WORDS = _rows(
         "workers num_workers dataloader_num_workers": "no process loads data; processor threads: type threads=2, and "
         "runs of a sweep side by side: type bestrun train -m sweep.workers=2",
         "device devices gpus gpu cuda no_cuda accelerator num_gpus": "the first graphics processor there is computes, "
-        "else the processor; leave it out, or hide the former by CUDA_VISIBLE_DEVICES=-1 before the command",
+        "else the processor; leave it out, or hide the former by CUDA_VISIBLE_DEVICES=-1 before the command; each run "
+        "of a sweep has its own by sweep.gpus=1",
         "deterministic benchmark enable_op_determinism": "a run is always deterministic; leave it out",
         "shuffle drop_last": "each epoch has an order of its own by the seed, and drops nothing; leave it out",
         "verbose progress enable_progress_bar progress_bar_refresh_rate": _LINES,
