@@ -18,6 +18,7 @@ from .cache import cache
 from .compare import compare
 from .completion import VARIABLE, completion
 from .fetch import fetch_files
+from .gc import collect
 from .pack import pack
 from .predict import predict_images
 from .register import register
@@ -87,7 +88,7 @@ def cli() -> None:
     """
 
 
-VERBS = [cache, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
+VERBS = [cache, collect, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
 VERBS += [resume, runs, show, sweep, sync, train, ui, verify]
 for verb in VERBS:
     cli.add_command(verb)
