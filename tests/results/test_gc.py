@@ -540,23 +540,27 @@ def test_a_server_is_asked_to_remove_and_does(home, mlflow_server, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_of_300_runs_what_stays_can_be_restored(bestrun, home, settings):
     """Real runs are among them; gc is killed at random moments until it has done all."""
-    for seed in range(4):
+    for seed in range(2):
         assert bestrun("train", *settings, f"seed={seed}", f"name=real-{seed}", "pictures=false").code == 0
     assert bestrun("train", *settings, "from_run=real-0", "name=child", "pictures=false").code == 0
-    line = ["train", "-m", *settings, "seed=7,8,9", "sweep.name=s", "pictures=false"]
+    line = ["train", "-m", *settings, "seed=7,8", "sweep.name=s", "pictures=false"]
     assert bestrun(*line, timeout=300).code == 0
-    for number in range(292):
+    for number in range(295):
         made(home, f"made-{number:03d}", GOOD if number % 5 == 0 else WORST, experiment=f"e{number % 3}")
     said = planned(home, keep_best=2)
     whole, before, choose = said.bytes, size(home), random.Random(0)
     assert len(said.runs) > 270
+    left_by_kills = set()
     for _ in range(12):
         process = bestrun.start("gc", "--keep-best", "2", "--yes")
         time.sleep(choose.uniform(1.0, 6.0))
         process.kill()
         process.wait()
+        left_by_kills.add(size(home))
+    assert len(left_by_kills) > 3, "they came while it was at work"
     assert bestrun("gc", "--keep-best", "2", "--yes", timeout=300).code == 0
     assert before - size(home) == whole
     assert planned(home, keep_best=2).kinds == []

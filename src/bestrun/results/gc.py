@@ -248,6 +248,8 @@ def plan(place: Place, selection: Selection, sweeps: tuple[Mapping[str, str], Ma
 def _plan_thrown_away(found: Plan, stock: Inventory | None) -> None:
     """Removals that were cut off: MLflow may still have the run."""
     for name, thrown in leftovers.thrown_away(found.place.home):
+        if thrown.is_owned():  # another call is at it
+            continue
         known, run = read_json(thrown.mirror), None
         run_id = str(known.get("run_id") or "")
         if run_id:
