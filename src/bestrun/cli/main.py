@@ -20,6 +20,7 @@ from .check import check
 from .compare import compare
 from .completion import VARIABLE, completion
 from .fetch import fetch_files
+from .gc import collect
 from .move import move
 from .pack import pack
 from .predict import predict_images
@@ -92,8 +93,8 @@ def cli() -> None:
     """
 
 
-VERBS = [archive, cache, check, compare, completion, fetch_files, move, pack, predict_images, register, report, rerun]
-VERBS += [restore, resume, runs, show, sweep, sync, train, ui, verify]
+VERBS = [archive, cache, check, collect, compare, completion, fetch_files, move, pack, predict_images, register]
+VERBS += [report, rerun, restore, resume, runs, show, sweep, sync, train, ui, verify]
 for verb in VERBS:
     cli.add_command(verb)
 

@@ -374,7 +374,8 @@ VERBS = _rows(
         "doctor diagnose preflight dryrun dry-run": "check",
         "help": "--help",
         "version": "--version",
-        "delete rm remove gc prune clean": "",
+        "delete rm remove": "gc RUN",
+        "prune clean": "gc",
     }
 )
 
@@ -384,8 +385,6 @@ def verb(word: str) -> str | None:
     if "=" in word:
         return f"{shown(word)}: a verb comes first; type bestrun train {shown(word)}"
     row = VERBS.get(word.lower().replace("_", "-"))
-    if row == "":
-        return f"bestrun {word}: nothing of ours deletes a run; its folder is mlruns/runs/NAME; type bestrun runs"
     return None if row is None else f"bestrun {word}: there is no such verb; type bestrun {row}"
 
 

@@ -6,6 +6,7 @@ TAG_FOLDER = "bestrun.folder"
 TAG_WRITER = "bestrun.writer"
 TAG_PARENT_RUN = "bestrun.parent_run"
 TAG_CHILDREN = "bestrun.children"
+TAG_KEEP = "bestrun.keep"  # a person's: whatever it says, `bestrun gc` leaves the run alone
 
 # How it went, and its best checkpoint
 TAG_STOP_REASON = "bestrun.stop_reason"

@@ -221,9 +221,13 @@ class Store:
         `download_artifacts`, `delete_artifacts`. The one way to them, as MLflow's client asks for the run anew at
         each call.
         """
+        return self.files_at(owner.info.artifact_uri if hasattr(owner, "info") else owner.artifact_location)
+
+    def files_at(self, address: str) -> Any:
+        """The repository at an address of the store's: of a run's artifacts, or of a model's."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        uri = self.here(owner.info.artifact_uri if hasattr(owner, "info") else owner.artifact_location)
+        uri = self.here(address)
         if self.whereabouts and (path := local_path(uri)) and path.is_relative_to(self.whereabouts.home):
             return _in_home(uri, self.uri, self.whereabouts)
         return get_artifact_repository(uri, tracking_uri=self.uri)
