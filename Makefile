@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed-$(shell cksum < pyproject.toml | tr ' ' -)
 # bytecode and 19 s without.
 PIP_INSTALL := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install --quiet --compile
 
-.PHONY: help setup setup-ray train test test-slow coverage lint bench pictures ui lock clean
+.PHONY: help setup setup-ray setup-team train test test-slow coverage lint bench pictures ui lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ $(INSTALLED): $(LOCKED)
 
 setup-ray: setup ## add Ray to .venv, for sweep.backend=ray
 	$(PIP_INSTALL) --require-hashes -r requirements-ray.lock
+
+setup-team: setup ## add to .venv what PostgreSQL and S3 need, and what the tests of real servers start
+	$(PIP_INSTALL) --require-hashes -r requirements-team.lock
 
 train: setup ## train with the tutorial's settings, or with others: make train ARGS="optimizer.learning_rate=1e-3"
 	$(BIN)/bestrun train $(ARGS)
@@ -64,9 +67,12 @@ ui: setup ## the MLflow page, on 127.0.0.1
 
 LOCK := uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 --no-header
 
-lock: ## resolve pyproject.toml anew into requirements.lock and, with Ray, requirements-ray.lock (needs uv)
+# What is in a file already stays, where it can: boto3 wants an older python-dateutil than the others take.
+lock: ## resolve pyproject.toml anew into requirements.lock, and with Ray or for a team into two more (needs uv)
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --extra ray --constraints requirements.lock --output-file requirements-ray.lock
+	cp requirements.lock requirements-team.lock
+	$(LOCK) --extra team --extra servers --output-file requirements-team.lock
 
 clean: ## remove .venv and caches, never mlruns
 	rm -rf .venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
