@@ -13,6 +13,7 @@ import pwd
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -183,6 +184,21 @@ class Postgres(Service):
             self._end_connections(connection, template)
             connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.uri(name)
+
+    def take_rows(self, name: str, path: Path) -> None:
+        """Put all rows of an SQLite store with MLflow's tables into a database that has them, too, and no run."""
+        tables = ("experiments", "runs", "params", "tags", "metrics", "latest_metrics")
+        with contextlib.closing(sqlite3.connect(path)) as source, self.connect(name) as there:
+            there.execute("DELETE FROM experiments")
+            for table in tables:
+                rows = source.execute(f"SELECT * FROM {table}")
+                columns = [column[0] for column in rows.description]
+                with there.cursor().copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as copy:
+                    for row in rows:
+                        copy.write_row(
+                            [bool(value) if key == "is_nan" else value for key, value in zip(columns, row, strict=True)]
+                        )
+            there.execute("ANALYZE")
 
     def drop_database(self, name: str) -> None:
         with self.connect("postgres") as connection:

@@ -237,10 +237,21 @@ def objectives_in_use(store: Store, experiments: list[str], filtered: str) -> li
             return [*objectives(), found[-1]]
 
 
+PAGE = 200  # runs of one answer, which a busy server gives within our client's time-out
+
+
 def search(store: Store, experiments: list[str], filtered: str, order: list[str], most: int) -> list[Any]:
-    return (
-        list(store.client.search_runs(experiments, filtered, order_by=order, max_results=most)) if experiments else []
-    )
+    """The first `most` runs of these experiments that a filter lets through."""
+    found: list[Any] = []
+    token = None
+    while experiments and len(found) < most:
+        size = min(PAGE, most - len(found))
+        page = store.client.search_runs(experiments, filtered, order_by=order, max_results=size, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            break
+    return found
 
 
 def _one(found: list[Any], message: str) -> Any:

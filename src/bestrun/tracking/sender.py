@@ -61,9 +61,6 @@ from .writers import (
 
 log = logging.getLogger("bestrun")
 
-# Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user.
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-
 IN_ONE_REQUEST = 100  # evaluations, after which MLflow's answer is noted
 ROWS_IN_ONE_REQUEST = 1000  # more MLflow does not take
 CHECKPOINTS = "checkpoints/"

@@ -265,20 +265,23 @@ def _in_home(uri: str, tracking_uri: str, lies: Whereabouts) -> Any:
 
 
 def connect(uri: str, *, create: bool = True) -> Store:
-    """Connect to a store; an SQLite one is made first, see database.py.
+    """Connect to a store; what is a database, without a server before it, is made first, see database.py.
 
     Raises:
-        SettingsError: with `create=False`, there is no database yet; or it is none of this MLflow's.
-        StorageError: the database cannot be read or made.
+        SettingsError: with `create=False`, there is no SQLite database yet; or it is none of this MLflow's.
+        StorageError: the SQLite database cannot be read or made.
+        Exception: whatever the driver of another database raises.
     """
     path = sqlite_path(uri)
     gc.disable()  # an eighth of MLflow's import is the collector, looking through objects that all stay
     try:
         if path:
             database.ready(path, create=create, load=import_mlflow)
-        client = import_mlflow().MlflowClient(uri)
-        if path:
-            client.search_experiments(max_results=1)
+        client_of = import_mlflow().MlflowClient
+        with contextlib.nullcontext() if path or uri.startswith("http") else database.taking_turns(uri):
+            client = client_of(uri)
+            if not uri.startswith("http"):
+                client.search_experiments(max_results=1)
     finally:
         gc.enable()
     return Store(uri, client)
@@ -288,6 +291,8 @@ def import_mlflow() -> Any:
     """The module, with our settings and not a line for each table of a new store."""
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
+    # Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     import mlflow
 
     for name in ("mlflow", "mlflow.store.db.utils", "sqlalchemy", "alembic"):
