@@ -1,8 +1,9 @@
 """How a store comes to be that no server stands before: whole, or not at all, by one process at a time.
 
-In SQLite MLflow makes its tables by some seventy migrations, whose statements SQLite commits one by one. Killed in between, it
-leaves a database that it can neither use nor finish. So a child process makes the database under another name, and
-only a complete one is given the name of the store. PostgreSQL takes each migration whole; there it is enough to take turns.
+In SQLite MLflow makes its tables by some seventy migrations, whose statements are committed one by one. Killed in
+between, it leaves a database that it can neither use nor finish. So a child process makes the database under another
+name, and only a complete one is given the name of the store. PostgreSQL takes each migration whole; there it is enough
+to take turns.
 
 What is known here of MLflow's inside: where its migrations are, and what a database without any run holds.
 tests/tracking/test_fresh_store.py fails where a new version differs.

@@ -1,23 +1,26 @@
-"""Before the first step: a store that this process opens by itself, without a server, is asked whether it can be used.
+"""Before the first step: what this process opens by itself, without a server, is asked whether it can be used.
 
-What must be mended here (a driver, credentials, a place for artifacts) is said in one line, not after the training.
+That is a database, and the artifacts of an experiment that its server does not pass on. What must be mended here (a
+driver, a library, credentials, a place for artifacts) is said in one line, not after the training.
 A store that is merely not reachable stays what it is for everybody: training goes on, and the mirror tries again.
 """
 
 import logging
 import re
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..errors import BestrunError, SettingsError
 from ..formatting import mask_uri
-from .refusals import reason, remedy
+from .refusals import install, reason, remedy
 from .store import connect, import_mlflow, is_own_store, local_path, sqlite_path
 
 log = logging.getLogger("bestrun")
 
 SECONDS = 5.0  # for its answer
+LIBRARIES = {"s3": "boto3"}  # scheme of an artifact store -> the module that MLflow speaks to it by
 REFUSED = re.compile(  # what PostgreSQL, MySQL and SQL Server say of an account, which a driver passes on as an outage
     r"authentication failed|no password supplied|pg_hba|(role|user) \S+ does not exist|access denied|login failed|"
     r"permission denied",
@@ -29,16 +32,24 @@ MISSING = re.compile(r"database \S+ does not exist|unknown database", re.IGNOREC
 def refuse_unusable(uri: str, experiment: str, home: Path) -> None:
     """See that a store can be opened and keeps this experiment's artifacts where they can be written.
 
+    A server is asked only where a library is missing that its artifacts may need: that takes time before the first
+    step, and what else a server refuses its first answers tell while training goes on.
+
     Raises:
         SettingsError: it cannot be used before something is mended; says what.
     """
-    if uri.startswith("http") or (is_own_store(uri, home) and experiment != "Default"):
+    if is_own_store(uri, home) and experiment != "Default":
+        return
+    if uri.startswith("http") and all(map(find_spec, LIBRARIES.values())):
         return
     import_mlflow()  # takes seconds, and is no answer of the store
     found: list[BestrunError] = []
 
     def ask() -> None:
         try:
+            if uri.startswith("http"):
+                _look_for_library(uri, experiment)
+                return
             if not sqlite_path(uri):
                 _open_once(uri)
             _look_at_artifacts(uri, experiment, home)
@@ -70,6 +81,23 @@ def _open_once(uri: str) -> None:
         engine.connect().close()
     finally:
         engine.dispose()
+
+
+def _look_for_library(uri: str, experiment: str) -> None:
+    """Whether what a server's artifacts need is installed, where they are sent to their store directly.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    client = connect(uri).client
+    # A new experiment's will be beside those of the first one, which MLflow makes with the store
+    known = client.get_experiment_by_name(experiment) or client.get_experiment("0")
+    library = LIBRARIES.get(known.artifact_location.partition(":")[0])
+    if library and not find_spec(library):
+        raise SettingsError(
+            f"tracking.uri={mask_uri(uri)}: experiment={experiment} keeps its artifacts in "
+            f"{mask_uri(known.artifact_location)}, which needs a library: {install(library)}"
+        )
 
 
 def _look_at_artifacts(uri: str, experiment: str, home: Path) -> None:
