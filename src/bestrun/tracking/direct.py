@@ -40,15 +40,16 @@ def refuse_unusable(uri: str, experiment: str, home: Path) -> None:
     """
     if is_own_store(uri, home) and experiment != "Default":
         return
-    if uri.startswith("http") and all(map(find_spec, LIBRARIES.values())):
+    is_server = uri.startswith("http")
+    if is_server and all(map(find_spec, LIBRARIES.values())):
         return
     import_mlflow()  # takes seconds, and is no answer of the store
     found: list[BestrunError] = []
 
     def ask() -> None:
         try:
-            if uri.startswith("http"):
-                _look_for_library(uri, experiment)
+            if is_server:
+                _look_for_library(uri, experiment, home)
                 return
             if not sqlite_path(uri):
                 _open_once(uri)
@@ -59,7 +60,7 @@ def refuse_unusable(uri: str, experiment: str, home: Path) -> None:
             account = "give a user and a password that may open it" if REFUSED.search(str(error)) else None
             if MISSING.search(str(error)):
                 account = "make the database, or name another"
-            if advice := remedy(error) or account:
+            if not is_server and (advice := remedy(error) or account):
                 found.append(SettingsError(f"tracking.uri={mask_uri(uri)}: {reason(error)}; {advice}"))
             else:
                 log.debug("%s was not looked at: %s", mask_uri(uri), reason(error))
@@ -83,20 +84,20 @@ def _open_once(uri: str) -> None:
         engine.dispose()
 
 
-def _look_for_library(uri: str, experiment: str) -> None:
-    """Whether what a server's artifacts need is installed, where they are sent to their store directly.
+def _look_for_library(uri: str, experiment: str, home: Path) -> None:
+    """Whether what a server's artifacts need is installed, where they are sent to their store directly. A new
+    experiment is made here and not by the run: only the server knows where it puts it.
 
     Raises:
         SettingsError: it is not.
     """
-    client = connect(uri).client
-    # A new experiment's will be beside those of the first one, which MLflow makes with the store
-    known = client.get_experiment_by_name(experiment) or client.get_experiment("0")
-    library = LIBRARIES.get(known.artifact_location.partition(":")[0])
+    store = connect(uri)
+    location = store.client.get_experiment(store.experiment_id(experiment, home)).artifact_location
+    library = LIBRARIES.get(location.partition(":")[0])
     if library and not find_spec(library):
         raise SettingsError(
-            f"tracking.uri={mask_uri(uri)}: experiment={experiment} keeps its artifacts in "
-            f"{mask_uri(known.artifact_location)}, which needs a library: {install(library)}"
+            f"tracking.uri={mask_uri(uri)}: experiment={experiment} keeps its artifacts in {mask_uri(location)}, which "
+            f"needs a library: {install(library)}"
         )
 
 

@@ -9,6 +9,8 @@ from ..storage.files import StorageError
 
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+
 PACKAGES = {  # module -> what pip calls a usable one
     "psycopg": "'psycopg[binary]'",
     "psycopg2": "psycopg2-binary",
@@ -48,6 +50,8 @@ def is_permanent(error: BaseException) -> bool:
         return True
     if lost_a_race(error):
         return False
+    if UNTRUSTED in str(error):
+        return True
     status = status_of(error)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 429)
@@ -87,6 +91,8 @@ def remedy(error: BaseException) -> str | None:
             return "give the artifact store's credentials, as its own tools take them"
         if isinstance(each, PermissionError):
             return "get the right to write there"
+        if UNTRUSTED in str(each):
+            return "name a file with the certificate of its authority: MLFLOW_TRACKING_SERVER_CERT_PATH=FILE"
         if status == 413:
             return "raise the server's or its proxy's limit for a file (nginx: client_max_body_size)"
         if status == 404 and "NoSuchBucket" in str(each):

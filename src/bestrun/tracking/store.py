@@ -19,6 +19,7 @@ from ..storage.folder import RunFolder
 from ..storage.home import DATABASE, Whereabouts, find_home, has_run, whereabouts
 from . import database
 from .names import TAG_FOLDER, TAG_RUN
+from .refusals import remedy
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
 # answer was lost would make a second run. Read by MLflow at each call; what the user's environment says wins.
@@ -311,7 +312,8 @@ def reaching(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrackingError(f"MLflow at {mask_uri(uri)}: {text.replace(uri, mask_uri(uri))}") from error
+        mend = f"; {advice}" if (advice := remedy(error)) else ""
+        raise TrackingError(f"MLflow at {mask_uri(uri)}: {text.replace(uri, mask_uri(uri))}{mend}") from error
 
 
 def make_registered_model(client: Any, name: str) -> None:
