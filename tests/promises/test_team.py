@@ -10,20 +10,25 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
+from bestrun.guard import guarded
 from bestrun.tracking.store import connect
 from support.lines import SMALL_NETWORK
 from support.looks import evaluations, same_tensors, until
+from support.pages import free_port
 from support.processes import Command, Starter
 from support.proxy import Proxy
 from support.stores import assert_record_agrees, make_home, run_folder
 from support.team import (
     BUCKET,
+    KEY,
     PASSWORD,
     S3,
     Mlflow,
@@ -609,3 +614,105 @@ def test_no_password_stands_anywhere(people, postgres, tables, tmp_path):
         ):
             rows = str(connection.execute(f"SELECT * FROM {table}").fetchall())
             assert "s3cret" not in rows, table
+
+
+# ---- docs/team.md to the letter ----
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "team.md"
+COMPOSE = ROOT / "docs" / "team" / "compose.yaml"
+
+
+def blocks(kind: str) -> list[str]:
+    """The blocks of the page that are for the shell: `server` in the background, `person` for each of the two."""
+    return re.findall(rf"^```bash{' ' + kind if kind else ''}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@needs("postgres", "s3", "auth")
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_the_page_for_teams_is_followed_to_the_letter(postgres, s3, tmp_path, ready_made_store, outside):
+    """On other ports, with a bucket of its own, and without the installation, which `make setup-team` has done."""
+    port, name = free_port(), f"page-{tmp_path.name}"
+    postgres.make_database(name)
+    s3.client().create_bucket(Bucket=name.replace("_", "-"))
+    places = {":5000": f":{port}", "--port 5000": f"--port {port}", ":9000": f":{s3.port}"}
+    places |= {":5432/mlflow": f":{postgres.port}/{name}", "s3://mlflow": f"s3://{name.replace('_', '-')}"}
+
+    def here(block: str) -> str:
+        for there, ours in places.items():
+            block = block.replace(there, ours)
+        return block
+
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "AWS_", "BESTRUN_"))}
+    clean |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    secret = {"POSTGRES_PASSWORD": PASSWORD, "S3_KEY": KEY[0], "S3_SECRET": KEY[1]}
+
+    def shell(block: str, folder: Path, **variables: str) -> str:
+        script = ["bash", "-euc", here(block)]
+        done = subprocess.run(script, cwd=folder, env=clean | variables, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    install, secrets, accounts = blocks("")
+    assert install.startswith("pip install")
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shell(secrets, folder, **secret)
+    assert (folder / "secrets.env").stat().st_mode & 0o077 == 0
+    (start,) = blocks("server")
+    with (
+        open(folder / "server.log", "wb") as log,
+        guarded(["bash", "-euc", here(start)], cwd=folder, env=clean, stdout=log, stderr=log),
+    ):
+        until(lambda: is_answering(f"http://127.0.0.1:{port}/health"), timeout=60)
+        passwords = dict(line.split() for line in shell(accounts, folder).splitlines())
+        login, address, sweep, others = blocks("person")
+        said = {}
+        for user in ("ada", "bob"):
+            home = make_home(tmp_path / user, ready_made_store)
+            cache = str(Path.home() / ".cache")
+            own = {"HOME": str(home), "USER": user, "LOGNAME": user, "XDG_CACHE_HOME": cache}
+            shell(login, home, PASSWORD=passwords[user], **own)
+            said[user] = shell(f"{address}\n{sweep}", home, **own)
+            assert "MLflow does not have everything" not in said[user], said[user]
+        for user in ("ada", "bob"):
+            own |= {"HOME": str(tmp_path / user), "USER": user, "LOGNAME": user}
+            seen = shell(f"{address}\n{others}", tmp_path / user, **own)
+            assert seen.count("first") == 2, seen  # both runs of that name
+            secrets_here = (*passwords.values(), PASSWORD, KEY[1])
+            ours = where_secrets_stand(tmp_path / user / "mlruns", secrets=secrets_here)
+            assert ours == [], ours
+    assert where_secrets_stand(secrets=tuple(passwords.values())) == []
+
+
+def is_answering(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def test_compose_says_what_the_page_says():
+    """Docker does not run here: what it would start is held to what the test above starts by hand."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    script = services["mlflow"]["command"][-1]
+    (start,) = blocks("server")
+
+    def command(text: str) -> str:
+        found = re.search(r"mlflow server.*", text.replace("\\\n", " "))
+        assert found
+        return re.sub(r"127\.0\.0\.1(?=:5432)|postgres(?=:5432)|(?<=--host )\S+|\s+", " ", found[0]).strip()
+
+    assert command(script) == command(start)
+    (install, *_) = blocks("")
+    versions = re.findall(r"'([\w.\[\]=]+)'", install)
+    assert re.findall(r"'([\w.\[\]]+==[\w.]+)'", script) == versions
+    lock = (ROOT / "requirements-team.lock").read_text()
+    for version in versions:
+        assert "\n" + re.sub(r"\[.*?\]", "", version) + " " in lock, version
+    page = PAGE.read_text()
+    users = yaml.safe_load(COMPOSE.read_text())["configs"]["users"]["content"]
+    assert users.replace("@postgres:", "@127.0.0.1:").strip() in page
+    assert not re.search(r"(PASSWORD|SECRET\w*|KEY\w*): (?!\$\{\w+:\?)", COMPOSE.read_text())
