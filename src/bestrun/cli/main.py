@@ -135,6 +135,9 @@ def main() -> NoReturn:
     except OSError as error:  # a full disk, a missing right; that of a run names what to do, and is a BestrunError
         code = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     close_streams()
+    sending = sys.modules.get("bestrun.tracking.background")
+    if sending and sending.is_stuck():  # all is on disk and all is said
+        os._exit(code)
     gc.freeze()  # spares the interpreter, on its way out, two thirds of a second of looking through MLflow's objects
     sys.exit(code)
 

@@ -71,9 +71,6 @@ from .writers import (
 
 log = logging.getLogger("bestrun")
 
-# Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user.
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-
 IN_ONE_REQUEST = 100  # evaluations, after which MLflow's answer is noted
 ROWS_IN_ONE_REQUEST = 1000  # more MLflow does not take
 CHECKPOINTS = "checkpoints/"
@@ -123,6 +120,7 @@ class Sender:
         self._run: Any = None
         self._rows_there: dict[tuple[str, int], list[float]] | None = None  # None: replaying rows does no harm
         self._refused: set[str] = set()  # not tried again by this process
+        self._told: set[str] = set()  # what is to be mended, or which error it was, of what was refused
         self._sent: set[str] = set()  # by this process: once more is no advance
         self._failure: Exception | None = None  # of an artifact, a moment ago
         self._dirty, self._saved = False, 0.0
@@ -598,7 +596,12 @@ class Sender:
             self._dirty = True
             if is_permanent(error):
                 self._refused |= set(wanted)
-                log.warning("MLflow lacks %s, training goes on: %s", ", ".join(wanted), self.missing[wanted[0]])
+                kind = mend or type(error).__name__
+                level = logging.INFO if kind in self._told else logging.WARNING  # the next best meets the same
+                file_only = {"file_only": True} if kind in self._told else None
+                self._told.add(kind)
+                why = self.missing[wanted[0]]
+                log.log(level, "MLflow lacks %s, training goes on: %s", ", ".join(wanted), why, extra=file_only)
             else:
                 self._failure = error
         else:
