@@ -113,6 +113,14 @@ def test_data_that_is_missing_fails_and_the_rest_is_looked_at(bestrun, home, tmp
     assert found.states["server"] == [OK] and "training" not in found.of
 
 
+def test_a_name_that_is_taken_fails(bestrun, home, words):
+    assert bestrun("train", *words, "training.max_steps=20", "pictures=false", "name=taken").code == 0
+    found = checked(bestrun, "--quick", *words, "name=taken", code=2)
+    assert [line.remedy for line in found.lines if line.state == FAILED] == [
+        "another name, or go on with it: bestrun resume taken"
+    ]
+
+
 def test_a_server_that_is_away_fails_and_says_that_training_would_not(bestrun, home, words):
     with check_training.nobody() as address:
         found = checked(bestrun, "--quick", *words, f"tracking.uri={address}", code=2)
