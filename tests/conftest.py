@@ -105,7 +105,8 @@ def home(tmp_path: Path, ready_made_store: Path, monkeypatch: pytest.MonkeyPatch
     """A folder with an empty, marked `mlruns/`, which this process and those it starts take for theirs."""
     folder = make_home(tmp_path / "home", ready_made_store)
     monkeypatch.setenv("BESTRUN_MLRUNS", str(folder / "mlruns"))
-    for name in ("TRACKING_URI", "REGISTRY_URI", "RUN_ID", "EXPERIMENT_ID", "EXPERIMENT_NAME"):
+    about_runs = ("RUN_ID", "EXPERIMENT_ID", "EXPERIMENT_NAME", "RUN_CONTEXT", "TAGS")
+    for name in ("TRACKING_URI", "REGISTRY_URI", *about_runs):
         monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
     return folder
 
@@ -144,7 +145,7 @@ def settings(small_mnist_npz: Path) -> list[str]:
     """Of a small network on little data, trained for three evaluations after the one at step 0."""
     network = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3"]
     steps = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
-    return ["data=npz", f"data.path={small_mnist_npz}", *network, *steps]
+    return ["data=npz", f"data.path={small_mnist_npz}", *network, *steps, "tracking.log_model=none"]
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,8 @@ WHERE = {
     "ray": ("sweep/backends/ray.py",),
     "scipy": ("judging.py",),
     "click": ("cli/",),
+    "psutil": ("storage/system_metrics.py",),
+    "pynvml": ("storage/system_metrics.py",),
     "pyarrow": ("data/parquet.py",),
     "rich": ("views/screen.py", "sweep/board.py", "cli/"),
 }
@@ -50,6 +52,7 @@ HEAVY |= {
     "ray": "",
     "pandas": "",
     "sqlalchemy": "",
+    "psutil": "",
     "pyarrow": "",
     "scipy": "",
 }  # at the top of a module only there

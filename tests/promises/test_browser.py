@@ -23,7 +23,7 @@ def browser():
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = chromium.new_page(viewport={"width": 1900, "height": 1200})
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(90_000)
         yield page
         chromium.close()
 
@@ -48,7 +48,13 @@ def served(bestrun, home):
 def test_from_the_link_to_the_table_the_run_its_pictures_its_checkpoint_and_the_comparison(
     bestrun, home, settings, served, browser
 ):
-    words = [*settings, "sweep.name=rates", "optimizer.learning_rate=1e-3,4e-3,1e-2", "pictures=true"]
+    words = [
+        *settings,
+        "tags.author=ada",
+        "sweep.name=rates",
+        "optimizer.learning_rate=1e-3,4e-3,1e-2",
+        "pictures=true",
+    ]
     result = bestrun("train", "-m", *words, timeout=300)
     assert result.code == 0, result.err
     runs = {name: mlflow_record(sqlite_uri(home), name)[0] for name in ("rates-000", "rates-001", "rates-002")}
@@ -76,16 +82,32 @@ def test_from_the_link_to_the_table_the_run_its_pictures_its_checkpoint_and_the_
     assert browser.get_by_text("3 matching runs").count() == 1
     assert "optimizer.learni" in browser.inner_text("body")
 
+    # The same runs as charts, in the order people look
+    browser.goto("about:blank")
+    browser.set_viewport_size({"width": 1900, "height": 4000})  # charts are drawn when they come into view
+    browser.goto(f"{sweep}&compareRunsMode=CHART")
+    browser.get_by_text("val/accuracy", exact=True).first.wait_for()
+    shot(browser, "2-charts")
+    text = browser.inner_text("body")
+    places = [text.index(f"\n{name}\n") for name in ("val", "train", "best", "Model metrics", "System metrics")]
+    assert places == sorted(places)
+    browser.set_viewport_size({"width": 1900, "height": 1200})
+    browser.goto("about:blank")
+    browser.goto(sweep)
+    browser.get_by_text(best.info.run_name, exact=True).first.wait_for()
+
     # A run: its description says the result and what to type
     browser.get_by_text(best.info.run_name, exact=True).first.click()
     browser.get_by_text("About this run").wait_for()
     browser.get_by_text("Show more").first.click()
     browser.get_by_text(f"bestrun restore {best.info.run_name}").wait_for()
     shot(browser, "3-run")
-    assert f"{100 * best.data.metrics['best/accuracy']:.2f} % at step" in browser.inner_text("body")
+    seen = browser.inner_text("body")
+    assert f"{100 * best.data.metrics['best/accuracy']:.2f} % at step" in seen
+    assert seen.index("author") < seen.index("bestrun.folder") and "bestrun.versions" not in seen
 
     # Its curves, and its pictures with a slider
-    browser.set_viewport_size({"width": 1900, "height": 2600})  # charts are drawn when they come into view
+    browser.set_viewport_size({"width": 1900, "height": 9000})  # the classes' charts stand before the pictures
     browser.get_by_role("tab", name="Model metrics").click()
     browser.get_by_text("confusion matrix", exact=True).first.wait_for()
     browser.wait_for_timeout(3000)
@@ -94,6 +116,11 @@ def test_from_the_link_to_the_table_the_run_its_pictures_its_checkpoint_and_the_
     assert len(pictures) == 4
     assert all(image.evaluate("picture => picture.naturalWidth") > 50 for image in pictures)
     assert browser.get_by_role("slider").count() >= 4
+
+    # What the machine did while it trained
+    browser.get_by_role("tab", name="System metrics").click()
+    browser.get_by_text("cpu_utilization_percentage", exact=True).first.wait_for()
+    shot(browser, "4-system")
 
     # The best checkpoint among its artifacts
     browser.set_viewport_size({"width": 1900, "height": 1200})

@@ -439,7 +439,8 @@ def _never_begun(path, *names, age=OLD):
 def test_a_run_that_died_before_it_began_is_removed_and_nothing_else(home):
     runs = home / "mlruns" / "runs"
     gone = [_never_begun(runs / "20260101-000000-aaaa", "config.yaml", ".overrides.yaml.0a1b2c3d.tmp", "journal.jsonl")]
-    gone += [_never_begun(runs / "20260101-000001-aaaa", "config.yaml", "overrides.yaml", "uncommitted.diff")]
+    texts = ("config.yaml", "overrides.yaml", "uncommitted.diff", "environment.txt")
+    gone += [_never_begun(runs / "20260101-000001-aaaa", *texts)]
     kept = [_never_begun(runs / "20260101-000002-aaaa", "config.yaml", age=time.time())]  # it may be starting
     kept += [_never_begun(runs / "mine", "config.yaml"), _never_begun(runs / "20260101-000003-aaaa", "notes.txt")]
     kept += [_never_begun(runs / "20260101-000004-aaaa", "best-10.safetensors")]

@@ -197,8 +197,6 @@ SET = {
     "C locale": {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"},
     "HYDRA variables": {"HYDRA_FULL_ERROR": "1", "HYDRA_MAIN_MODULE": "nonsense"},
     "MLFLOW variables": {
-        "MLFLOW_RUN_ID": "0" * 32,
-        "MLFLOW_EXPERIMENT_ID": "77",
         "MLFLOW_EXPERIMENT_NAME": "nonsense",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",

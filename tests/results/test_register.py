@@ -1,6 +1,7 @@
 """MLflow models of our runs: made once, of proved checkpoints alone, and served where bestrun is not installed."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -25,6 +26,20 @@ def client_of(uri):
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
+
+
+def logged_models(uri, run):
+    """The LoggedModels of a run, the earliest first."""
+    client = client_of(uri)
+    every = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_logged_models(every, f"source_run_id = '{run.info.run_id}'")
+    return sorted(found, key=lambda model: model.creation_timestamp)
+
+
+def logged_model(trained):
+    """The one LoggedModel of `trained`, and where its files are."""
+    (model,) = logged_models(trained.uri, mlflow_record(trained.uri, "trained")[0])
+    return model, Path(model.artifact_location.removeprefix("file://"))
 
 
 def versions(uri, name):
@@ -55,17 +70,17 @@ def test_a_registered_run_says_what_it_is(trained, champion):
 
 
 def test_registered_once_more_it_is_the_same_version(trained, champion):
-    before = tree(trained.artifacts)
+    before = tree(logged_model(trained)[1])
     again = json.loads(trained.bestrun("register", "digits@champion", *CHAMPION, "--json").out)
     other = json.loads(trained.bestrun("register", "trained", "--name", "digits", "--alias", "next", "--json").out)
     for report in (again, other):
         assert report.pop("function") == {"is_same": None, "words": "its MLflow model is the one that was made before"}
     assert again == champion and other == champion | {"alias": "next", "uri": "models:/digits@next"}
-    assert len(versions(trained.uri, "digits")) == 1 and tree(trained.artifacts) == before
+    assert len(versions(trained.uri, "digits")) == 1 and tree(logged_model(trained)[1]) == before
 
 
 def test_a_damaged_model_is_made_anew(trained, champion):
-    (network,) = (trained.artifacts / "model").rglob("model.keras")
+    (network,) = logged_model(trained)[1].rglob("model.keras")
     whole = network.read_bytes()
     network.write_bytes(whole[:-1] + b"!")
     again = json.loads(trained.bestrun("register", "trained", *CHAMPION, "--json").out)
@@ -128,30 +143,130 @@ def test_an_alias_of_another_experiment_is_refused(trained, champion, database):
 
 def test_a_finished_run_logs_its_model_once_and_pickles_nothing(trained):
     events, _ = read_journal(trained.folder / "journal.jsonl")
-    (model,) = [event for event in events if event["event"] == "model"]
-    run, _, artifacts = mlflow_record(trained.uri, "trained")
-    assert run.data.tags["bestrun.model"] == model["path"] and artifacts["model"] == [model["path"]]
-    names = {path.name for path in (trained.artifacts / model["path"]).rglob("*") if path.is_file()}
+    (made,) = [event for event in events if event["event"] == "model"]
+    run = mlflow_record(trained.uri, "trained")[0]
+    model, folder = logged_model(trained)
+    assert model.status == "READY" and model.name == "trained" and model.params == run.data.params
+    assert model.tags["bestrun.best_sha256"] == made["best_sha256"] == run.data.tags["bestrun.best_sha256"]
+    assert [(each.model_id, each.step) for each in run.outputs.model_outputs] == [(model.model_id, made["step"])]
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert names == {
         "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "serving.py", "model.keras",
         "input_example.json", "serving_input_example.json",
     }  # fmt: skip
-    requirements = (trained.artifacts / model["path"] / "requirements.txt").read_text().splitlines()
+    requirements = (folder / "requirements.txt").read_text().splitlines()
     assert [line.partition("==")[0] for line in requirements] == ["mlflow", "tensorflow", "keras", "numpy", "pandas"]
     assert all(line.partition("==")[2] for line in requirements)
+
+
+def test_its_metrics_are_the_runs_each_with_the_data_it_was_measured_on(trained):
+    model, _ = logged_model(trained)
+    run = mlflow_record(trained.uri, "trained")[0]
+    best = json.loads((trained.folder / "result.json").read_text())["best"]
+    assert trained.bestrun("restore", "trained").code == 0  # tests it, which the model shows from then on
+    (model,) = logged_models(trained.uri, run)
+    found = {metric.key: metric for metric in model.metrics}
+    assert {metric.step for metric in model.metrics} == {best["step"]} and len(found) == len(model.metrics)
+    rows = mlflow_record(trained.uri, "trained")[0].data.metrics
+    assert found.keys() == {key for key in rows if key.startswith(("train/", "val/", "test/"))}
+    assert found["val/accuracy"].value == best["value"] and found["test/loss"].value == rows["test/loss"]
+    known = {(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs}
+    assert {(metric.dataset_name, metric.dataset_digest) for metric in model.metrics} <= known
+    by_accuracy = "metrics.`val/accuracy` >= 0"
+    assert [each.model_id for each in client_of(trained.uri).search_logged_models(["1"], by_accuracy)]
+
+
+def test_a_better_best_supersedes_the_model_except_where_it_is_registered(bestrun, home, settings):
+    uri, words = sqlite_uri(home), [*settings, "tracking.log_model=best"]
+    for name in ("free", "registered"):
+        assert bestrun("train", *words, f"name={name}").code == 0
+        run = mlflow_record(uri, name)[0]
+        (first,) = logged_models(uri, run)
+        if name == "registered":
+            assert bestrun("register", name, *CHAMPION).code == 0
+        assert bestrun("resume", name, "training.max_steps=120", "training.patience_steps=120").code == 0
+        *kept, last = logged_models(uri, run)
+        assert last.model_id != first.model_id and last.status == "READY"
+        assert [model.model_id for model in kept] == ([first.model_id] if name == "registered" else [])
+        assert Path(first.artifact_location.removeprefix("file://")).exists() == (name == "registered")
+        assert len(list((run_folder(home, name).path / "model").iterdir())) == 1
+    assert json.loads(bestrun("register", "registered", *CHAMPION, "--json").out)["version"] == 2
+
+
+CALLS = (
+    "get_run", "search_logged_models", "create_logged_model", "set_logged_model_tags", "log_batch", "log_outputs",
+    "finalize_logged_model",
+)  # fmt: skip
+
+
+class Losing:
+    """MLflow's client, whose call of one name is lost once: on its way there, or with its answer."""
+
+    def __init__(self, client, name, answer):
+        self.client, self.name, self.answer = client, name, answer
+
+    def __getattr__(self, name):
+        def call(*args, **named):
+            if name != self.name:
+                return getattr(self.client, name)(*args, **named)
+            self.name = None
+            if self.answer:
+                getattr(self.client, name)(*args, **named)
+            raise ConnectionError("lost")
+
+        return call
+
+
+@pytest.fixture
+def another_run(trained):
+    """A store, and a run in it that has no model yet, in an experiment of its own."""
+    from bestrun.tracking.store import connect
+
+    store = connect(trained.uri)
+    experiment = store.client.create_experiment(f"of {time.time_ns()}", (trained.home / "elsewhere").as_uri())
+    return store, store.client.create_run(experiment, tags={"bestrun.run": "another.run"})
+
+
+@pytest.mark.parametrize("answer", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_whatever_call_is_lost_there_is_one_model_and_it_is_whole(trained, another_run, tmp_path, name, answer):
+    from bestrun.tracking.models import Row, is_whole, send_model
+
+    store, run = another_run
+    source = next((trained.folder / "model").iterdir())
+    words = (run.info.run_id, source, "ab" * 32, 20, [Row("val/accuracy", 0.5, 1, 20)])
+    with pytest.raises(ConnectionError):
+        send_model(dataclasses.replace(store, client=Losing(store.client, name, answer)), *words)
+    model = send_model(store, *words)
+    (again,) = logged_models(trained.uri, run)
+    assert again.model_id == model.model_id and is_whole(store, again, tmp_path / "there")
+    assert [metric.value for metric in again.metrics] == [0.5]
+    outputs = store.client.get_run(run.info.run_id).outputs.model_outputs
+    assert [each.model_id for each in outputs] == [model.model_id]
 
 
 def test_without_the_setting_no_model_is_made(bestrun, home, settings):
     assert bestrun("train", *settings, "name=plain").code == 0
     assert not (run_folder(home, "plain").path / "model").exists()
-    assert "model" not in mlflow_record(sqlite_uri(home), "plain")[2]
+    assert logged_models(sqlite_uri(home), mlflow_record(sqlite_uri(home), "plain")[0]) == []
+
+
+@pytest.mark.parametrize("then, now", [("true", "best"), ("false", "none"), ("none", "none")])
+def test_the_setting_is_read_as_it_was_written_once(then, now):
+    from bestrun.settings.compose import compose
+    from bestrun.settings.config import flatten
+    from bestrun.storage.history import History
+
+    config = compose([f"tracking.log_model={then}"]).config
+    history = History([{"event": "started", "settings": flatten(config) | {"tracking.log_model": then}}])
+    assert config.tracking.log_model == history.settings["tracking.log_model"] == now
 
 
 @pytest.mark.slow
 def test_a_model_made_while_the_server_is_away_is_sent_by_sync(bestrun, home, settings, mlflow_server):
     mlflow_server.stop()
     try:
-        words = [*settings, "name=later", "tracking.log_model=true", f"tracking.uri={mlflow_server.uri}"]
+        words = [*settings, "name=later", "tracking.log_model=best", f"tracking.uri={mlflow_server.uri}"]
         result = bestrun("train", *words, timeout=200)
         assert result.code == 6, result.err
     finally:
@@ -163,14 +278,15 @@ def test_a_model_made_while_the_server_is_away_is_sent_by_sync(bestrun, home, se
     assert first.code == 0, first.err
     assert json.loads(bestrun("register", "later@champion", *at_server).out) == json.loads(first.out)
     (version,) = versions(mlflow_server.uri, "later")
-    assert version.source.endswith(run.data.tags["bestrun.model"]) and version.run_id == run.info.run_id
+    (model,) = logged_models(mlflow_server.uri, run)
+    assert version.source == model.artifact_location and version.run_id == run.info.run_id
     restored = bestrun("restore", "later@champion", "--tracking-uri", mlflow_server.uri, "--json")
     assert json.loads(restored.out)["run_id"] == run.info.run_id
 
 
 def test_an_interrupted_run_makes_its_model_when_it_is_finished(bestrun, home, settings):
     process = bestrun.start(
-        "train", *settings, "name=halfway", "tracking.log_model=true", env={"BESTRUN_FAULT": "F9:3"}
+        "train", *settings, "name=halfway", "tracking.log_model=best", env={"BESTRUN_FAULT": "F9:3"}
     )
     assert process.wait().code == -9
     folder = run_folder(home, "halfway")
@@ -185,7 +301,7 @@ def test_an_interrupted_run_makes_its_model_when_it_is_finished(bestrun, home, s
 
 def test_a_model_that_cannot_be_made_is_a_warning_at_the_end_of_a_whole_run(bestrun, home, settings):
     folder = run_folder(home, "unwritable")
-    process = bestrun.start("train", *settings, "name=unwritable", "tracking.log_model=true")
+    process = bestrun.start("train", *settings, "name=unwritable", "tracking.log_model=best")
     while not folder.log.exists():
         time.sleep(0.02)
     (folder.path / "model").touch()  # a file where a folder is to be
@@ -205,7 +321,11 @@ try:
 except ImportError:
     mlflow.set_tracking_uri(sys.argv[1])
     model = mlflow.pyfunc.load_model("models:/digits@champion")
-    answer = model.predict(numpy.load(sys.argv[2])["x_test"][:100, :, :, None])
+    images = numpy.load(sys.argv[2])["x_test"][:100, :, :, None]
+    answer = model.predict(images)
+    import mlflow.keras
+    network = mlflow.keras.load_model("models:/digits@champion")
+    assert numpy.allclose(network.predict(images, verbose=0), numpy.stack(answer["probabilities"]), rtol=0, atol=1e-6)
     print(answer.to_json(orient="split", double_precision=15))
 """
 

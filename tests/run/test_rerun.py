@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bestrun.results.record import from_mlflow
 from bestrun.storage.checkpoint import load
 from bestrun.storage.folder import RunFolder
+from bestrun.tracking.store import connect
 from support.lines import SHORT, SMALL_NETWORK
 from support.looks import evaluations
 from support.processes import Command, Starter
@@ -119,7 +121,8 @@ def test_rerun_gives_the_same_tensors_and_says_so(bestrun, home, first):
     old, new = load(first.last), load(RunFolder(again).last)
     assert old.tensors.keys() == new.tensors.keys()
     assert all(old.tensors[name].tobytes() == new.tensors[name].tobytes() for name in old.tensors)
-    assert mlflow_record(sqlite_uri(home), again.name)[0].data.tags["bestrun.rerun_of"] == "first"
+    in_mlflow = from_mlflow(connect(sqlite_uri(home)), mlflow_record(sqlite_uri(home), again.name)[0])
+    assert in_mlflow.started["rerun_of"] == "first"
     shutil.rmtree(again)
 
 

@@ -26,7 +26,7 @@ def test_run_leaves_the_designed_record(bestrun, home, settings):
     best = json.loads(folder.result.read_text())["best"]
     assert names == {
         "config.yaml", "overrides.yaml", "journal.jsonl", best["checkpoint"], "last.safetensors", "run.log", "lock",
-        "mirror.json", "result.json", "pictures",
+        "mirror.json", "result.json", "pictures", "environment.txt",
     } | ({"uncommitted.diff"} & names)  # fmt: skip
     events = [event for event in read_journal(folder.journal)[0] if event["event"] != "picture"]
     assert [event["event"] for event in events] == ["started", *["evaluation"] * 4, "stopped"]

@@ -19,7 +19,7 @@ def repository(tmp_path, monkeypatch):
     (tmp_path / "__init__.py").touch()
     (tmp_path / "loop.py").write_text("one\ntwo\nthree\n")
     (tmp_path / ".gitignore").write_text("ignored.py\n")
-    git(tmp_path, "init", "-q")
+    git(tmp_path, "init", "-q", "-b", "try/this")
     git(tmp_path, "add", ".")
     git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "first")
     monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
@@ -35,7 +35,42 @@ def code() -> Code:
 def test_a_clean_tree_is_its_commit(repository):
     found = code()
     assert (found.commit, found.diff) == (git(repository, "rev-parse", "HEAD"), "")
-    assert found.says() == {"commit": found.commit, "dirty": False, "diff_sha256": ""}
+    assert found.says() == {"commit": found.commit, "dirty": False, "diff_sha256": "", "branch": "try/this"}
+
+
+def test_branch_and_repository_are_told_and_no_credentials(repository):
+    git(repository, "remote", "add", "fork", "https://ada:s3cr@t?x@git.lab/fork.git?token=s3cret")
+    assert code().branch == "try/this" and code().repository == "https://git.lab/fork.git"
+    git(repository, "remote", "add", "origin", "https://ghp_t0ken@git.lab/ours.git")
+    assert code().says()["repository"] == "https://git.lab/ours.git"
+    git(repository, "checkout", "-q", "--detach")
+    assert "branch" not in code().says()
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("https://ada:a@b/c@git.lab/x.git#frag", "https://git.lab/x.git"),
+        ("https://t0ken@git.lab:8443/x", "https://git.lab:8443/x"),
+        ("https://git.lab/x?access_token=t", "https://git.lab/x"),
+        ("ssh://git:pw@git.lab:22/x", "ssh://git@git.lab:22/x"),
+        ("git@git.lab:ours/x.git", "git@git.lab:ours/x.git"),
+        ("ada:pw@git.lab:x.git", "git.lab:x.git"),
+        ("/srv/git/x.git", "/srv/git/x.git"),
+        ("", ""),
+    ],
+)
+def test_a_repository_s_address_keeps_no_secret(address, told):
+    assert provenance.without_credentials(address) == told
+
+
+def test_what_is_installed_is_told_in_one_order():
+    import importlib.metadata
+
+    lines = provenance.installed().splitlines()
+    assert f"keras=={importlib.metadata.version('keras')}" in lines and len(lines) > 50
+    names = [line.partition("==")[0] for line in lines]
+    assert names == sorted(names, key=str.lower) and len(set(names)) == len(names)
 
 
 def test_edited_and_new_code_is_in_the_diff_and_the_index_stays_as_it_was(repository):

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -506,3 +507,12 @@ def test_processes_that_start_at_once_on_a_fresh_database_lose_nothing(start_pro
         counts = database.execute("SELECT count(*), count(DISTINCT step) FROM metrics GROUP BY run_uuid").fetchall()
     assert counts == [(batches, batches)] * WRITERS
     assert not list(place.rglob("tmp-*/*"))
+
+
+def test_what_was_installed_is_kept_once_and_the_first_keeps_its_name(tmp_path):
+    folder = RunFolder(tmp_path)
+    for text in ("a==1\n", "a==1\n", "a==2\n", "a==2\n", "a==1\n"):
+        folder.keep_environment(text)
+    first, second = folder.environments
+    assert (first.name, first.read_text(), second.read_text()) == ("environment.txt", "a==1\n", "a==2\n")
+    assert re.fullmatch(r"environment-[0-9a-f]{12}\.txt", second.name)

@@ -2,4 +2,4 @@
 
 SMALL_NETWORK = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3"]
 SHORT = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
-SMALL = [*SMALL_NETWORK, *SHORT, "tracking.log_model=true"]
+SMALL = [*SMALL_NETWORK, *SHORT, "tracking.log_model=best"]

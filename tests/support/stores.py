@@ -121,7 +121,8 @@ def assert_record_agrees(uri, folder, config_digest_tag=True):
     assert run.data.tags["bestrun.best_checkpoint"] == f"checkpoints/{best[-1]['checkpoint']}"
     assert run.data.tags["bestrun.best_sha256"] == best[-1]["sha256"]
     assert run.data.tags["bestrun.data_digest"] == events[0]["data_digest"]
-    assert run.inputs.dataset_inputs[0].dataset.digest == events[0]["data_digest"][:32]
+    inputs = {item.tags[0].value: item.dataset.digest for item in run.inputs.dataset_inputs}
+    assert inputs == {part: f"{events[0]['data_digest'][:24]}-{part}" for part in ("train", "validation", "test")}
     assert sorted(artifacts["config"]) == ["config/config.yaml", "config/overrides.yaml"]
     path = MlflowClient(uri).download_artifacts(run.info.run_id, artifacts["checkpoints"][0])
     assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == best[-1]["sha256"]

@@ -33,11 +33,14 @@ def test_a_grid_is_every_combination_in_the_order_typed():
     assert planned.settings.workers == 1 and planned.settings.name is None
 
 
+OF_A_TRIAL = ["pictures=false", "tracking.log_model=none"]
+
+
 def test_a_trial_has_the_settings_of_the_same_words_typed_alone():
     planned = plan(["optimizer=adam,sgd", "optimizer.learning_rate=1e-3,2e-2", "model.fc_size=32"])
     assert len(planned.points) == 4
     for point in planned.points:
-        words = ["pictures=false", "model.fc_size=32", *(f"{key}={value}" for key, value in point.items())]
+        words = [*OF_A_TRIAL, "model.fc_size=32", *(f"{key}={value}" for key, value in point.items())]
         assert planned.settle(point).config == compose(words).config
         assert planned.settle(point).choices == compose(words).choices
 
@@ -45,7 +48,13 @@ def test_a_trial_has_the_settings_of_the_same_words_typed_alone():
 def test_a_recipe_may_be_tried():
     planned = plan(["recipe=quick,null"])
     found = [planned.settle(point).config for point in planned.points]
-    assert found == [compose(["pictures=false", "recipe=quick"]).config, compose(["pictures=false"]).config]
+    assert found == [compose([*OF_A_TRIAL, "recipe=quick"]).config, compose(OF_A_TRIAL).config]
+
+
+def test_whoever_types_pictures_or_a_model_has_them():
+    planned = plan(["seed=1,2", "pictures=true", "tracking.log_model=best"])
+    config = planned.settle(planned.points[0]).config
+    assert config.pictures and config.tracking.log_model == "best"
 
 
 @pytest.mark.parametrize(

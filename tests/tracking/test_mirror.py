@@ -18,7 +18,7 @@ def _log_the_same_datasets(uri, start):
         while time.time() < start + number / 4:
             pass
         dataset = Dataset(name="data", digest=str(number), source_type="local", source="{}")
-        sender._log_dataset(store.client, run_id, DatasetInput(dataset, []))
+        sender._log_datasets(store.client, run_id, [DatasetInput(dataset, [])])
 
 
 @pytest.mark.slow

@@ -43,6 +43,21 @@ def test_a_run_leaves_a_view_with_the_best_first_and_a_link_to_its_page(
     assert f"/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}?workflowType=" in line
 
 
+def test_charts_stand_in_the_order_people_look():
+    found = page.charts("val/loss")
+    sections = [section["name"] for section in found["compareRunSections"]]
+    assert sections == ["val", "train", "best", "test", "Model metrics"] and found["isAccordionReordered"] is True
+    of_section = {section["uuid"]: section["name"] for section in found["compareRunSections"]}
+    shown = [(of_section[chart["metricSectionId"]], chart["metricKey"]) for chart in found["compareRunCharts"]]
+    assert shown[0] == ("val", "val/loss") and ("best", "best/step") in shown
+    assert [key for name, key in shown if name == "train"] == ["train/loss", "train/accuracy"]
+    assert len({chart["uuid"] for chart in found["compareRunCharts"]}) == len(shown)
+    client = type("Client", (), {"set_experiment_tag": lambda self, *tag: tags.append(tag)})()
+    tags: list = []
+    page.save_view(client, type("Experiment", (), {"tags": {}, "experiment_id": "1"})(), "val/accuracy")
+    assert len(tags[0][2]) < 5000  # more MLflow does not take
+
+
 def test_a_view_that_a_person_changed_is_left_alone(bestrun, home, settings):
     assert bestrun("train", *settings).code == 0
     client = connect(sqlite_uri(home)).client

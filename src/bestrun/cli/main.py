@@ -43,6 +43,7 @@ Exit codes: 0 done; 1 unexpected; 2 bad settings or usage; 3 bad or missing data
 \b
 Environment: BESTRUN_MLRUNS the mlruns folder; BESTRUN_CONFIG_DIR a folder of your own, as --config-dir;
 BESTRUN_NOTIFY an http(s) address that is sent the --json result, by one POST, when a run or a sweep ends.
+MLflow's: MLFLOW_TRACKING_URI and its kin; MLFLOW_EXPERIMENT_NAME, MLFLOW_TAGS of new runs; see docs/mlflow.md.
 """
 
 

@@ -1,7 +1,6 @@
 """A run's best checkpoint for people without this project: a .keras file, and an MLflow model around it."""
 
 import filecmp
-import hashlib
 import inspect
 import logging
 import os
@@ -21,6 +20,7 @@ from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Journal
 from ..storage.workplace import Workplace
+from ..tracking.models import MLMODEL, folder_digest
 from ..tracking.names import TAG_BEST_SHA256, TAG_BEST_STEP, TAG_RUN
 from ..tracking.store import import_mlflow
 from ..training.proof import Function
@@ -30,6 +30,10 @@ from .restore import rebuild
 log = logging.getLogger("bestrun")
 
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas")  # of serving.py
+
+
+class ForeignLayerError(VerificationError):
+    """A network has a layer that Keras alone cannot make again."""
 
 
 def write_keras(fetched: Fetched, path: Path, *, allow_other_code: bool = False) -> Function:
@@ -48,7 +52,7 @@ def write_keras(fetched: Fetched, path: Path, *, allow_other_code: bool = False)
 
     rebuilt = rebuild(fetched, allow_other_code=allow_other_code)
     if foreign := _foreign_layers(rebuilt.model):
-        raise VerificationError(
+        raise ForeignLayerError(
             f"run {fetched.run_name}: layer {foreign[0]} is a class of one's own, without whose code nobody can read "
             "model.keras; use layers of Keras alone, or take the checkpoint: bestrun restore RUN --out DIR"
         )
@@ -169,24 +173,28 @@ def write_mlflow_model(fetched: Fetched, folder: Path, *, allow_other_code: bool
                 TAG_BEST_SHA256: fetched.checkpoint.sha256,
             },
         )
+    _add_keras_flavor(folder)
     return function
 
 
+def _add_keras_flavor(folder: Path) -> None:
+    """Let mlflow.keras.load_model read an MLflow model, too: its network is a Keras file."""
+    from mlflow.models import Model
+
+    described = Model.load(str(folder / MLMODEL))
+    described.add_flavor(
+        "keras",
+        data="artifacts/model",  # and .keras, which it adds
+        keras_version=version("keras"),
+        keras_backend="tensorflow",
+        save_exported_model=False,
+    )
+    described.save(str(folder / MLMODEL))
+
+
 def model_path(checkpoint_sha256: str) -> str:
-    """Where the MLflow model of a checkpoint is, in the run folder and among the run's artifacts.
-
-    Another checkpoint is another path: what was registered before keeps its files when the run finds a better one.
-    """
+    """Where the MLflow model of a checkpoint is in the run folder. Another checkpoint is another path."""
     return f"model/{checkpoint_sha256[:16]}"
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of all files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
-    return digest.hexdigest()
 
 
 def log_model(folder: RunFolder, journal: Journal) -> None:
@@ -208,6 +216,11 @@ def log_model(folder: RunFolder, journal: Journal) -> None:
         for parent in (draft.parent, folder.path):
             sync_folder(parent)
         journal.append("model", path=path, sha256=sha256, step=best["step"], best_sha256=best["sha256"])
+        for other in draft.parent.iterdir():
+            if other != folder.path / path:  # of an earlier best
+                shutil.rmtree(other, ignore_errors=True)
+    except ForeignLayerError as error:
+        log.info("no MLflow model: %s", error)
     except Exception as error:
         again = f"bestrun register {folder.name} --name NAME --alias ALIAS"
         log.warning("the run is complete, but has no MLflow model: %s; to make one: %s", error, again)

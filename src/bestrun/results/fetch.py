@@ -22,11 +22,12 @@ from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
-from ..tracking.artifacts import download, download_class_names
+from ..tracking.artifacts import download, download_beginning, download_class_names
+from ..tracking.beginning import beginning_of
+from ..tracking.datasets import profile_of
 from ..tracking.lookup import Lookup, find_run
-from ..tracking.names import TAG_BEST_CHECKPOINT, TAG_BEST_SHA256, TAG_CONFIG_DIR, TAG_RUN
+from ..tracking.names import GIT_COMMIT, TAG_BEST_CHECKPOINT, TAG_BEST_SHA256, TAG_RUN
 from ..tracking.store import Place, Store, TrackingError, connect, reaching, resolve_uri
-from ..tracking.translate import own_metrics
 from .own_code import kept_text, refuse_missing
 from .record import Record
 
@@ -190,12 +191,13 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
     logged = {key: run.data.metrics.get(best_key(key)) for key in keys("val")}
     folder = RunFolder(home / "runs" / name)
     origin = f"{store.here(run.info.artifact_uri)}/{artifact}".removeprefix("file://")
-    sizes = _sizes(next((item.dataset.profile for item in run.inputs.dataset_inputs), None), run_id)
+    sizes = _sizes(profile_of(run), run_id)
     is_here = folder.exists() and read_json(folder.mirror).get("run_id") == run_id  # names repeat, IDs do not
-    commit = run.data.tags.get("mlflow.source.git.commit", "")
+    commit = run.data.tags.get(GIT_COMMIT, "")
     here = folder if is_here else None
     with Workplace() as place:
         names = class_names.from_json(download_class_names(store, run, place), sizes[1])
+        began = beginning_of(run.data.tags, download_beginning(store, run, place))
     return Fetched(
         run_id,
         name,
@@ -207,9 +209,9 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
         *sizes,
         commit=commit,
         class_names=names,
-        config_dir=run.data.tags.get(TAG_CONFIG_DIR, ""),
+        config_dir=began.get("config_dir", ""),
         own_code=kept_text(here, store.here(run.info.artifact_uri).removeprefix("file://")),
-        own_metrics=tuple(own_metrics(run.data.tags)),
+        own_metrics=tuple(began.get("own_metrics", ())),
     )
 
 

@@ -20,7 +20,7 @@ from ..storage.history import History
 from ..storage.journal import read_journal
 from ..storage.reference import check_reference, local_folder
 from ..storage.workplace import Workplace
-from ..tracking.artifacts import download, download_class_names, download_if_there
+from ..tracking.artifacts import download, download_beginning, download_class_names, download_if_there
 from ..tracking.listing import state
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_RUN
@@ -185,8 +185,9 @@ def from_mlflow(store: Store, run: Any) -> Record:
         found = download_if_there(store, run, "validation.json", place, MAX_BYTES)
         validation = read_json(found) if found else {}
         names = download_class_names(store, run, place)
+        beginning = download_beginning(store, run, place)
     experiment = client.get_experiment(run.info.experiment_id).name
-    history = History(events_of(client, run, config, experiment, validation, names))
+    history = History(events_of(client, run, config, experiment, validation, names, beginning))
     interrupted = history.stopped is not None and history.stopped["reason"] == "interrupted"
     now = state(run.info.status, store.run_folder(run))
     return Record(

@@ -6,11 +6,11 @@ from typing import Any
 from ..errors import SettingsError
 from ..storage.reference import ALIAS, REFERENCE
 from ..storage.workplace import Workplace
-from ..tracking.names import TAG_BEST_SHA256, TAG_BEST_STEP, TAG_MODEL, TAG_MODEL_SHA256, TAG_RUN
-from ..tracking.sender import send_model
+from ..tracking.models import find_model, folder_digest, is_whole, name_version, rows_at, send_model
+from ..tracking.names import TAG_BEST_SHA256, TAG_BEST_STEP, TAG_MODEL_SHA256, TAG_RUN
 from ..tracking.store import Store, make_registered_model
 from ..training.proof import Function
-from .export import folder_digest, model_path, write_mlflow_model
+from .export import model_path, write_mlflow_model
 from .fetch import Fetched, identity
 
 
@@ -41,14 +41,17 @@ def register(
     """
     client = store.client
     run = client.get_run(fetched.run_id)
-    path = model_path(fetched.checkpoint.sha256)
     function = Function(None, "its MLflow model is the one that was made before")
     with Workplace() as place:
-        if not _is_logged(store, run, path, place):
-            folder = place / "new"
-            function = write_mlflow_model(fetched, folder, allow_other_code=allow_other_code)
-            send_model(store, run, folder, path, folder_digest(folder))
-    version = _version(client, name, run, path) or _create(client, name, run, path, fetched)
+        version = _version_of_before(store, name, run, fetched, place)
+        if version is None:
+            model = find_model(store, run, fetched.checkpoint.sha256)
+            if model is None or not is_whole(store, model, place / "there"):
+                function = write_mlflow_model(fetched, place / "new", allow_other_code=allow_other_code)
+                model = _send(store, run, place / "new", fetched)
+            version = _version(client, name, run, model.artifact_location)
+            version = version or _create(client, name, run, model, fetched)
+            name_version(store, model, version)
     if alias:
         client.set_registered_model_alias(name, alias, version.version)
     uri = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version.version}"
@@ -56,28 +59,37 @@ def register(
     return registered | identity(fetched) | {"function": vars(function)}
 
 
-def _is_logged(store: Store, run: Any, path: str, place: Path) -> bool:
-    """Whether the run has the MLflow model of this checkpoint already, every byte of it as it was sent."""
-    tags, artifacts = run.data.tags, store.artifacts(run)
-    if tags.get(TAG_MODEL) != path or not artifacts.list_artifacts(path):
-        return False
-    found = Path(artifacts.download_artifacts(path, str(place)))
-    return bool(folder_digest(found) == tags.get(TAG_MODEL_SHA256))
+def _send(store: Store, run: Any, folder: Path, fetched: Fetched) -> Any:
+    step, sha256 = fetched.checkpoint.state.step, fetched.checkpoint.sha256
+    return send_model(store, run.info.run_id, folder, sha256, step, rows_at(store, run, step), again=True)
 
 
-def _version(client: Any, name: str, run: Any, path: str) -> Any:
-    """The version that this checkpoint was registered as before."""
+def _version(client: Any, name: str, run: Any, source: str) -> Any | None:
+    """The version that has these files, if there is one."""
     found = client.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'")
-    return next((version for version in found if version.source == f"{run.info.artifact_uri}/{path}"), None)
+    return next((version for version in found if version.source == source), None)
 
 
-def _create(client: Any, name: str, run: Any, path: str, fetched: Fetched) -> Any:
+def _version_of_before(store: Store, name: str, run: Any, fetched: Fetched, place: Path) -> Any | None:
+    """The version that bestrun 0.2 and before made of this checkpoint, whose model is an artifact of the run; None
+    where there is none, or not every byte of it is there.
+    """
+    path, artifacts = model_path(fetched.checkpoint.sha256), store.artifacts(run)
+    version = _version(store.client, name, run, f"{run.info.artifact_uri}/{path}")
+    if version is None or not artifacts.list_artifacts(path):
+        return None
+    found = Path(artifacts.download_artifacts(path, str(place)))
+    return version if folder_digest(found) == run.data.tags.get(TAG_MODEL_SHA256) else None
+
+
+def _create(client: Any, name: str, run: Any, model: Any, fetched: Fetched) -> Any:
     make_registered_model(client, name)
     step, sha256 = fetched.checkpoint.state.step, fetched.checkpoint.sha256
     return client.create_model_version(
         name,
-        f"{run.info.artifact_uri}/{path}",
+        model.artifact_location,  # models:/ID would be looked for at MLFLOW_TRACKING_URI, whatever store this is
         run.info.run_id,
+        model_id=model.model_id,
         tags={TAG_RUN: fetched.run_name, TAG_BEST_SHA256: sha256, TAG_BEST_STEP: str(step)},
         description=f"Run {fetched.run_name}, best checkpoint at step {step}, SHA-256 {sha256}",
     )

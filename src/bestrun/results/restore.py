@@ -23,6 +23,7 @@ from ..storage.home import foreign_owners, settle
 from ..storage.journal import Event, Journal
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import upload
+from ..tracking.models import link_test, rows_of_test
 from ..tracking.refusals import is_permanent, reason
 from ..tracking.sender import Sender, send_tested
 from ..tracking.store import connect, resolve_uri
@@ -135,7 +136,7 @@ def examine(fetched: Fetched, data: Dataset, predict: Any, pictures: Path, names
         names: of the classes.
     """
     from ..training import evaluation
-    from ..views import tiles
+    from ..views import png, tiles
 
     step, labels = fetched.checkpoint.state.step, data.test.labels
     logits = predict(data.test.images)
@@ -143,9 +144,9 @@ def examine(fetched: Fetched, data: Dataset, predict: Any, pictures: Path, names
     more = evaluation.further_figures(logits, labels, fetched.own_metrics)
     matrix = evaluation.confusion_matrix(logits, labels, fetched.num_classes)
     title = f"{fetched.run_name}, step {step:,}: test split"
-    tiles.write(tiles.confusion_matrix(matrix, title, names), pictures / "confusion_matrix.png")
+    png.write(tiles.confusion_matrix(matrix, title, names), pictures / "confusion_matrix.png")
     errors = tiles.example_errors(data.test.images, labels, logits.argmax(axis=1), title, names)
-    tiles.write(errors, pictures / "example_errors.png")
+    png.write(errors, pictures / "example_errors.png")
     event = {"split": "test", "step": step, "test/accuracy": figures.accuracy, "test/loss": figures.loss}
     event |= {f"test/{name}": value for name, value in more.items()}
     return Examined(figures, more, event, matrix)
@@ -324,7 +325,9 @@ def log_test(fetched: Fetched, setting: str | None, home: Path, pictures: Path, 
                 Sender(fetched.folder, own_uri(fetched.folder, setting, home)).catch_up()
         elif fetched.run_id:
             store = connect(resolve_uri(setting, home), create=False)
-            send_tested(store.client, fetched.run_id, {**tested, "time_ms": time.time_ns() // 1_000_000})
+            event = {**tested, "time_ms": time.time_ns() // 1_000_000}
+            send_tested(store.client, fetched.run_id, event)
+            link_test(store, fetched.run_id, fetched.checkpoint.sha256, rows_of_test(event))
             run = store.client.get_run(fetched.run_id)
             for picture in sorted(pictures.glob("*.png")):
                 upload(store, run, picture, "pictures")

@@ -193,7 +193,7 @@ def train(
                 interrupted=lambda: signals.reason() or stop_requested(),
                 initial=run.initial,
             )
-        if run.config.tracking.log_model and StopReason.of(outcome.reason).is_finished:
+        if run.config.tracking.log_model == "best" and StopReason.of(outcome.reason).is_finished:
             from ..results.export import log_model
 
             log_model(run.folder, journal)

@@ -38,7 +38,7 @@ TRIAL = [  # what a trial has otherwise than its run; nothing of it decides what
     f"training.evaluate_every_steps={EVERY}",
     f"training.patience_steps={STEPS}",
     *("training.max_epochs=null", "training.max_hours=null", "training.keyframe_every_steps=0"),
-    *("training.test_at_end=false", "tracking.log_model=false", "pictures=false"),
+    *("training.test_at_end=false", "tracking.log_model=none", "pictures=false"),
 ]
 # The points of storage/files.fault, each in a process of its own: between the journal's line of step 20 and `last`, so
 # that the interval is repeated; and after `last` of step 30

@@ -19,7 +19,7 @@ from ..storage.journal import Event, first_unlinked, read_lines
 from ..storage.reasons import StopReason
 from ..storage.right import agreeing
 from ..storage.right import encoded as encoded_bits
-from ..tracking.names import TAG_BEST_SHA256, TAG_CONFIG_DIGEST, TAG_DATA_DIGEST
+from ..tracking.names import TAG_BEST_SHA256
 from ..tracking.refusals import reason
 from ..tracking.store import Place, connect, reaching
 from ..tracking.sync import own_uri
@@ -151,24 +151,25 @@ def check_mlflow(record: Record, place: Place) -> Found:
         with reaching(uri):
             store = connect(uri, create=False)
             run = store.client.get_run(record.run_id)
-            there = {line["step"]: line for line in from_mlflow(store, run).evaluations}
+            theirs = from_mlflow(store, run)
+            there = {line["step"]: line for line in theirs.evaluations}
     except Exception as error:
         return "MLflow", None, str(error) if isinstance(error, BestrunError) else reason(error)
     wrong, lacking = [], 0
     for line in record.evaluations:
-        theirs: Any = there.get(line["step"])
-        if theirs is None:
+        row: Any = there.get(line["step"])
+        if row is None:
             lacking += 1
             continue
         for key, value in line.items():
-            if key.startswith(("train/", "val/")) and theirs.get(key) is not None and theirs[key] != value:
-                wrong.append(f"step {line['step']}: {key} {value}, there {theirs[key]}")
+            if key.startswith(("train/", "val/")) and row.get(key) is not None and row[key] != value:
+                wrong.append(f"step {line['step']}: {key} {value}, there {row[key]}")
     tags = run.data.tags
     ours = {line["step"] for line in record.evaluations}
     wrong += [f"step {step} is there, not in the journal" for step in sorted(there.keys() - ours)]
-    for tag, value in ((TAG_DATA_DIGEST, "data_digest"), (TAG_CONFIG_DIGEST, "config_digest")):
-        if tags.get(tag) != record.started[value]:  # type: ignore[literal-required]
-            wrong.append(f"its {value} is another one there")
+    for key in ("data_digest", "config_digest"):
+        if theirs.started[key] != record.started[key]:  # type: ignore[literal-required]
+            wrong.append(f"its {key} is another one there")
     if not lacking and record.best and tags.get(TAG_BEST_SHA256) not in (None, record.best["sha256"]):
         wrong.append("its best checkpoint is another one there")
     if wrong:

@@ -26,7 +26,7 @@ from ..training.augmentation import varies
 from ..training.evaluation import Array, Predict, confusion_matrix
 from ..training.preview import first_images
 from ..training.variables import assign_variables
-from ..views import tiles
+from ..views import png, tiles
 
 log = logging.getLogger("bestrun")
 
@@ -112,7 +112,7 @@ class Gallery:
         make_folder(self._folder.pictures)
         for key, picture in drawn.items():
             path = f"pictures/{key.replace(' ', '_')}-{step}.png"
-            tiles.write(picture, self._folder.path / path)
+            png.write(picture, self._folder.path / path)
             self._done.put({"path": path, "key": key, "step": step})
 
     def _draw_augmentation(self, config: Config) -> None:
@@ -124,7 +124,7 @@ class Gallery:
         title = f"{self._folder.name}: the first images of training\naugmentation={config.augmentation.name}"
         picture = tiles.training_images(images, labels, others, shares, data.num_classes, title, data.class_names)
         make_folder(self._folder.pictures)
-        tiles.write(picture, self._folder.path / AUGMENTATION)
+        png.write(picture, self._folder.path / AUGMENTATION)
         self._done.put({"path": AUGMENTATION, "step": 0})
 
     def _draw_curves(self, best_step: int) -> None:

@@ -250,7 +250,7 @@ class Preflight:
         training = self._config.training
         last = last_step(dict(training), len(self._data.train))
         here = is_own_store(self._uri, self._home)
-        kept = 3 + here + self._config.tracking.log_model * (1 + here)
+        kept = 3 + here + (self._config.tracking.log_model == "best") * (1 + here)
         if training.keyframe_every_steps:
             kept += (1 + here) * (last // training.keyframe_every_steps)
         lines = A_LINE * (1 + last // training.evaluate_every_steps)

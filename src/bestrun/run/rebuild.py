@@ -79,6 +79,8 @@ def rebuild_folder(place: Place, run: Any) -> RunFolder:
                 with contextlib.suppress(VerificationError):  # MLflow may not have it; it is kept for people to read
                     text = download(store, run, "code/code.py", workplace, MAX_BYTES)
                     folder.keep_code(text.read_text("utf-8", errors="replace"))
+            if then := download_if_there(store, run, "environment.txt", workplace, MAX_BYTES):
+                folder.keep_environment(then.read_text("utf-8", errors="replace"))
             # Under its own name last: with a journal it is a run, and a crash must not leave one with half a history
             draft = folder.path / ".journal.jsonl.tmp"
             draft.unlink(missing_ok=True)

@@ -224,9 +224,9 @@ def folder_of(record: Record) -> RunFolder:
 
 
 def settings_of(config: Config, stretch: Stretch) -> Config:
-    """The settings of a stretch. The clock ends nothing here: it is another one."""
+    """The settings of a stretch. The clock ends nothing here: it is another one, as is what the machine does."""
     changed = [f"{name}={value}" for name, value in stretch.changed.items() if name != "training.max_hours"]
-    return override(config, [*changed, "training.max_hours=null"])[0]
+    return override(config, [*changed, "training.max_hours=null", "tracking.system_metrics=false"])[0]
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from ..results.restore import what_differs
 from ..settings.compose import Composed, override
 from ..settings.config import Config, digest
 from ..settings.own import code_of
+from ..settings.surroundings import hear
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.provenance import code, code_differences, computed_by, environment_differences, own_code_differences
@@ -43,6 +44,7 @@ def rerun(
         parent_checkpoint(record.started, Place(home, resolve_uri(record.config.tracking.uri, home)))
     same = override(record.config, own)[0]
     config, warnings = override(same, overrides)
+    config = config.model_copy(update=hear(dict(config)))  # it is a new run
     if recorded := record.started.get("weights_sha256"):
         refuse_other_weights(recorded, config, f"run {record.name}")
     composed = Composed(config, [*record.overrides, *map(mask_uri, overrides)], record.choices, warnings)

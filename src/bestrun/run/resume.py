@@ -15,6 +15,7 @@ from ..results.restore import what_differs
 from ..settings.compose import config_now, override
 from ..settings.config import Config, flatten, to_yaml
 from ..settings.own import code_of
+from ..settings.surroundings import run_to_resume
 from ..storage.checkpoint import Checkpoint, newest_checkpoint
 from ..storage.events import Started
 from ..storage.files import read_json, write_atomically
@@ -22,7 +23,7 @@ from ..storage.folder import RunFolder
 from ..storage.history import CHANGEABLE, PLACES, History
 from ..storage.home import settle
 from ..storage.journal import Journal
-from ..storage.provenance import computed_by, environment_differences
+from ..storage.provenance import computed_by, environment_differences, installed
 from ..storage.reasons import StopReason
 from ..storage.reference import local_folder, run_folders
 from ..tracking.direct import refuse_unusable
@@ -44,7 +45,7 @@ MLFLOW_SECONDS = 5.0  # so long a resume waits for MLflow's answer to whose the 
 
 
 def choose(place: Place, reference: str | None, *, from_mlflow: bool = False) -> RunFolder:
-    """The folder to go on in: of the run meant, or of the latest interrupted one.
+    """The folder to go on in: of the run meant, by MLFLOW_RUN_ID where none is, or of the latest interrupted one.
 
     Where only MLflow has the run, a folder is rebuilt from it.
 
@@ -55,6 +56,7 @@ def choose(place: Place, reference: str | None, *, from_mlflow: bool = False) ->
         SettingsError: there is none.
     """
     home = place.home
+    reference = reference or run_to_resume()
     if reference is None:
         if from_mlflow:
             raise SettingsError("--from-mlflow: say which run, as in: bestrun resume RUN --from-mlflow")
@@ -154,6 +156,7 @@ def resume(
             if newest is None:  # what it started from stands in no good file of this run yet
                 initial = initial_checkpoint(started, config, data, Place(home, uri))
             keep_own_code(config, folder, history.own_metrics)
+            folder.keep_environment(installed())
             folder.result.unlink(missing_ok=True)  # what it says is true no longer
             last = history.last_evaluation_step
             log.info(

@@ -24,7 +24,7 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.files import write_atomically
 from ..storage.folder import RunFolder, create_run_folder
 from ..storage.journal import Journal
-from ..storage.provenance import code, computed_by
+from ..storage.provenance import code, computed_by, installed
 from ..tracking.direct import refuse_unusable
 from ..tracking.store import resolve_uri
 from ..training.class_weights import class_weights, words_of
@@ -69,6 +69,7 @@ def start(
         write_atomically(folder.overrides, yaml.safe_dump(typed).encode())
         if code().diff:
             write_atomically(folder.diff, code().diff.encode())
+        folder.keep_environment(installed())
         keep_own_code(config, folder)
         started = describe(config, composed, data, folder, source) | dict(extra or {})
         journal = Journal(folder.journal)  # from here on the run exists, so all that takes time comes before

@@ -19,6 +19,7 @@ from ..storage.history import CHANGEABLE, History
 from .config import FIELDS, OPTIONS, OWN, SECTIONS, TEXT_LISTS, TEXTS, Config, flatten
 from .mistakes import not_among, unknown, unreadable, validate
 from .own import derive, derive_stored, is_ours, refuse_without_function
+from .surroundings import hear
 from .synonyms import ELSEWHERE, Line, doubt, flag, join_flags, line_of, no_option, value_of_others
 
 
@@ -95,6 +96,7 @@ def compose(overrides: Sequence[str]) -> Composed:
     try:
         _check_files(typed.get("recipe"))
         settings, choices = _merge(heard, typed)
+        settings |= hear(settings)
         told += shrink_interval(settings, typed)
         config, warnings = validate(settings, typed)
     except SettingsError as error:

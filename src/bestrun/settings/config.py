@@ -32,6 +32,7 @@ from pydantic_core import PydanticCustomError
 from .. import class_names
 from ..formatting import mask_uri, nearest, typed_form
 from ..metrics import is_better, metric_of, objectives
+from ..storage.history import WRITTEN_ONCE
 from .applications import check_application
 
 MAX_BLOCKS = 20
@@ -447,6 +448,13 @@ class Objective(Settings):
         return is_better(str(self.direction), value, best)
 
 
+def _once_true_or_false(value: object) -> object:
+    return WRITTEN_ONCE["tracking.log_model"].get(str(value).lower(), value)
+
+
+LogModel = Annotated[Literal["best", "none"], BeforeValidator(_once_true_or_false), _takes("best or none", "none")]
+
+
 class Tracking(Settings):
     uri: (
         Annotated[
@@ -456,7 +464,8 @@ class Tracking(Settings):
         ]
         | None
     )
-    log_model: Annotated[bool, _takes("true or false", "true")] = False  # runs of before have no such setting
+    log_model: LogModel = "none"  # runs of before have no such setting
+    system_metrics: Annotated[bool, _takes("true or false", "false")] = True  # nor this one
 
 
 Experiment = Annotated[

@@ -259,6 +259,7 @@ WORDS = _rows(
         "do_test run_test test_after_fit test_after_training": _flag("training.test_at_end", "true", "false"),
         "webhook webhook_url notify notify_url slack_webhook": "an address that is told of the end stands in no "
         "setting; leave it out: BESTRUN_NOTIFY=URL before the command",
+        "log_system_metrics": _flag("tracking.system_metrics", "true", "false"),
         "plots": _flag("pictures", "true", "false"),
         "cos_lr": _flag("schedule", "cosine", "constant"),
         "augment augmentations": _flag("augmentation", "affine", "none"),

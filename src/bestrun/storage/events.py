@@ -32,9 +32,13 @@ class Data(TypedDict):
 
 
 class Git(TypedDict, total=False):
-    """The code's commit, whether files differed from it, and the SHA-256 of what did."""
+    """The code's commit, its branch and the address of its repository, where it has such; whether files differed from
+    the commit, and the SHA-256 of what did.
+    """
 
     commit: str
+    branch: str
+    repository: str
     dirty: bool
     diff_sha256: str
 
@@ -84,7 +88,8 @@ class Evaluation(Event):
     it is no number: `metric_value` reads them. `learning_rate` is that of the last update, `state_sha256` that of the
     tensors (`checkpoint.tensors_sha256`); neither is in older runs. Checkpoint, sha256, confusions and right stand
     where it was the best so far; `right` says which validation images were classified rightly (`storage/right.py`),
-    where they are not too many. `keyframe` is the file that keeps the state for ever, where one does.
+    where they are not too many. `keyframe` is the file that keeps the state for ever, where one does. `system` is
+    what the machine did (`storage/system_metrics.py`); not in older runs, nor where the setting is off.
     """
 
     step: int
@@ -99,6 +104,7 @@ class Evaluation(Event):
     right: NotRequired[str]
     keyframe: NotRequired[str]
     keyframe_sha256: NotRequired[str]
+    system: NotRequired[dict[str, float]]
 
 
 def metric_value(line: "Evaluation | Tested | None", key: str) -> float | None:

@@ -29,7 +29,8 @@ from .locks import is_locked, locked
 
 OWN_CODE = re.compile(r"code(-[0-9a-f]{12})?\.py")
 NEW_NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9]{4}")  # of `new_name`
-BEFORE_THE_TRUTH = {"lock", "config.yaml", "overrides.yaml", "uncommitted.diff", "run.log", "code"}
+ENVIRONMENT = re.compile(r"environment(-[0-9a-f]{12})?\.txt")
+BEFORE_THE_TRUTH = {"lock", "config.yaml", "overrides.yaml", "uncommitted.diff", "environment.txt", "run.log", "code"}
 
 
 def new_name() -> str:
@@ -102,17 +103,21 @@ class RunFolder:
         return [self.code / name for name in sorted(names, key=lambda name: (len(name), name))]  # code.py first
 
     def keep_code(self, text: str) -> None:
-        """Keep a text of code.py, once.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        content = text.encode()
-        if any(path.read_bytes() == content for path in self.codes):
-            return
+        """Keep a text of code.py, once. Raises StorageError: it cannot be written."""
         make_folder(self.code)
-        name = f"code-{hashlib.sha256(content).hexdigest()[:12]}.py" if self.codes else "code.py"
-        write_atomically(self.code / name, content)
+        _keep(self.code / "code.py", self.codes, text)
+
+    @property
+    def environments(self) -> list[Path]:
+        """What was installed: `environment.txt` of when the run began, `environment-<SHA-256>.txt` of later processes
+        that had something else.
+        """
+        names = [name for name in names_in(self.path) if ENVIRONMENT.fullmatch(name)]
+        return [self.path / name for name in sorted(names, key=lambda name: (len(name), name))]
+
+    def keep_environment(self, text: str) -> None:
+        """Keep what is installed, once. Raises StorageError: it cannot be written."""
+        _keep(self.path / "environment.txt", self.environments, text)
 
     def remove_code(self) -> None:
         """Remove the kept texts of a run that never was. Raises OSError where there is anything else."""
@@ -194,9 +199,18 @@ class RunFolder:
         with contextlib.suppress(OSError, UnreadableError):  # what cannot be read may hold work, any other file, too
             if not self.exists():
                 self.remove_code()
-                for path in (self.config, self.overrides, self.diff, self.journal, self.log, self.lock):
+                texts = (self.config, self.overrides, self.diff, *self.environments)
+                for path in (*texts, self.journal, self.log, self.lock):
                     path.unlink(missing_ok=True)
                 self.path.rmdir()
+
+
+def _keep(path: Path, kept: list[Path], text: str) -> None:
+    """Write a text as `path`, where others are kept under a name with its hash, unless it is one of them."""
+    content = text.encode()
+    if not any(each.read_bytes() == content for each in kept):
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        write_atomically(path.with_stem(f"{path.stem}-{digest}") if kept else path, content)
 
 
 def remove_never_begun(folders: Path, truth: str) -> None:

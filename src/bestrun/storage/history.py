@@ -23,6 +23,7 @@ CHANGEABLE = (
     "training.evaluation_batch_size",
     "optimizer.learning_rate",
     "tracking.log_model",
+    "tracking.system_metrics",
     "threads",
 )
 PLACES = (  # where things are, not what the run is: no change of the run
@@ -33,6 +34,10 @@ PLACES = (  # where things are, not what the run is: no change of the run
     "model.weights",  # that it is the same file is checked by its hash
     "data.in_memory",
 )
+
+WRITTEN_ONCE = {
+    "tracking.log_model": {"true": "best", "false": "none"}
+}  # as older versions wrote a value -> as it is now
 
 COMPUTED = ("versions", "threads", "machine", "code_sha256", "own_code_sha256")
 DIED = "the process died"  # message of a `stopped` event that `sync` wrote for a process that could not
@@ -98,7 +103,8 @@ class History:
     @property
     def settings(self) -> dict[str, str]:
         """Every setting as one types it, as it is now."""
-        return {**self.started["settings"], **{name: new for name, (_, new) in self.changed.items()}}
+        settings = {**self.started["settings"], **{name: new for name, (_, new) in self.changed.items()}}
+        return {name: WRITTEN_ONCE.get(name, {}).get(value, value) for name, value in settings.items()}
 
     @property
     def places(self) -> dict[str, str]:

@@ -29,17 +29,27 @@ QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "
 
 @dataclass(frozen=True)
 class Code:
-    """The code this process runs: commit and uncommitted changes as a unified diff; empty outside a repository."""
+    """The code this process runs; all is empty outside a repository.
+
+    Attributes:
+        diff: uncommitted changes, as a unified diff.
+        branch: empty where none is checked out.
+        repository: its address, without credentials; empty where it has none.
+    """
 
     commit: str = ""
     diff: str = ""
+    branch: str = ""
+    repository: str = ""
 
     def says(self) -> dict[str, Any]:
         """What the `started` event keeps of it; the diff itself is a file beside the journal."""
         if not self.commit:
             return {}
         sha256 = hashlib.sha256(self.diff.encode()).hexdigest() if self.diff else ""
-        return {"commit": self.commit, "dirty": bool(self.diff), "diff_sha256": sha256}
+        where = {"branch": self.branch, "repository": self.repository}
+        told = {key: text for key, text in where.items() if text}
+        return {"commit": self.commit, "dirty": bool(self.diff), "diff_sha256": sha256, **told}
 
 
 @lru_cache(1)  # a process runs the code it has imported, also when files change meanwhile
@@ -51,8 +61,34 @@ def code() -> Code:
         _git(PACKAGE, "ls-files", "--error-unmatch", "--", "__init__.py")
         root = _git(PACKAGE, "rev-parse", "--show-toplevel").strip()
         commit = _git(PACKAGE, "rev-parse", "HEAD").strip()
-        return Code(commit, _diff(Path(root))[:DIFF_BYTES])
+        return Code(commit, _diff(Path(root))[:DIFF_BYTES], _line("symbolic-ref", "--short", "HEAD"), _repository())
     return Code()
+
+
+def _line(*words: str) -> str:
+    """What git says of our own code in one line; empty where it says nothing."""
+    with suppress(OSError, subprocess.SubprocessError):
+        return _git(PACKAGE, *words).strip()
+    return ""
+
+
+def _repository() -> str:
+    """The address that git fetches from: of `origin`, else of the first it knows."""
+    remote = "origin"
+    if not _line("config", "--get", "remote.origin.url"):
+        remote = next(iter(_line("remote").splitlines()), remote)
+    return without_credentials(_line("config", "--get", f"remote.{remote}.url"))
+
+
+def without_credentials(address: str) -> str:
+    """A repository's address, as anybody may read it: no password, no token, no query. Who logs in by ssh stays."""
+    scheme, found, rest = address.partition("://")
+    if not found:  # host:path, or a folder
+        user, at, place = address.rpartition("@")
+        return address if not at or re.fullmatch(r"[\w.-]+", user) else place
+    user, at, place = rest.rpartition("@")  # a password may hold @, ? or # itself
+    place = re.split(r"[?#]", place)[0]
+    return f"{scheme}://{user.partition(':')[0]}@{place}" if at and scheme.endswith("ssh") else f"{scheme}://{place}"
 
 
 def _git(folder: Path, *words: str, index: str | None = None) -> str:
@@ -100,6 +136,15 @@ def versions() -> dict[str, str]:
     """What a bit-identical result depends on, beside settings and data."""
     found = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "mlflow")}
     return {"bestrun": importlib.metadata.version("bestrun"), "python": platform.python_version(), **found}
+
+
+def installed() -> str:
+    """Everything that is installed, as `name==version`, one a line, in the order of the alphabet."""
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        if name := distribution.metadata["Name"]:  # of a half removed one there is none
+            found.setdefault(name, distribution.version)  # of two the first is imported
+    return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))
 
 
 def changed_files(diff: str) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ..environment import processors
 from ..run.preflight import Planned
 from ..settings.compose import compose
-from .space import plan
+from .space import OF_A_TRIAL, plan
 
 
 def first_run(words: Sequence[str]) -> Planned:
@@ -17,7 +17,7 @@ def first_run(words: Sequence[str]) -> Planned:
     sweep = plan(words)
     settings = sweep.settings
     point = sweep.points[0] if sweep.points else {key: each.ends()[0] for key, each in sweep.dimensions.items()}
-    typed = ["pictures=false", *sweep.base, *(f"{key}={value}" for key, value in point.items())]
+    typed = [*OF_A_TRIAL, *sweep.base, *(f"{key}={value}" for key, value in point.items())]
     composed = compose(typed)
     if composed.config.threads is None and (settings.threads or settings.workers > 1):
         threads = settings.threads or max(1, processors() // settings.workers)  # as the scheduler shares them out

@@ -275,6 +275,11 @@ def owned_manifest(
                 begun = f"sweep {name} was begun with --config-dir {manifest.config_dir}"
                 raise SettingsError(f"{begun}; type that too, or another sweep.name=NAME")
             refuse_another(manifest, line, objective)
+            if manifest.experiment != experiment:  # by MLFLOW_EXPERIMENT_NAME, which is not on the line
+                raise SettingsError(
+                    f"experiment: sweep {name} stands in {manifest.experiment}, given {experiment}; set "
+                    f"MLFLOW_EXPERIMENT_NAME as it was, or type another sweep.name=NAME"
+                )
             if n_trials < len(manifest.trials):
                 raise SettingsError(
                     f"sweep.n_trials={n_trials}: sweep {name} has {len(manifest.trials)} trials already; "

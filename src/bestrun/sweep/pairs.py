@@ -15,6 +15,7 @@ from ..results.own_code import kept_text, refuse_missing
 from ..results.record import Record
 from ..settings.compose import Composed, override
 from ..settings.config import Config, deciding, flatten
+from ..settings.surroundings import hear
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.reasons import StopReason
@@ -182,7 +183,8 @@ def _from(record: Record) -> Config:
 
 
 def _without_tags(config: Config) -> Config:
-    return config.model_copy(update={"tags": {}})
+    bare = config.model_copy(update={"tags": {}})
+    return bare.model_copy(update=hear(dict(bare)))  # they are new runs
 
 
 def _settings(config: Config) -> dict[str, str]:

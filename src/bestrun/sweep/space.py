@@ -27,6 +27,10 @@ from ..settings.mistakes import not_among, out_of_range, unknown
 from .study import build, distributions, try_sampler
 
 MAX_POINTS = 10_000
+OF_A_TRIAL = (
+    "pictures=false",
+    "tracking.log_model=none",
+)  # of many runs nobody looks at each; what is typed, comes later
 NOT_TRIED = {  # setting -> why it cannot differ between the trials of one sweep
     "name": "the sweep names its runs; type sweep.name=NAME",
     "experiment": "a sweep stands in one experiment",
@@ -130,8 +134,7 @@ class Plan:
         """
         groups = tuple(f"{key}={value}" for key, value in point.items() if key in (*OPTIONS, "recipe"))
         if groups not in self._composed:
-            # Of many runs nobody looks at each one's pictures; whoever types pictures=true has them
-            self._composed[groups] = compose(["pictures=false", *self.base, *groups])
+            self._composed[groups] = compose([*OF_A_TRIAL, *self.base, *groups])
         composed = self._composed[groups]
         words = [f"{key}={value}" for key, value in point.items() if key not in (*OPTIONS, "recipe")]
         if replicate:

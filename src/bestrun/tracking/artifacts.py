@@ -10,6 +10,7 @@ from typing import Any
 from ..class_names import FILE, MAX_BYTES
 from ..errors import VerificationError
 from ..storage.files import sync_folder
+from . import beginning
 from .store import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
@@ -41,15 +42,16 @@ def time_for(size: int) -> Iterator[None]:
 
 
 def upload(
-    store: Store, run: Any, path: Path, to: str | None, *, began: Callable[[float], None] = lambda seconds: None
+    store: Store, owner: Any, path: Path, to: str | None, *, began: Callable[[float], None] = lambda seconds: None
 ) -> None:
     """Send a file, or all files in a folder, to the artifact folder `to`; a local one has them on disk afterwards.
 
     Args:
+        owner: the run, or the LoggedModel, whose artifacts they are.
         began: told, before anything is sent, how many seconds all of it may take.
     """
     files = [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
-    repository = store.artifacts(run)
+    repository = store.artifacts(owner)
     sizes = [file.stat().st_size for file in files]
     began(sum(map(seconds_for, sizes)))
     with time_for(max(sizes, default=0)):
@@ -107,6 +109,12 @@ def clear_torn_uploads(store: Store, run: Any) -> None:
 def download_class_names(store: Store, run: Any, place: Path) -> bytes:
     """What the classes of a run's data are called, as the file says it; b"" where they have no names."""
     found = download_if_there(store, run, f"config/{FILE}", place, MAX_BYTES)
+    return found.read_bytes() if found else b""
+
+
+def download_beginning(store: Store, run: Any, place: Path) -> bytes:
+    """How a run began, as its file says it; b"" of a run of before, whose tags tell."""
+    found = download_if_there(store, run, beginning.FILE, place, beginning.MAX_BYTES)
     return found.read_bytes() if found else b""
 
 

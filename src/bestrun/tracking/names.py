@@ -6,7 +6,6 @@ TAG_FOLDER = "bestrun.folder"
 TAG_WRITER = "bestrun.writer"
 TAG_PARENT_RUN = "bestrun.parent_run"
 TAG_CHILDREN = "bestrun.children"
-TAG_RERUN_OF = "bestrun.rerun_of"
 
 # How it went, and its best checkpoint
 TAG_STOP_REASON = "bestrun.stop_reason"
@@ -16,21 +15,11 @@ TAG_BEST_CHECKPOINT = "bestrun.best_checkpoint"
 TAG_BEST_SHA256 = "bestrun.best_sha256"
 TAG_BEST_VALUE = "bestrun.best_value"
 TAG_BEST_STEP = "bestrun.best_step"
-TAG_MODEL = "bestrun.model"
-TAG_MODEL_SHA256 = "bestrun.model_sha256"
+TAG_MODEL_SHA256 = (
+    "bestrun.model_sha256"  # of a LoggedModel: over all its files; of an older run: of its artifact model/
+)
 
-# What computed it, on what
-TAG_CONFIG_DIGEST = "bestrun.config_digest"
 TAG_DATA_DIGEST = "bestrun.data_digest"
-TAG_VERSIONS = "bestrun.versions"
-TAG_THREADS = "bestrun.threads"
-TAG_MACHINE = "bestrun.machine"
-TAG_CODE_SHA256 = "bestrun.code_sha256"
-TAG_OWN_CODE_SHA256 = "bestrun.own_code_sha256"
-TAG_CONFIG_DIR = "bestrun.config_dir"
-TAG_OWN_METRICS = "bestrun.own_metrics"
-TAG_GIT_DIRTY = "bestrun.git_dirty"
-TAG_DIFF_SHA256 = "bestrun.diff_sha256"
 
 # Sweeps: of a trial, and of the parent
 TAG_SWEEP = "bestrun.sweep"
@@ -42,6 +31,25 @@ TAG_BEST_RUN = "bestrun.best_run"  # with finalists that of the winner, which is
 TAG_FINALISTS = "bestrun.finalists"
 TAG_BEST_RUN_NAME = "bestrun.best_run_name"
 TAG_BEST_SETTINGS = "bestrun.best_settings"
+
+# Only of runs of before: how they began, which stands in a file since then, see beginning.py
+TAG_CONFIG_DIGEST = "bestrun.config_digest"
+TAG_RERUN_OF = "bestrun.rerun_of"
+TAG_VERSIONS = "bestrun.versions"
+TAG_THREADS = "bestrun.threads"
+TAG_MACHINE = "bestrun.machine"
+TAG_CODE_SHA256 = "bestrun.code_sha256"
+TAG_OWN_CODE_SHA256 = "bestrun.own_code_sha256"
+TAG_CONFIG_DIR = "bestrun.config_dir"
+TAG_OWN_METRICS = "bestrun.own_metrics"
+TAG_GIT_DIRTY = "bestrun.git_dirty"
+TAG_DIFF_SHA256 = "bestrun.diff_sha256"
+
+# MLflow's own, which its page shows
+DESCRIPTION = "mlflow.note.content"
+GIT_COMMIT = "mlflow.source.git.commit"
+GIT_BRANCH = "mlflow.source.git.branch"
+GIT_REPOSITORY = "mlflow.source.git.repoURL"
 
 
 def where(tag: str, value: str) -> str:

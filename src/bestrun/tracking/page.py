@@ -16,7 +16,7 @@ from typing import Any
 
 from ..class_names import listed, recorded
 from ..formatting import shown_value
-from ..metrics import metric_of
+from ..metrics import metric_of, objective_first
 from .names import TAG_RUN, TAG_STOP_REASON, TAG_SWEEP, TAG_TRIAL, column
 from .refusals import lost_a_race
 
@@ -44,12 +44,43 @@ def view(metric: str, settings: Sequence[str], sweep: str | None) -> dict[str, A
         "runsHiddenMode": "FIRST_20_RUNS",
         "viewMaximized": False,
         "runListHidden": False,
-        "isAccordionReordered": False,
+        **charts(metric),
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "groupBy": None,
         "groupsExpanded": {},
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+SECTIONS = ("val", "train", "best", "test")  # in the order people look; the page has them in that of the alphabet
+OTHERS = "Model metrics"  # what the page calls the section of metrics without a / in their name
+
+
+def charts(metric: str) -> dict[str, Any]:
+    """The sections of the page's charts and what stands in them, the objective first: the page puts metrics that it
+    finds beside, as those of one's own, behind the others of their section, and further sections behind these.
+
+    Where runs have several values of a metric, the page makes a curve of a bar by itself.
+    """
+    names = [metric_of(key).name for key in objective_first(metric)]
+    keys = [f"{section}/{name}" for section in SECTIONS for name in names]
+    keys = [key for key in keys if not key.startswith("train/") or metric_of(key).is_trained]
+    keys.insert(keys.index("test/" + names[0]), "best/step")
+    sections = dict.fromkeys([*SECTIONS, OTHERS])
+    shown = {key: key.rpartition("/")[0] or OTHERS for key in (*keys, "learning_rate", "images_per_second")}
+    return {
+        "isAccordionReordered": True,  # else they are put in the order of the alphabet again
+        "compareRunSections": [
+            {"uuid": f"bestrun {name}", "name": name, "display": True, "isReordered": True, "deleted": False}
+            | {"isGenerated": True}
+            for name in sections
+        ],
+        "compareRunCharts": [
+            {"uuid": f"bestrun {key}", "type": "BAR", "runsCountToCompare": 10, "deleted": False, "isGenerated": True}
+            | {"metricSectionId": f"bestrun {section}", "metricKey": key, "displayName": key.rpartition("/")[2]}
+            for key, section in shown.items()
+        ],
     }
 
 

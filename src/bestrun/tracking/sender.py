@@ -27,10 +27,12 @@ from ..storage.history import History
 from ..storage.journal import Event, Line, line_sha256, read_lines
 from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
-from . import page
+from . import beginning, models, page
 from .artifacts import clear_torn_uploads, is_there, upload
+from .datasets import datasets_of
 from .lookup import Lookup, find_run
 from .names import (
+    DESCRIPTION,
     TAG_BEST_CHECKPOINT,
     TAG_BEST_SHA256,
     TAG_BEST_VALUE,
@@ -38,8 +40,6 @@ from .names import (
     TAG_CHILDREN,
     TAG_DIVERGES,
     TAG_FOLDER,
-    TAG_MODEL,
-    TAG_MODEL_SHA256,
     TAG_RUN,
     TAG_STOP_REASON,
     TAG_WRITER,
@@ -47,7 +47,14 @@ from .names import (
 )
 from .refusals import is_permanent, lost_a_race, reason, remedy
 from .store import Store, connect, is_own_store, is_same_store
-from .translate import DESCRIPTION, dataset_of, figures, params_of, rows_of_an_evaluation, rows_of_classes, tags_of
+from .translate import (
+    SYSTEM,
+    figures,
+    params_of,
+    rows_of_an_evaluation,
+    rows_of_classes,
+    tags_of,
+)
 from .writers import (
     OvertakenError,
     is_ours,
@@ -68,6 +75,8 @@ IN_ONE_REQUEST = 100  # evaluations, after which MLflow's answer is noted
 ROWS_IN_ONE_REQUEST = 1000  # more MLflow does not take
 CHECKPOINTS = "checkpoints/"
 KEYFRAMES = "keyframes/"
+TESTED_MODEL = "the model's test"  # metrics of the LoggedModel
+ENVIRONMENT = "environment.txt"
 CLASSES = "class/..."  # the metrics of each class: as artifacts, they go beside the rest and hold nothing up
 
 
@@ -324,6 +333,7 @@ class Sender:
             client.set_tag(run_id, TAG_DIVERGES, str(event["step"]), synchronous=True)
         elif kind == "tested":
             send_tested(client, run_id, event)
+            self._send_artifacts(history, events)
             self._offer([JOURNAL], self._send_journal)
         elif kind == "stopped":
             self._send_end(history, cast(Stopped, event))
@@ -335,7 +345,7 @@ class Sender:
         params = params_of(started)
         for first in range(0, len(params), 100):
             client.log_batch(run_id, params=params[first : first + 100], synchronous=True)
-        _log_dataset(client, run_id, dataset_of(started))
+        _log_datasets(client, run_id, datasets_of(started))
         experiment = client.get_experiment_by_name(started["experiment"])
         page.save_view(client, experiment, started["settings"]["objective.metric"])
 
@@ -384,6 +394,8 @@ class Sender:
             self.store.client.log_batch(self.run_id, metrics=some, synchronous=True)
 
     def _has_row(self, key: str, step: int, value: float) -> bool:
+        if key.startswith(SYSTEM):  # as is what the machine did then; it goes with the other rows
+            return bool((self._rows_there or {}).get(("val/accuracy", step)))
         there = (self._rows_there or {}).get((key, step), [])
         return value in there or (bool(there) and key == "images_per_second")  # a speed is never the same twice
 
@@ -513,15 +525,19 @@ class Sender:
             if kind == "started":
                 self._offer(["config"], partial(self._send_config, cast(Started, event)))
                 self._offer(["code"], lambda: self._send_files([self.folder.diff, *self.folder.codes], "code"))
-            elif kind == "resumed" and len(self.folder.codes) > 1:  # it went on with another code.py
-                self._offer(["code"], lambda: self._send_files(self.folder.codes, "code"))
+                self._offer([ENVIRONMENT], lambda: self._send_files(self.folder.environments, None))
+            elif kind == "resumed":
+                if len(self.folder.codes) > 1:  # it went on with another code.py
+                    self._offer(["code"], lambda: self._send_files(self.folder.codes, "code"))
+                if len(self.folder.environments) > 1:  # or with something else installed
+                    self._offer([ENVIRONMENT], lambda: self._send_files(self.folder.environments, None))
             elif kind == "evaluation" and "keyframe" in event:
                 source = self.folder.inside(event["keyframe"])
                 self._offer([KEYFRAMES + source.name], partial(self._send_files, [source], KEYFRAMES.rstrip("/")))
-            elif kind == "model" and self.folder.inside(event["path"]).is_dir():
-                path, sha256 = event["path"], event["sha256"]
-                source = self.folder.inside(path)
-                self._offer([path], partial(send_model, self.store, self._run, source, path, sha256))
+            elif kind == "model":
+                self._offer([event["path"]], partial(self._send_model, history, event))
+            elif kind == "tested":
+                self._offer([TESTED_MODEL], lambda: self._link_test(history))
             elif kind == "stopped":
                 self._offer(["validation.json"], lambda: self._send_validation(history))
                 self._offer([CLASSES], lambda: self._send_classes(history))
@@ -570,12 +586,29 @@ class Sender:
                 upload(self.store, self._run, path, to, began=self._began_upload)
 
     def _send_config(self, started: Started) -> None:
-        """The settings; and what the classes are called, which a data set of MLflow, one for many runs, cannot keep."""
+        """How the run began, without which settings are no use; the settings; and what the classes are called, which a
+        data set of MLflow, one for many runs, cannot keep.
+        """
+        with Workplace() as place:
+            (place / beginning.FILE).write_bytes(beginning.to_json(started))
+            self._send_files([place / beginning.FILE], None)
         self._send_files([self.folder.config, self.folder.overrides], "config")
         if names := class_names.recorded(started["data"]):
             with Workplace() as place:
                 (place / class_names.FILE).write_bytes(class_names.to_json(names))
                 self._send_files([place / class_names.FILE], "config")
+
+    def _send_model(self, history: History, made: Event) -> None:
+        """The best as a LoggedModel; an earlier one, which a better best has superseded, is none any more."""
+        best, source = history.best, self.folder.inside(made["path"])
+        if best and best["sha256"] == made["best_sha256"] and source.is_dir():
+            args = (self.store, str(self.run_id), source, best["sha256"], best["step"], models.rows_of_best(history))
+            models.send_model(*args, began=self._began_upload)
+
+    def _link_test(self, history: History) -> None:
+        """Name the figures of a test as those of the LoggedModel that was tested, where there is one."""
+        if history.best:
+            models.link_test(self.store, str(self.run_id), history.best["sha256"], models.rows_of_best(history))
 
     def _send_pictures(self, events: Sequence[Event]) -> None:
         """All pictures in one call: those of a series for the slider of MLflow's page, the others as files."""
@@ -660,9 +693,15 @@ def _artifacts_of(event: Event) -> list[str]:
     kind = event["event"]
     if kind in ("picture", "model"):
         return [event["path"]]
+    if kind == "tested":
+        return [TESTED_MODEL]
     if kind == "evaluation":
         return [KEYFRAMES + event["keyframe"]] if "keyframe" in event else []
-    others = {"started": ["config", "code"], "resumed": ["code"], "stopped": ["validation.json", CLASSES, "run.log"]}
+    others = {
+        "started": ["config", "code", ENVIRONMENT],
+        "resumed": ["code", ENVIRONMENT],
+        "stopped": ["validation.json", CLASSES, "run.log"],
+    }
     return others.get(kind, [])
 
 
@@ -708,11 +747,11 @@ def _stage_picture(path: Path, event: Event, place: Path) -> None:
         picture.save(place / "images" / f"{name}+compressed.webp")
 
 
-def _log_dataset(client: Any, run_id: str, dataset: Any) -> None:
-    """Several runs may log the same data set at once."""
+def _log_datasets(client: Any, run_id: str, datasets: list[Any]) -> None:
+    """Several runs may log the same data sets at once."""
     for attempt in range(5):
         try:
-            return client.log_inputs(run_id, [dataset])  # type: ignore[no-any-return]
+            return client.log_inputs(run_id, datasets)  # type: ignore[no-any-return]
         except Exception as error:
             if attempt == 4 or not lost_a_race(error):
                 raise
@@ -743,10 +782,3 @@ def send_tested(client: Any, run_id: str, event: Event) -> None:
         others = [key for key in event if key.startswith("test/") and event[key] is not None and key != looked_for]
         for key in (*others, looked_for):  # which goes last: with it, all are there
             client.log_metric(run_id, key, event[key], timestamp=event["time_ms"], step=event["step"], synchronous=True)
-
-
-def send_model(store: Store, run: Any, folder: Path, path: str, sha256: str) -> None:
-    """Upload an MLflow model, then name it in the run's tags: they never name half of one."""
-    upload(store, run, folder, path)
-    for key, value in ((TAG_MODEL_SHA256, sha256), (TAG_MODEL, path)):
-        store.client.set_tag(run.info.run_id, key, value, synchronous=True)

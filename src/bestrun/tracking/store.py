@@ -216,13 +216,14 @@ class Store:
                 "server --artifacts-destination FOLDER"
             )
 
-    def artifacts(self, run: Any) -> Any:
-        """The repository of a run's artifacts: `log_artifact(s)`, `list_artifacts`, `download_artifacts`,
-        `delete_artifacts`. The one way to them, as MLflow's client asks for the run anew at each call.
+    def artifacts(self, owner: Any) -> Any:
+        """The repository of the artifacts of a run, or of a LoggedModel: `log_artifact(s)`, `list_artifacts`,
+        `download_artifacts`, `delete_artifacts`. The one way to them, as MLflow's client asks for the run anew at
+        each call.
         """
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        uri = self.here(run.info.artifact_uri)
+        uri = self.here(owner.info.artifact_uri if hasattr(owner, "info") else owner.artifact_location)
         if self.whereabouts and (path := local_path(uri)) and path.is_relative_to(self.whereabouts.home):
             return _in_home(uri, self.uri, self.whereabouts)
         return get_artifact_repository(uri, tracking_uri=self.uri)

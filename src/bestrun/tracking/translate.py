@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from unicodedata import combining, normalize
 
 from ..class_names import from_json, recorded
-from ..lab import METRIC_NAME
 from ..metrics import best_key, by_class, keys
 from ..settings.config import Config, flatten
 from ..storage.events import Evaluation, Started, metric_value
@@ -15,27 +14,22 @@ from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Event
 from . import page
+from .beginning import beginning_of
+from .datasets import data_of
 from .names import (
+    DESCRIPTION,
+    GIT_BRANCH,
+    GIT_COMMIT,
+    GIT_REPOSITORY,
     TAG_BEST_SHA256,
     TAG_CHANGED,
-    TAG_CODE_SHA256,
-    TAG_CONFIG_DIGEST,
-    TAG_CONFIG_DIR,
     TAG_DATA_DIGEST,
-    TAG_DIFF_SHA256,
     TAG_FOLDER,
-    TAG_GIT_DIRTY,
-    TAG_MACHINE,
-    TAG_OWN_CODE_SHA256,
-    TAG_OWN_METRICS,
     TAG_PARENT_RUN,
-    TAG_RERUN_OF,
     TAG_RUN,
     TAG_STOP_REASON,
     TAG_SWEEP,
-    TAG_THREADS,
     TAG_TRIAL,
-    TAG_VERSIONS,
     TAG_WRITER,
 )
 from .writers import writer
@@ -43,7 +37,6 @@ from .writers import writer
 # ---- to MLflow ----
 
 MAX_CLASSES = 1000  # with figures of their own in MLflow: two metrics each, which its page lists one by one
-DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as a run's description
 
 
 def rows_of_an_evaluation(there: Iterable[str]) -> list[str]:
@@ -56,12 +49,16 @@ def rows_of_an_evaluation(there: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*rows, "images_per_second", "learning_rate"]))
 
 
+SYSTEM = "system/"  # before the names of what the machine did: MLflow's page has a tab for these
+
+
 def figures(event: Evaluation) -> dict[str, float]:
     """The rows of an evaluation. What is not a number never becomes one: a search for the best would find it."""
     values = {key: metric_value(event, key) for key in rows_of_an_evaluation(event)}
     if event["improved"]:
         best = {best_key(key): value for key, value in values.items() if key.startswith("val/")}
         values |= best | {"best/step": event["step"]}
+    values |= {SYSTEM + key: value for key, value in event.get("system", {}).items()}
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -94,34 +91,26 @@ def class_keys(names: Sequence[str] | None, count: int) -> list[str]:
 
 
 def tags_of(folder: RunFolder, started: Started) -> dict[str, str]:
-    """What a run begins with, and the user's own tags."""
+    """The user's own tags, and what a run begins with. MLflow's page has them in this order: people's first."""
+    own = started.get("tags", {})
     tags = {
         TAG_RUN: started["name"],
         TAG_FOLDER: str(folder.path),
         TAG_WRITER: json.dumps(writer(folder)),
         TAG_DATA_DIGEST: started["data_digest"],
-        TAG_CONFIG_DIGEST: started["config_digest"],
-        TAG_VERSIONS: json.dumps(started["versions"]),
-        TAG_THREADS: str(started["threads"]),
-        TAG_MACHINE: json.dumps(started["machine"]) if "machine" in started else "",
-        TAG_CODE_SHA256: started.get("code_sha256", ""),
-        TAG_OWN_CODE_SHA256: started.get("own_code_sha256", ""),
-        TAG_CONFIG_DIR: started.get("config_dir", ""),
-        TAG_OWN_METRICS: json.dumps(started["own_metrics"]) if "own_metrics" in started else "",
         "mlflow.source.name": "bestrun",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": started.get("user", ""),
         DESCRIPTION: page.description(started, None, None),
-        "mlflow.source.git.commit": started["git"].get("commit", ""),
-        TAG_GIT_DIRTY: str(started["git"].get("dirty", "")).lower(),
-        TAG_DIFF_SHA256: started["git"].get("diff_sha256", ""),
+        GIT_COMMIT: started["git"].get("commit", ""),
+        GIT_BRANCH: started["git"].get("branch", ""),
+        GIT_REPOSITORY: started["git"].get("repository", ""),
         TAG_PARENT_RUN: started.get("parent") or "",
-        TAG_RERUN_OF: started.get("rerun_of") or "",
         TAG_SWEEP: started.get("sweep") or "",
         TAG_TRIAL: "" if started.get("trial") is None else str(started["trial"]),
         "mlflow.parentRunId": started.get("parent_run_id") or "",
     }
-    return {key: str(value)[:8000] for key, value in {**tags, **started.get("tags", {})}.items() if value}
+    return {key: str(value)[:8000] for key, value in {**own, **tags, **own}.items() if value}
 
 
 def params_of(started: Started) -> list[Any]:
@@ -131,27 +120,17 @@ def params_of(started: Started) -> list[Any]:
     return [Param(name, value[:6000]) for name, value in started["settings"].items()]
 
 
-def dataset_of(started: Started) -> Any:
-    """The data, as MLflow's DatasetInput; its profile says what `_started_of` reads again."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    data = started["data"]
-    profile = {key: data[key] for key in ("train", "validation", "test", "image_shape", "num_classes")}
-    dataset = Dataset(
-        name=data["name"],
-        digest=started["data_digest"][:32],  # MLflow takes 36 characters; the whole digest is a tag
-        source_type="local",
-        source=json.dumps({"uri": data["source"]}),
-        profile=json.dumps(profile),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
-
-
 # ---- and back ----
 
 
 def events_of(
-    client: Any, run: Any, config: Config, experiment: str, validation: Event, names: bytes = b""
+    client: Any,
+    run: Any,
+    config: Config,
+    experiment: str,
+    validation: Event,
+    names: bytes = b"",
+    beginning: bytes = b"",
 ) -> list[Event]:
     """The journal put together again from what MLflow has of a run; of the time between two resumes it knows nothing.
 
@@ -159,6 +138,7 @@ def events_of(
         config: the settings it began with.
         validation: what its artifact validation.json says; {} without one.
         names: its artifact config/class_names.json; b"" without one.
+        beginning: its artifact bestrun.json; b"" without one.
     """
     tags = run.data.tags
     evaluations = _evaluations_of(client, run)
@@ -168,7 +148,7 @@ def events_of(
         if validation.get("step") == best["step"]:
             best["confusions"] = validation["confusions"]
     last = evaluations[-1] if evaluations else {"step": 0, "time_ms": run.info.start_time}
-    events = [_started_of(run, config, experiment, names), *evaluations]
+    events = [_started_of(run, config, experiment, names, beginning), *evaluations]
     if changed := json.loads(tags.get(TAG_CHANGED, "{}")):  # by resumes, since it began
         events.append({"event": "resumed", "time_ms": last["time_ms"], "from_step": last["step"], "changed": changed})
     reason = tags.get(TAG_STOP_REASON)
@@ -201,51 +181,25 @@ def _tested_of(client: Any, run: Any) -> Event | None:
     return found or None
 
 
-def _started_of(run: Any, config: Config, experiment: str, names: bytes) -> Event:
+def _started_of(run: Any, config: Config, experiment: str, names: bytes, beginning: bytes) -> Event:
     tags = run.data.tags
-    data = [item.dataset for item in run.inputs.dataset_inputs]
-    profile = json.loads(data[0].profile) if data else {}
-    called = from_json(names, profile.get("num_classes", 0))
+    data = data_of(run)
+    called = from_json(names, data.get("num_classes", 0))
     return {
         "event": "started",
         "time_ms": run.info.start_time,
         "name": tags[TAG_RUN],
         "experiment": experiment,
-        "config_digest": tags.get(TAG_CONFIG_DIGEST, ""),
+        **beginning_of(tags, beginning),
         "data_digest": tags.get(TAG_DATA_DIGEST, ""),
         "settings": dict(run.data.params) or flatten(config),
-        "versions": json.loads(tags.get(TAG_VERSIONS, "{}")),
-        "threads": int(tags.get(TAG_THREADS, 0)),
-        **({"machine": json.loads(tags[TAG_MACHINE])} if TAG_MACHINE in tags else {}),
-        **({"code_sha256": tags[TAG_CODE_SHA256]} if TAG_CODE_SHA256 in tags else {}),
-        **({"own_code_sha256": tags[TAG_OWN_CODE_SHA256]} if TAG_OWN_CODE_SHA256 in tags else {}),
-        **({"config_dir": tags[TAG_CONFIG_DIR]} if TAG_CONFIG_DIR in tags else {}),
-        **({"own_metrics": own_metrics(tags)} if TAG_OWN_METRICS in tags else {}),
         "data": {
-            "name": data[0].name if data else "",
-            "source": json.loads(data[0].source)["uri"] if data else "",
-            **profile,
+            **({"name": "", "source": ""} | data),
             **({"class_names": list(called)} if called else {}),
         },
-        "git": {
-            "commit": tags.get("mlflow.source.git.commit", ""),
-            "dirty": tags.get(TAG_GIT_DIRTY) == "true",
-            "diff_sha256": tags.get(TAG_DIFF_SHA256, ""),
-        },
-        "note": tags.get("mlflow.note.content", "").partition(page.RULE)[0],
+        "note": tags.get(DESCRIPTION, "").partition(page.RULE)[0],
         "tags": {key: text for key, text in tags.items() if not key.startswith(("mlflow.", "bestrun."))},
         "parent": tags.get(TAG_PARENT_RUN),
-        "rerun_of": tags.get(TAG_RERUN_OF),
         "sweep": tags.get(TAG_SWEEP),
         "trial": int(tags[TAG_TRIAL]) if TAG_TRIAL in tags else None,
     }
-
-
-def own_metrics(tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """A run's metrics of its own: name -> unit and direction. Tags may be anybody's: what cannot be is left out."""
-    try:
-        found = json.loads(tags.get(TAG_OWN_METRICS, "{}"))
-        names = {name: each for name, each in found.items() if METRIC_NAME.fullmatch(f"val/{name}")}
-        return {name: {key: str(each[key]) for key in ("unit", "direction")} for name, each in names.items()}
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        return {}

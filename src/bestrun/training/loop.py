@@ -33,6 +33,7 @@ from ..storage.provenance import computed_by
 from ..storage.reasons import last_step
 from ..storage.reasons import stop_reason as stop_rule
 from ..storage.right import encoded as encoded_bits
+from ..storage.system_metrics import SystemMetrics
 from . import briefing, device, proof
 from .evaluation import Array, Predict, are_probabilities, compile_predict, confusions, figures, further_figures
 from .layers import freeze, unsteady_layer
@@ -118,6 +119,7 @@ def train(
         with averaged(optimizer):
             tell_of_another_function(source, proof.answers(model, predict, data.image_shape), config)
     rates = np.empty(0, np.float32)
+    system = SystemMetrics(folder.path) if config.tracking.system_metrics else None
     clock = Clock()
     chunk = 1  # the first says how long a step takes; one step is the shortest that a signal can wait
 
@@ -177,6 +179,7 @@ def train(
         state = replace(state, loss_sum=0.0, correct=0, images=0, seconds=state.seconds + clock.lap())
         if not known:
             entry["seconds"] = state.seconds
+            entry |= {"system": system.sample()} if system else {}
 
         # Test, then commit.
         encoded = encode(tensors, state, **stamp, answers=replies, made_on=made_on)

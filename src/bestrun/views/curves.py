@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ..class_names import labels
 from ..formatting import shown_value, text_table, text_width
 from ..metrics import Metric, metric_of, panels
-from ..storage.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -230,7 +229,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Replace `path` by the figure at once: whoever reads it, the mirror's thread too, finds all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    """As `png.write` does a picture."""
+    from PIL import Image
+
+    from . import png
+
+    canvas: Any = figure.canvas
+    canvas.draw()
+    png.write(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)

@@ -6,14 +6,12 @@ hundred times as long.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..storage.files import replacing
 from . import lettering
 from .curves import MAX_CLASSES_WITH_COUNTS
 
@@ -169,13 +167,6 @@ def title_end(title: str) -> int:
 
 def _extent(count: int) -> str:
     return f"the first {MAX_FILTERS} of {count:,}" if count > MAX_FILTERS else str(count)
-
-
-def write(picture: Image.Image, path: Path) -> None:
-    """Replace `path` by the picture as a PNG at once: whoever reads it, the mirror's thread too, finds all or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        picture.save(file, "PNG")
 
 
 def _coloured(shares: NDArray[Any], anchors: NDArray[Any]) -> Pixels:
