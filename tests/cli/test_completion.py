@@ -40,6 +40,8 @@ def offered(line: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("line", "words"),
     [
         ("bestrun res", ["restore", "resume"]),
+        ("bestrun che", ["check"]),
+        ("bestrun check -m sweep.k", ["sweep.kind="]),
         ("bestrun train --cf", ["--cfg"]),
         ("bestrun train --cfg ", ["job"]),
         ("bestrun train training.ba", ["training.batch_size="]),

@@ -88,6 +88,7 @@ def said(bestrun, home, runs, npz, tmp_path_factory):
             bestrun("report", "one", "two", "--out", out / "r.html") and (out / "r.html").read_text("utf-8")
         ),
         "fetch": lambda: bestrun("fetch", "one", "--out", out / "fetched"),
+        "check": lambda: bestrun("check", "--quick", *settings(npz)),
         "class_names.json": lambda: said("fetch") and (out / "fetched" / "class_names.json").read_text("utf-8"),
         "description": lambda: run.data.tags["mlflow.note.content"],
         "run.log": lambda: folder.log.read_text("utf-8"),
@@ -102,8 +103,8 @@ def said(bestrun, home, runs, npz, tmp_path_factory):
 
 
 PLACES = ["predict", "predict --json", "restore", "restore --json", "show", "show --json", "show of MLflow", "compare"]
-PLACES += ["compare --json", "report", "fetch", "class_names.json", "description", "run.log", "journal"]
-SILENT = ("fetch", "run.log")  # prints or writes no name
+PLACES += ["compare --json", "report", "fetch", "check", "class_names.json", "description", "run.log", "journal"]
+SILENT = ("fetch", "run.log", "check")  # prints or writes no name, or of so many classes one or two
 
 
 @pytest.mark.parametrize("place", PLACES)

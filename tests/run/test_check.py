@@ -113,6 +113,14 @@ def test_data_that_is_missing_fails_and_the_rest_is_looked_at(bestrun, home, tmp
     assert found.states["server"] == [OK] and "training" not in found.of
 
 
+def test_a_name_that_is_taken_fails(bestrun, home, words):
+    assert bestrun("train", *words, "training.max_steps=20", "pictures=false", "name=taken").code == 0
+    found = checked(bestrun, "--quick", *words, "name=taken", code=2)
+    assert [line.remedy for line in found.lines if line.state == FAILED] == [
+        "another name, or go on with it: bestrun resume taken"
+    ]
+
+
 def test_a_server_that_is_away_fails_and_says_that_training_would_not(bestrun, home, words):
     with check_training.nobody() as address:
         found = checked(bestrun, "--quick", *words, f"tracking.uri={address}", code=2)
@@ -335,10 +343,10 @@ def test_an_interrupted_check_leaves_no_file_and_no_process(bestrun, home, words
     assert wait_for(lambda: list(home.glob(".bestrun-*/files/mlruns/runs/whole/journal.jsonl")), process)
     process.kill(number)
     assert process.wait(60).code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
-    if number == signal.SIGKILL:  # the guard ends what it started, the next check removes what it made
+    assert wait_for(lambda: not trainings_in(home))  # also of one that was killed: the guard ends what it started,
+    if number == signal.SIGKILL:  # and the next check removes what it made
         assert bestrun("check", "--quick", *words).code == 0
     assert listed(home) == before
-    assert wait_for(lambda: not trainings_in(home), seconds=15)
 
 
 def trainings_in(home):

@@ -30,6 +30,7 @@ from ..tracking.store import is_own_store, resolve_uri
 from ..training.class_weights import class_weights
 from . import check_data, check_place, check_store, check_training
 from .findings import FAILED, OK, WARN, Finding, failed, looked
+from .notify import doubt
 from .start import load_data, look_at_network
 
 PICTURES = 2_000_000  # bytes that the pictures of a run take, in its folder and in MLflow
@@ -130,13 +131,16 @@ class Preflight:
         chosen = " ".join(f"{group}={option}" for group, option in composed.choices.items() if option)
         of_all = f", the first of {runs:,} runs" if runs > 1 else ""
         yield Finding("settings", OK, f"{chosen}{of_all}")
-        for warning in composed.warnings:
+        for warning in (*composed.warnings, *filter(None, [doubt()])):
             yield failed("settings", warning, WARN)
 
     def _folder(self) -> Iterable[Finding]:
         find_home(writes=True)  # refuses what is somebody else's
         check_place.place_of_trials(self._home)
         yield from check_place.writable(self._home)
+        if (name := self._config.name) and RunFolder(self._home / "runs" / name).exists():
+            remedy = f"another name, or go on with it: bestrun resume {name}"
+            yield Finding("folder", FAILED, f"name={name}: such a run exists", remedy)
 
     @contextlib.contextmanager
     def _in_trial_home(self) -> Iterator[None]:
