@@ -21,7 +21,7 @@ define install_lock
 	[ -n "$$uv" ] && env -u PYTHONDONTWRITEBYTECODE "$$uv" $(UV_INSTALL) -r $(1) || $(PIP_INSTALL) --require-hashes -r $(1)
 endef
 
-.PHONY: help setup setup-ray train test test-slow coverage lint bench pictures ui lock clean
+.PHONY: help setup setup-ray setup-team train test test-slow coverage lint bench pictures ui lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ $(INSTALLED): $(LOCKED)
 
 setup-ray: setup ## add Ray to .venv, for sweep.backend=ray
 	$(call install_lock,requirements-ray.lock)
+
+setup-team: setup ## add to .venv what PostgreSQL and S3 need, and what the tests of real servers start
+	$(call install_lock,requirements-team.lock)
 
 train: setup ## train with the tutorial's settings, or with others: make train ARGS="optimizer.learning_rate=1e-3"
 	$(BIN)/bestrun train $(ARGS)
@@ -74,9 +77,12 @@ ui: setup ## the MLflow page, on 127.0.0.1
 
 LOCK := uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 --no-header
 
-lock: ## resolve pyproject.toml anew into requirements.lock and, with Ray, requirements-ray.lock (needs uv)
+# What is in a file already stays, where it can: boto3 wants an older python-dateutil than the others take.
+lock: ## resolve pyproject.toml anew into requirements.lock, and with Ray or for a team into two more (needs uv)
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --extra ray --constraints requirements.lock --output-file requirements-ray.lock
+	cp requirements.lock requirements-team.lock
+	$(LOCK) --extra team --extra servers --output-file requirements-team.lock
 	echo uv | uv pip compile - --generate-hashes --universal --python-version 3.11 --no-header --output-file requirements-uv.lock
 
 clean: ## remove .venv and caches, never mlruns

@@ -70,6 +70,11 @@ def ago(time_ms: int) -> str:
     return duration(max(0.0, time.time() - time_ms / 1000)) + " ago"
 
 
+def shown_bytes(size: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1_000_000 else f"{size / 1e3:,.1f} kB"
+
+
 def shown_point(point: dict[str, str]) -> str:
     """The settings of a trial as one types them, numbers short."""
     return " ".join(f"{key}={short_form(value)}" for key, value in point.items())

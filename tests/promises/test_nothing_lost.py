@@ -323,19 +323,19 @@ def test_a_journal_that_lost_acknowledged_lines_is_completed_row_by_row(home, ur
     folder = make_run(home, steps=(0, 10, 20), reason=None)
     with Journal(folder.journal) as journal:
         kept = journal.end
-        add_evaluation(folder, journal, 30, False, images_per_second=1.0)
+        add_evaluation(folder, journal, 30, False, images_per_second=1.0, system={"cpu": 50.0})
         whole = journal.end
     sender = Sender(folder, uri)
     sender.catch_up()
     os.truncate(folder.journal, kept)  # power was lost before its last line reached the disk
     time.sleep(0.002)
     with Journal(folder.journal) as journal:
-        add_evaluation(folder, journal, 30, False, images_per_second=2.0)
+        add_evaluation(folder, journal, 30, False, images_per_second=2.0, system={"cpu": 60.0})
         if not as_long:
             add_stop(journal, "max_steps")
     assert (folder.journal.stat().st_size == whole) == as_long
     sync([folder], home=home / "mlruns", setting=None)
-    for key in ("val/accuracy", "val/loss", "images_per_second", "train/loss"):
+    for key in ("val/accuracy", "val/loss", "images_per_second", "system/cpu", "train/loss"):
         steps = [step for step, _ in rows(client, sender.run_id, key)]
         assert len(steps) == len(set(steps)), key
     assert not Sender(folder, uri).behind()
@@ -640,7 +640,7 @@ def test_the_same_writer_with_a_backup_put_back_repeats_and_doubles_nothing(home
         with Journal(folder.journal) as journal:
             journal.append("resumed", from_step=30, changed={}, versions={})
             for step in (40, 50):
-                add_evaluation(folder, journal, step, step == 40, images_per_second=speed)
+                add_evaluation(folder, journal, step, step == 40, images_per_second=speed, system={"cpu": speed})
             add_stop(journal, "max_steps")
         Sender(folder, uri).catch_up()
 
@@ -652,8 +652,9 @@ def test_the_same_writer_with_a_backup_put_back_repeats_and_doubles_nothing(home
     time.sleep(0.002)
     go_on(2.0)
     assert record(client, run_id)[1] == before
-    steps = [step for step, _ in rows(client, run_id, "images_per_second")]
-    assert len(steps) == len(set(steps))
+    for key in ("images_per_second", "system/cpu"):  # which are never the same twice
+        steps = [step for step, _ in rows(client, run_id, key)]
+        assert steps[-1] == 50 and len(steps) == len(set(steps)), key
 
 
 def test_a_better_best_is_never_replaced_by_a_worse_one(home, uri, client, tmp_path):

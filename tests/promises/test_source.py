@@ -127,10 +127,8 @@ def table(text: str) -> list[list[str]]:
 
 def test_nothing_is_imported_that_is_not_declared() -> None:
     """pandas and PyYAML come with MLflow and OmegaConf, which cannot do without them."""
-    declared = {
-        name.replace("-core", "").replace("pillow", "PIL").replace("nvidia-ml-py", "pynvml")
-        for name in dependencies()["run"]
-    }
+    modules = {"hydra-core": "hydra", "pillow": "PIL", "nvidia-ml-py": "pynvml"}
+    declared = {modules.get(name, name) for name in dependencies()["run"]}
     declared |= {"pandas", "yaml", "pydantic_core", "ray"}
     imported = set()
     for path in SOURCES:

@@ -474,6 +474,7 @@ WRITING = {
     "from_run by ID": ["train", "SETTINGS", "name=new", "PARENT"],
     "rerun": ["rerun", "ID", "name=new"],
     "sync": ["sync"],
+    "gc": ["gc", "--keep-best", "1", "--yes"],
     "register": ["register", "ID", "--name", "digits", "--alias", "second"],
     "register anew": ["register", "ID", "--name", "other", "--alias", "first"],
     "the sweep goes on": ["train", "-m", "SWEEP"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -33,10 +34,11 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RA
 RATES = "optimizer.learning_rate=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3,7e-3,8e-3"
 
 CLUSTER = """
-import sys
+import json, sys
 from ray.cluster_utils import Cluster
 node = dict(num_cpus=1, node_ip_address="127.0.0.1")
-cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+first = {**node, **json.loads(sys.argv[1]), "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=first)
 second = cluster.add_node(**node)
 print("ADDRESS", cluster.address, flush=True)
 for line in sys.stdin:
@@ -50,12 +52,16 @@ cluster.shutdown()
 
 
 class TwoNodes:
-    """A cluster of two nodes of one processor each, the second of which can be taken away and brought back."""
+    """A cluster of two nodes of one processor each, the second of which can be taken away and brought back.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        first: what the first one has in place of that; Ray believes in graphics cards that are not there.
+    """
+
+    def __init__(self, folder: Path, **first: int) -> None:
         with open(folder / "cluster.log", "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", CLUSTER],
+                [sys.executable, "-c", CLUSTER, json.dumps(first)],
                 cwd=folder,
                 env={**os.environ, **TOKEN},
                 stdin=subprocess.PIPE,
@@ -88,6 +94,13 @@ class TwoNodes:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     nodes = TwoNodes(tmp_path_factory.mktemp("ray"))
+    yield nodes
+    nodes.end()
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> Iterator[TwoNodes]:
+    nodes = TwoNodes(tmp_path, num_cpus=2, num_gpus=2)
     yield nodes
     nodes.end()
 
@@ -297,3 +310,53 @@ def test_study_prunes_over_ray(bestrun: Command, line: list[str], cluster: TwoNo
         "0.005": "complete",
     }
     assert all(trial.runs[0].step < 1000 for trial in manifest.trials if trial.state == "pruned")
+
+
+# ---- graphics cards and memory ----
+
+
+@needs_ray
+@pytest.mark.slow
+def test_each_run_gets_the_cards_and_the_memory_it_asks_for(
+    bestrun: Command, line: list[str], cards: TwoNodes, mlflow_server: Server
+) -> None:
+    """By two nodes of which one has cards: all runs are there, two at once, and none sees the other's card."""
+    wants = ["sweep.gpus=1", "sweep.memory_gb=0.2", f"tracking.uri={mlflow_server.uri}"]
+    result = bestrun(*line, "optimizer.learning_rate=1e-3,2e-3,3e-3", *wants, env=cards.env, timeout=400)
+    assert result.code == 0, result.err
+    manifest, _ = assert_complete(bestrun.home, mlflow_server, 3)
+    found = []
+    for run in manifest.runs():
+        events = read_journal(manifest.folder(run).journal)[0]
+        flags = events[0]["machine"]["flags"]
+        found.append((flags["CUDA_VISIBLE_DEVICES"], events[0]["time_ms"], events[-1]["time_ms"]))
+    assert {card for card, _, _ in found} == {"0", "1"}
+    for number, (card, began, ended) in enumerate(found):
+        for other, from_, to in found[:number]:
+            assert card != other or began > to or from_ > ended, found
+    # What no node has is said, and waited for: one that has it may still join
+    words = [word.replace("sweep.name=s", "sweep.name=more") for word in line]
+    more = [
+        "optimizer.learning_rate=1e-3",
+        "sweep.gpus=3",
+        "sweep.memory_gb=90000",
+        f"tracking.uri={mlflow_server.uri}",
+    ]
+    process = bestrun.start(*words, *more, "seed=0,1", env=cards.env)
+    said = "sweep.gpus=3: no node of the cluster has more than 2; runs wait for such a one"
+    wait_until(lambda: said in process.out + process.err or process.poll() is not None)
+    assert "sweep.memory_gb=90000: no node of the cluster has more than " in process.out + process.err
+    time.sleep(5)
+    process.kill(signal.SIGINT)
+    assert process.wait(60).code == 130
+    assert not list((bestrun.home / "mlruns" / "runs").glob("more-*"))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_of_its_own_refuses_more_cards_than_this_machine_has(bestrun: Command, line: list[str]) -> None:
+    result = bestrun(*line, RATES, "sweep.gpus=1", env={"RAY_ADDRESS": None}, timeout=120)
+    assert result.code == 2, result.err
+    (said,) = result.err.splitlines()
+    assert "sweep.gpus=1 sweep.workers=2: 2 graphics cards at once, and Ray finds 0 on this machine" in said
+    assert not (bestrun.home / "mlruns" / "sweeps").exists()

@@ -524,7 +524,7 @@ def test_only_the_last_of_several_bests_is_uploaded_and_older_ones_are_removed(h
         for step in (40, 50, 60):
             add_evaluation(folder, journal, step, True)
     sender.catch_up()
-    assert [name for name in uploads if name.startswith("best")] == ["best-10.safetensors", "best-60.safetensors"]
+    assert [name for name in uploads if name.startswith("best-")] == ["best-10.safetensors", "best-60.safetensors"]
     assert artifacts(client, sender.run_id) == ["checkpoints/best-60.safetensors"]
     assert client.get_run(sender.run_id).data.tags["bestrun.best_checkpoint"] == "checkpoints/best-60.safetensors"
 

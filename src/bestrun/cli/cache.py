@@ -7,7 +7,7 @@ import click
 from ..errors import DataError, SettingsError
 from ..formatting import ago, text_table
 from ..terminal import one_line, say, say_json, say_lines
-from .options import json_option
+from .options import json_option, megabytes
 
 
 @click.command(short_help="What was decoded of data larger than memory: list, verify, clear.")
@@ -33,9 +33,9 @@ def cache(verify: bool, clear: bool, yes: bool, as_json: bool) -> None:
         if size and not yes:
             if not sys.stdin.isatty():
                 raise SettingsError("--clear: asks first, and nobody is there to answer; type --clear --yes")
-            click.confirm(f"Remove {_megabytes(size)} from {one_line(str(home / FOLDER))}?", abort=True, err=True)
+            click.confirm(f"Remove {megabytes(size)} from {one_line(str(home / FOLDER))}?", abort=True, err=True)
         freed = clear_all(home)
-        say_json({"folder": str(home / FOLDER), "freed": freed}) if as_json else say(f"removed   {_megabytes(freed)}")
+        say_json({"folder": str(home / FOLDER), "freed": freed}) if as_json else say(f"removed   {megabytes(freed)}")
         return
     told = (lambda path: say(f"reading {path}", err=True)) if verify else (lambda path: None)
     files = listed(home, verify=verify, told=told)
@@ -45,14 +45,10 @@ def cache(verify: bool, clear: bool, yes: bool, as_json: bool) -> None:
         rows = [["size", "images", "used", "source", ""]]
         for each in files:
             state = each.problem or ("verified" if verify else "")
-            rows.append([_megabytes(each.bytes), f"{each.images:,}", ago(each.used_ms), each.source or "?", state])
+            rows.append([megabytes(each.bytes), f"{each.images:,}", ago(each.used_ms), each.source or "?", state])
         say_lines([*text_table(rows, right={0, 1}), "", f"folder    {home / FOLDER}"])
     else:
         say(f"nothing in {home / FOLDER}: no data was larger than an eighth of the memory, see data.in_memory")
     damaged = [each for each in files if each.problem]
     if verify and damaged:
         raise DataError(f"{damaged[0].path}: not as it was written; type bestrun cache --clear, it is decoded again")
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

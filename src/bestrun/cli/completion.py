@@ -146,7 +146,8 @@ def _folders(kind: str) -> list[str]:
 
     try:
         with os.scandir(find_home() / kind) as entries:
-            return sorted(entry.name for entry in entries if WORD.fullmatch(entry.name) and entry.is_dir())
+            names = [entry.name for entry in entries if WORD.fullmatch(entry.name) and entry.is_dir()]
+            return sorted(name for name in names if not name.startswith("."))  # what bestrun gc is removing
     except OSError:
         return []
 

@@ -14,11 +14,14 @@ from .. import __version__, signals
 from ..environment import refuse_windows
 from ..errors import BestrunError, SettingsError
 from ..terminal import say
+from .archive import archive
 from .cache import cache
 from .check import check
 from .compare import compare
 from .completion import VARIABLE, completion
 from .fetch import fetch_files
+from .gc import collect
+from .move import move
 from .pack import pack
 from .predict import predict_images
 from .register import register
@@ -90,8 +93,8 @@ def cli() -> None:
     """
 
 
-VERBS = [cache, check, compare, completion, fetch_files, pack, predict_images, register, report, rerun, restore]
-VERBS += [resume, runs, show, sweep, sync, train, ui, verify]
+VERBS = [archive, cache, check, collect, compare, completion, fetch_files, move, pack, predict_images, register]
+VERBS += [report, rerun, restore, resume, runs, show, sweep, sync, train, ui, verify]
 for verb in VERBS:
     cli.add_command(verb)
 
@@ -132,6 +135,9 @@ def main() -> NoReturn:
     except OSError as error:  # a full disk, a missing right; that of a run names what to do, and is a BestrunError
         code = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     close_streams()
+    sending = sys.modules.get("bestrun.tracking.background")
+    if sending and sending.is_stuck():  # all is on disk and all is said
+        os._exit(code)
     gc.freeze()  # spares the interpreter, on its way out, two thirds of a second of looking through MLflow's objects
     sys.exit(code)
 

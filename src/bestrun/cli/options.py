@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 import click
 
 from ..environment import CONFIG_DIR
+from ..errors import SettingsError
 from ..metrics import objectives
-from ..terminal import say_json
+from ..terminal import one_line, say_json
 from .completion import sweeps_here
 
 RUN_HELP = """
@@ -100,6 +101,24 @@ def find_records(references: tuple[str, ...], tracking_uri: str | None, **lookup
 
     place = find_place(tracking_uri)
     return [find_record(Lookup(reference, **lookup), place) for reference in references]
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def refuse_unanswered(verb: str, yes: bool, question: str) -> None:
+    """Ask before something is deleted; where nobody can answer, only --yes does.
+
+    Raises:
+        SettingsError: nobody is there to answer.
+        click.Abort: the answer was no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise SettingsError(f"{verb}: asks first, and nobody is there to answer; type the same with --yes")
+    click.confirm(one_line(question), abort=True, err=True)
 
 
 def screen_for(config: Any, as_json: bool) -> Any:

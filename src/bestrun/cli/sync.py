@@ -16,14 +16,16 @@ from .options import RUN_HELP, config_dir_option, json_option, tracking_option
 @config_dir_option
 @json_option
 def sync(run: str | None, everything: bool, tracking_uri: str | None, as_json: bool) -> None:
-    """Send to MLflow what it has not got, and mark runs whose process died. May be repeated."""
+    """Send to MLflow what it has not got, and mark runs and sweeps whose process died. May be repeated."""
     from ..storage.home import find_home
     from ..storage.reference import local_folder, run_folders
+    from ..sweep.closing import close_parents
     from ..tracking.sync import sync as send
 
     home = find_home(writes=True)
-    folders = [local_folder(home, run)] if run and not everything else run_folders(home)
-    reports = send(folders, home=home, setting=tracking_uri)
+    one = local_folder(home, run) if run and not everything else None
+    reports = send([one] if one else run_folders(home), home=home, setting=tracking_uri)
+    reports += [] if one else close_parents(home, tracking_uri)
     if as_json:
         say_json(reports)
     told = None

@@ -133,7 +133,8 @@ def carry_through(
     Raises:
         BestrunError: how it ended, where that is an error; everything is written and said by then.
     """
-    mirror, signals = Mirror(run.folder, run.uri, lambda: run.journal.end), Signals()
+    minutes = run.config.tracking.mirror_last_minutes
+    mirror, signals = Mirror(run.folder, run.uri, lambda: run.journal.end, minutes), Signals()
     if tells and (words := doubt()):
         log.warning("%s", words)
     tell_of_epochs(run.config, len(run.data.train))

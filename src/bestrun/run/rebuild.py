@@ -12,6 +12,8 @@ from ..formatting import mask_uri
 from ..results.fetch import fetch
 from ..results.record import MAX_BYTES, Record, from_mlflow
 from ..settings.config import to_yaml
+from ..storage.checkpoint import MAX_BYTES as MAX_CHECKPOINT_BYTES
+from ..storage.checkpoint import Checkpoint, load
 from ..storage.files import JOURNAL, make_folder, read_json, sync_folder, write_atomically
 from ..storage.folder import RunFolder, create_run_folder
 from ..storage.history import History
@@ -19,8 +21,9 @@ from ..storage.journal import Journal, first_unlinked, read_lines
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import download, download_if_there
 from ..tracking.lookup import Lookup
+from ..tracking.names import LAST, TAG_LAST_SHA256
 from ..tracking.sender import Sender
-from ..tracking.store import Place, connect, reaching
+from ..tracking.store import Place, Store, connect, reaching
 
 log = logging.getLogger("bestrun")
 
@@ -56,7 +59,7 @@ def exchange_folder(folder: RunFolder, place: Place) -> RunFolder:
 
 def rebuild_folder(place: Place, run: Any) -> RunFolder:
     """A run folder made from what MLflow has: settings, every evaluation, the best checkpoint. Nothing gets doubled,
-    because the journal holds what MLflow holds, times too, before training goes on, from the best.
+    because the journal holds what MLflow holds, times too, before training goes on, from the best or what is newer.
 
     Its journal is the copy that MLflow has of it, where that agrees with MLflow's figures; what is newer is put behind
     it. Else it is put together anew, and says so.
@@ -73,7 +76,8 @@ def rebuild_folder(place: Place, run: Any) -> RunFolder:
         with folder.owned():
             best = folder.best(state.step)
             write_atomically(best, (workplace / best.name).read_bytes())
-            write_atomically(folder.last, best.read_bytes())
+            newest = newest_state(store, run, fetched.checkpoint, record, workplace)
+            write_atomically(folder.last, (newest.path if newest else best).read_bytes())
             write_atomically(folder.config, to_yaml(record.now_config).encode())
             if "own_code_sha256" in record.started:
                 with contextlib.suppress(VerificationError):  # MLflow may not have it; it is kept for people to read
@@ -97,12 +101,41 @@ def rebuild_folder(place: Place, run: Any) -> RunFolder:
             os.replace(draft, folder.journal)
             sync_folder(folder.path)
     log.warning(
-        "run %s was rebuilt from MLflow at %s; it goes on from its best, step %s",
+        "run %s was rebuilt from MLflow at %s; it goes on from its %s, step %s",
         folder.name,
         mask_uri(place.uri),
-        state.step,
+        "newest state" if newest else "best",
+        newest.state.step if newest else state.step,
     )
     return folder
+
+
+def newest_state(store: Store, run: Any, best: Checkpoint, record: Record, place: Path) -> Checkpoint | None:
+    """The newest state that MLflow has of a run (`tracking.mirror_last_minutes`), where that is newer than its best.
+
+    None too where MLflow has not all that it stands on: its best, and every evaluation before it. The tag says that
+    there is one; the file may be newer than that, if its process died between the two, and proves itself.
+
+    Args:
+        best: what MLflow has as that.
+        record: the run as MLflow shows it.
+        place: a folder to download into.
+    """
+    if TAG_LAST_SHA256 not in run.data.tags:
+        return None
+    try:
+        found = load(download(store, run, LAST, place, MAX_CHECKPOINT_BYTES))
+        same = ("run_name", "config_digest", "data_digest")
+        if any(getattr(found, name) != getattr(best, name) for name in same):
+            raise VerificationError(f"it belongs to run {found.run_name}")
+    except VerificationError as error:
+        log.warning("the newest state that MLflow has is not used: %s", error)
+        return None
+    state, every = found.state, record.now_config.training.evaluate_every_steps
+    evaluated = state.step // every * every if state.images else state.step
+    are_there = evaluated in {line["step"] for line in record.evaluations}
+    is_newer = state.step > best.state.step and state.best_step == best.state.step
+    return found if are_there and is_newer else None
 
 
 def refusal(copy: Path | None, record: Record) -> str:

@@ -466,6 +466,7 @@ class Tracking(Settings):
     )
     log_model: LogModel = "none"  # runs of before have no such setting
     system_metrics: Annotated[bool, _takes("true or false", "false")] = True  # nor this one
+    mirror_last_minutes: Annotated[float, _takes("a number from 0 to 10000", "10", ge=0, le=10**4)] = 0  # nor this one
 
 
 Experiment = Annotated[

@@ -316,7 +316,8 @@ WORDS = _rows(
         "workers num_workers dataloader_num_workers": "no process loads data; processor threads: type threads=2, and "
         "runs of a sweep side by side: type bestrun train -m sweep.workers=2",
         "device devices gpus gpu cuda no_cuda accelerator num_gpus": "the first graphics processor there is computes, "
-        "else the processor; leave it out, or hide the former by CUDA_VISIBLE_DEVICES=-1 before the command",
+        "else the processor; leave it out, or hide the former by CUDA_VISIBLE_DEVICES=-1 before the command; each run "
+        "of a sweep has its own by sweep.gpus=1",
         "deterministic benchmark enable_op_determinism": "a run is always deterministic; leave it out",
         "shuffle drop_last": "each epoch has an order of its own by the seed, and drops nothing; leave it out",
         "verbose progress enable_progress_bar progress_bar_refresh_rate": _LINES,
@@ -366,11 +367,15 @@ VERBS = _rows(
         "convert prepare import": "pack FOLDER FILE.npz",
         "upload synchronize synchronise": "sync",
         "sweeps trials": "sweep",
+        "mv relocate migrate": "move RUN --to HOME",
+        "backup tar zip bundle": "archive RUN --out FILE.tar",
+        "unarchive unpack untar unzip": "archive --open FILE.tar",
         "config settings cfg": "train --cfg job",
         "doctor diagnose preflight dryrun dry-run": "check",
         "help": "--help",
         "version": "--version",
-        "delete rm remove gc prune clean": "",
+        "delete rm remove": "gc RUN",
+        "prune clean": "gc",
     }
 )
 
@@ -380,8 +385,6 @@ def verb(word: str) -> str | None:
     if "=" in word:
         return f"{shown(word)}: a verb comes first; type bestrun train {shown(word)}"
     row = VERBS.get(word.lower().replace("_", "-"))
-    if row == "":
-        return f"bestrun {word}: nothing of ours deletes a run; its folder is mlruns/runs/NAME; type bestrun runs"
     return None if row is None else f"bestrun {word}: there is no such verb; type bestrun {row}"
 
 

@@ -37,7 +37,11 @@ def fault(point: str) -> None:
     The points are the crash windows of a run; each stands at the line a crash would leave behind:
     F1 before the temporary file, F2 in the middle of writing it, F3 before its fsync, F4 before the rename, F5 after
     it, F6 before an upload, F7 between upload and check, F8 after the upload and before its tag, F9 between the journal
-    line and `last`, F10 before older checkpoints are deleted, F11 before the run is ended in MLflow.
+    line and `last`, F10 before older checkpoints are deleted, F11 before the run is ended in MLflow, F12 between the
+    upload of `last` and its tag.
+
+    And of the removal of a run: G1 before its folder is renamed, G2 after it, G3 after MLflow's run is marked as
+    deleted, G4 after its models are gone, G5 after its artifacts, G6 before the folder goes.
     """
     wanted = os.environ.get("BESTRUN_FAULT")
     if not wanted or wanted.split(":")[0] != point:

@@ -213,23 +213,32 @@ def _keep(path: Path, kept: list[Path], text: str) -> None:
         write_atomically(path.with_stem(f"{path.stem}-{digest}") if kept else path, content)
 
 
-def remove_never_begun(folders: Path, truth: str) -> None:
-    """Remove the folders of processes that died at once, under names that nobody will ever type again; best effort.
+def never_begun(folders: Path, truth: str) -> list[Path]:
+    """The folders of processes that died at once, under names that nobody will ever type again; best effort.
 
     Nothing goes on a guess: it is an hour old, not held, has no byte of `truth`, the file that makes it a run or a
     sweep, and holds nothing but what is written before that.
     """
+    found = []
     with contextlib.suppress(OSError), os.scandir(folders) as entries:
         for entry in entries:
             with contextlib.suppress(OSError, BestrunError):
-                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if NEW_NAME.fullmatch(entry.name) and age > 3600 and _has_not_begun(Path(entry.path), truth):
-                    with locked(Path(entry.path, "lock"), entry.name):
-                        if _has_not_begun(Path(entry.path), truth):
-                            RunFolder(Path(entry.path)).remove_code()
-                            for name in os.listdir(entry.path):
-                                os.unlink(os.path.join(entry.path, name))
-                            os.rmdir(entry.path)
+                path, age = Path(entry.path), time.time() - entry.stat(follow_symlinks=False).st_mtime
+                is_old = NEW_NAME.fullmatch(entry.name) and age > 3600
+                if is_old and not is_locked(path / "lock") and _has_not_begun(path, truth):
+                    found.append(path)
+    return found
+
+
+def remove_never_begun(folders: Path, truth: str) -> None:
+    """Remove them; best effort."""
+    for folder in never_begun(folders, truth):
+        with contextlib.suppress(OSError, BestrunError), locked(folder / "lock", folder.name):
+            if _has_not_begun(folder, truth):
+                RunFolder(folder).remove_code()
+                for name in os.listdir(folder):
+                    (folder / name).unlink()
+                folder.rmdir()
 
 
 def _has_not_begun(folder: Path, truth: str) -> bool:

@@ -22,6 +22,7 @@ CHANGEABLE = (
     "training.keyframe_every_steps",
     "training.evaluation_batch_size",
     "optimizer.learning_rate",
+    "tracking.mirror_last_minutes",
     "tracking.log_model",
     "tracking.system_metrics",
     "threads",

@@ -389,13 +389,21 @@ def _settle(home: Path) -> str | None:
         else:
             told = f"{home}: this mlruns was moved, it lay at {marker.path}; "
             identity, path, lay_at = marker.identity, home, [marker.path, *marker.former]
-        if lay_at and _is_at_work(home):  # whoever is at work has old addresses at hand
+        if lay_at and is_at_work(home):  # whoever is at work has old addresses at hand
             if identity != marker.identity:
                 _write_marker(home, Marker(identity, lay_at[0], tuple(lay_at[1:]), copied_from))
             return None
         _rewrite(home / DATABASE, lay_at, path)
         _write_marker(home, Marker(identity, path, tuple(lay_at), copied_from))
         return told and told + "the addresses in its MLflow store follow"
+
+
+def address_anew(copy: Path, to: Path) -> None:
+    """Let a whole copy of a home, which nobody uses yet, be that home at `to`, where it will lie."""
+    marker = read_marker(copy)
+    former = (marker.path, *marker.former)
+    _rewrite(copy / DATABASE, list(former), to)
+    _write_marker(copy, Marker(marker.identity, to, former, marker.copied_from))
 
 
 def _refuse_what_is_shared(home: Path, *originals: Path) -> None:
@@ -412,7 +420,7 @@ def _refuse_what_is_shared(home: Path, *originals: Path) -> None:
             )
 
 
-def _is_at_work(home: Path) -> bool:
+def is_at_work(home: Path) -> bool:
     """Whether a run or a sweep of the home is owned by a living process."""
     runs = (RunFolder(lock.parent).is_owned() for lock in (home / "runs").glob("*/lock"))
     return any(runs) or any(map(is_locked, (home / "sweeps").glob("*/lock")))

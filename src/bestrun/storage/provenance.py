@@ -242,9 +242,17 @@ def _machine_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> lis
         lines.append(f"graphics cards {old}, now {new}")
     for name in sorted({*then["flags"], *now["flags"]}):
         old, new = then["flags"].get(name), now["flags"].get(name)
-        if old != new:
+        if old != new and not (name == "CUDA_VISIBLE_DEVICES" and _are_alike(then, now)):
             lines.append(f"{name} {old or 'unset'}, now {new or 'unset'}")
     return lines
+
+
+def _are_alike(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether as many graphics cards were chosen, where all are of one model: then it does not matter which."""
+    chosen = [each["flags"].get("CUDA_VISIBLE_DEVICES", "").split(",") for each in (then, now)]
+    are_chosen = all(names[0] and not names[0].startswith("-") for names in chosen)
+    models = {*then["gpus"], *now["gpus"]}
+    return are_chosen and len(chosen[0]) == len(chosen[1]) and len(models) < 2
 
 
 _threads_of_another: tuple[int, str] | None = None

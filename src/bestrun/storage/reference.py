@@ -62,7 +62,8 @@ def _run_id(folder: RunFolder) -> str:
 
 def run_folders(home: Path) -> list[RunFolder]:
     """All runs of this home, the oldest first."""
-    folders = [RunFolder(home / "runs" / name) for name in names_in(home / "runs")]
+    names = [name for name in names_in(home / "runs") if not name.startswith(".")]  # see storage/leftovers.py
+    folders = [RunFolder(home / "runs" / name) for name in names]
     return sorted(filter(_may_be_a_run, folders), key=lambda folder: (_begun(folder), folder.name))
 
 

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import SettingsError
+from ..errors import SettingsError, UnreadableError
 from ..formatting import shown
 from .files import sync_folder, sync_tree
-from .locks import in_use, sign
+from .locks import in_use, is_locked, sign
 
 DELIVERY = ".bestrun-fetch"  # one at a time in a folder, hence a name without an accident in it
 PLACES = re.compile(rf"\.?bestrun-[0-9a-f]{{16}}|{re.escape(DELIVERY)}")
@@ -70,17 +70,37 @@ class Workplace:
         _remove(self.folder, self._descriptor)
 
 
+def dead_places(parent: Path) -> list[Path]:
+    """The places in `parent` that nobody holds, of this user's; best effort. One that is just being made may be among
+    them: only `remove_dead` knows.
+    """
+    found = []
+    for place in _places(parent):
+        with contextlib.suppress(UnreadableError):
+            if not is_locked(place / "lock"):
+                found.append(place)
+    return found
+
+
 def remove_dead(parent: Path) -> None:
     """Remove the places in `parent` which processes of this user left that are dead; best effort."""
+    for place in _places(parent):
+        with contextlib.suppress(OSError):
+            if (held := _hold(place)) is not None:
+                _remove(place, held)
+
+
+def _places(parent: Path) -> list[Path]:
+    """All places in `parent` of this user's."""
+    found = []
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             if PLACES.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     mine = entry.stat(follow_symlinks=False).st_uid == os.geteuid()
                     if mine and entry.is_dir(follow_symlinks=False):
-                        place = Path(entry.path)
-                        if (held := _hold(place)) is not None:
-                            _remove(place, held)
+                        found.append(Path(entry.path))
+    return found
 
 
 def _hold(place: Path) -> int | None:

@@ -94,6 +94,9 @@ class Manifest:
         config_dir: the folder of one's own that was named, absolute.
         seconds: in which a scheduler worked on it, over all calls.
         finals: the runs with fresh seeds of the first configurations, once the trials are through.
+        wants_finals: whether there are to be any.
+        ended: the status in MLflow with which the last call ended; None while one lasts, and where it was killed.
+        closed: the status that MLflow was told and took; None while its parent run is open there.
     """
 
     path: Path
@@ -110,6 +113,9 @@ class Manifest:
     config_dir: str | None = None
     seconds: float = 0.0
     finals: list[Trial] = field(default_factory=list)
+    wants_finals: bool = False
+    ended: str | None = None
+    closed: str | None = None
 
     @property
     def home(self) -> Path:

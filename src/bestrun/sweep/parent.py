@@ -5,6 +5,7 @@ from typing import Any
 
 from ..environment import user_name
 from ..metrics import best_key
+from ..storage.folder import RunFolder
 from ..tracking.names import (
     TAG_BEST_RUN,
     TAG_BEST_RUN_NAME,
@@ -15,9 +16,11 @@ from ..tracking.names import (
     TAG_SPACE,
     TAG_SWEEP,
     TAG_TRIALS,
+    TAG_WRITER,
 )
 from ..tracking.parent import find_or_create_parent
 from ..tracking.store import Store
+from ..tracking.writers import writer
 from .finalists import expected, finalists
 from .finalists import winner as finalist_won
 from .manifest import Manifest
@@ -29,6 +32,7 @@ def find_or_create(store: Store, manifest: Manifest) -> str:
         TAG_ROLE: "sweep",  # no tag bestrun.run: it is not a run of ours, and never the best
         TAG_SWEEP: manifest.name,
         TAG_FOLDER: str(manifest.path.parent),
+        TAG_WRITER: json.dumps(writer(RunFolder(manifest.home / "runs" / manifest.name))),
         TAG_SPACE: json.dumps(manifest.line["space"])[:8000],
         "mlflow.user": user_name(),
         "mlflow.source.name": "bestrun",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import lab
+from ..environment import memory_bytes
 from ..environment import processors as usable_processors
 from ..errors import DataError, SettingsError, VerificationError
 from ..formatting import mask_uri
@@ -30,6 +31,7 @@ from ..tracking.parent import Parent
 from ..tracking.sender import Sender
 from ..tracking.store import connect, reaching, resolve_uri
 from ..tracking.sync import sync
+from .backends.devices import Devices, devices_for
 from .backends.inline import Inline
 from .backends.local import Local
 from .backends.ray import Ray
@@ -84,7 +86,8 @@ class Scheduler:
         while True:
             self.watch(signals)
             started = False
-            if len(self.active) < self.settings.workers and not self.is_ending and (task := self.next_task()):
+            has_place = len(self.active) < self.settings.workers and not self.is_ending and not self.lacks_cards()
+            if has_place and (task := self.next_task()):
                 self.backend.start(task, lambda: self.watch(signals))
                 started = True
             if not self.active and (self.is_ending or not self.left_over()):
@@ -112,6 +115,10 @@ class Scheduler:
         """Begun runs that another process still owns: a worker of a killed scheduler, which saves and leaves."""
         begun = (trial.next_run() for trial in (*self.manifest.trials, *self.manifest.finals))
         return [run.name for run in begun if run and self.manifest.folder(run).is_owned()]
+
+    def lacks_cards(self) -> bool:
+        """Whether a worker of a killed scheduler is still there: nobody knows which graphics cards it has."""
+        return bool(self.settings.gpus and set(self.left_over()) - set(self.active))
 
     def gave_up(self) -> bool:
         most = self.settings.max_failures
@@ -288,6 +295,9 @@ def carry_out(
         signals.handled(),
     ):
         refuse_other_data(manifest, planned, threads)
+        manifest.wants_finals = bool(settings.finalists)
+        manifest.ended = manifest.closed = None  # on disk before MLflow is told, so that `sync` sees an open one
+        manifest.save()
         with reaching(uri):
             store = connect(uri)
             manifest.parent_run_id = find_or_create(store, manifest)
@@ -312,8 +322,12 @@ def carry_out(
         manifest.save()
         count = manifest.count()
         status = _status(scheduler, count["complete"])
+        manifest.ended = status
+        manifest.save()
         parent.tell(outline(manifest))
         mirrored = parent.end(status, write_plots(manifest), PARENT_SECONDS)
+        manifest.closed = status if mirrored else None
+        manifest.save()
         if mirrored:  # MLflow answers: it is told what a process that was killed in the end of its run did not send
             sync(
                 [manifest.folder(run) for run in manifest.runs() if is_untold(manifest, run, uri)],
@@ -343,7 +357,7 @@ def carry_out(
             f"\ngiven up: more than sweep.max_failures={settings.max_failures} trials failed; see run.log of each"
         )
     if not mirrored or behind:
-        board.line("\nMLflow does not have everything yet: bestrun sync --all, then the same line again")
+        board.line("\nMLflow does not have everything yet: bestrun sync --all sends it")
     if why := notify(report):
         board.line(f"\nwarning: {why}")
     is_fruitless = status == "FAILED" or not count["complete"]
@@ -416,12 +430,15 @@ def _backend(planned: Plan, uri: str) -> tuple[int | None, Backend]:
     """Where runs are carried out, and the threads of each.
 
     Raises:
-        SettingsError: Ray is not installed, or cannot use this store.
+        SettingsError: Ray is not installed, or cannot use this store; or this machine has less than runs are to get.
     """
     settings, processors = planned.settings, usable_processors()
     kind = settings.backend or ("local" if settings.workers > 1 else "inline")
     if kind == "ray":
-        return settings.threads or 1, Ray(settings.threads or 1, uri)
+        ray = Ray(settings.threads or 1, uri, settings.workers, settings.gpus, settings.memory_gb)
+        planned.warnings.extend(ray.warnings)
+        return settings.threads or 1, ray
+    refuse_too_much_memory(settings.workers, settings.memory_gb)
     share = max(1, processors // settings.workers) if settings.workers > 1 else None
     threads = settings.threads or share
     if settings.workers * (threads or 1) > processors:
@@ -430,9 +447,19 @@ def _backend(planned: Plan, uri: str) -> tuple[int | None, Backend]:
             "they will wait for each other"
         )
     if kind == "local":
-        return threads, Local()
+        return threads, Local(devices_for(settings.gpus, settings.workers))
     if settings.workers > 1:
         raise SettingsError(f"sweep.workers={settings.workers} sweep.backend=inline: one process runs one at a time")
     if "threads" in planned.space:
         raise SettingsError("threads: cannot differ between runs of one process; type sweep.backend=local")
-    return threads, Inline()
+    return threads, Inline(devices_for(settings.gpus, 1) if settings.gpus else Devices())
+
+
+def refuse_too_much_memory(workers: int, each_gb: float | None) -> None:
+    """Raises SettingsError: so many runs of `each_gb` GB do not fit into this machine's memory at once."""
+    if each_gb and each_gb * workers > (has := memory_bytes() / 10**9):
+        fits = f"sweep.workers={int(has // each_gb)}" if each_gb <= has else "a smaller sweep.memory_gb"
+        raise SettingsError(
+            f"sweep.memory_gb={each_gb:g} sweep.workers={workers}: {each_gb * workers:g} GB at once, and there are "
+            f"{has:.1f} here; type {fits}"
+        )

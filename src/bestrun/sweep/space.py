@@ -78,6 +78,13 @@ class SweepSettings(Settings):
     backend: (
         Annotated[Literal["inline", "local", "ray"], Field(description="inline, local, ray", examples=["local"])] | None
     )
+    gpus: Annotated[int, _whole(0, 64, 1)] = 0
+    memory_gb: (
+        Annotated[
+            float, Field(gt=0, le=10**5, description="a number above 0, up to 100000", examples=["8"], strict=True)
+        ]
+        | None
+    ) = None
     retries: Annotated[int, _whole(0, 100, 1)]
     max_failures: Annotated[int, _whole(0, MAX_POINTS, 5)] | None
     max_hours: (

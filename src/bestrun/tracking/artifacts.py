@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..class_names import FILE, MAX_BYTES
-from ..errors import VerificationError
+from ..errors import BestrunError, VerificationError
 from ..storage.files import sync_folder
 from . import beginning
+from .refusals import status_of
 from .store import Store, local_path, sqlite_path
 
 BYTES_A_SECOND = 50_000  # the slowest link that an upload is given time for
@@ -49,19 +50,32 @@ def upload(
     Args:
         owner: the run, or the LoggedModel, whose artifacts they are.
         began: told, before anything is sent, how many seconds all of it may take.
+
+    Raises:
+        TooLargeError: the server, or what stands before it, takes no file of this size.
     """
     files = [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
     repository = store.artifacts(owner)
     sizes = [file.stat().st_size for file in files]
     began(sum(map(seconds_for, sizes)))
-    with time_for(max(sizes, default=0)):
-        if path.is_dir():
-            repository.log_artifacts(str(path), to)
-        else:
-            repository.log_artifact(str(path), to)
+    try:
+        with time_for(max(sizes, default=0)):
+            if path.is_dir():
+                repository.log_artifacts(str(path), to)
+            else:
+                repository.log_artifact(str(path), to)
+    except Exception as error:
+        if status_of(error) == 413:
+            largest = max(files, key=lambda file: file.stat().st_size)
+            raise TooLargeError(f"{largest.name} has {max(sizes) / 1e6:,.1f} MB") from error
+        raise
     if root := local_path(repository.artifact_uri):
         place, top = root / (to or ""), path if path.is_dir() else path.parent
         _make_durable(root, [place / file.relative_to(top) for file in files], sqlite_path(store.uri))
+
+
+class TooLargeError(BestrunError):
+    """A file is larger than MLflow's server, or what stands before it, takes."""
 
 
 def _make_durable(root: Path, files: list[Path], database: Path | None) -> None:

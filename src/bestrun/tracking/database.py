@@ -1,8 +1,9 @@
-"""How an SQLite store comes to be: whole, or not at all.
+"""How a store comes to be that no server stands before: whole, or not at all, by one process at a time.
 
-MLflow makes its tables by some seventy migrations, whose statements SQLite commits one by one. Killed in between, it
-leaves a database that it can neither use nor finish. So a child process makes the database under another name, and
-only a complete one is given the name of the store.
+In SQLite MLflow makes its tables by some seventy migrations, whose statements are committed one by one. Killed in
+between, it leaves a database that it can neither use nor finish. So a child process makes the database under another
+name, and only a complete one is given the name of the store. PostgreSQL takes each migration whole; there it is enough
+to take turns.
 
 What is known here of MLflow's inside: where its migrations are, and what a database without any run holds.
 tests/tracking/test_fresh_store.py fails where a new version differs.
@@ -24,10 +25,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..errors import SettingsError
 from ..storage.files import StorageError, storage_error, sync_folder
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 log = logging.getLogger("bestrun")
 
@@ -205,6 +210,45 @@ def _set_aside(path: Path) -> None:
     if found:
         what = "was left half made, and holds no run" if "" in found else "is gone, but not its journal"
         log.warning("%s: %s; it is made anew, what was there is now %s", path, what, aside + found[-1])
+
+
+# ---- in PostgreSQL ----
+
+LOCK_OF_TABLES = 0x62657374  # any number that nobody else takes a lock of
+
+
+@contextlib.contextmanager
+def taking_turns(uri: str) -> Iterator[None]:
+    """Be alone where MLflow's tables are to be made: of processes that make them at once, all but one fail.
+
+    A database that is away is an error at once, where MLflow tries for minutes.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError, ImportError: it cannot be opened.
+    """
+    import sqlalchemy
+    from sqlalchemy.pool import NullPool
+
+    engine = sqlalchemy.create_engine(uri, poolclass=NullPool)
+    try:
+        # Without a transaction, which would hold locks that MLflow's migrations wait for
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if engine.dialect.name == "postgresql" and not _has_head(connection):
+                # Held until the connection is closed, so that it dies with this process
+                connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({LOCK_OF_TABLES})"))
+            yield
+    finally:
+        engine.dispose()
+
+
+def _has_head(connection: "sqlalchemy.Connection") -> bool:
+    """Whether the tables are those of this MLflow."""
+    import sqlalchemy
+
+    if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+        return False
+    found = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalars().all()
+    return found == [_revisions()[0]]
 
 
 # ---- how it is made ----

@@ -138,13 +138,15 @@ def _parent_of(store: Store, sweep: str) -> Any | None:
     ours = read_json(find_home() / "sweeps" / sweep / "manifest.json").get("parent_run_id")
     chosen = [run for run in parents if run.info.run_id == ours] or parents
     if len(chosen) > 1:
-        each = "; ".join(
-            f"{run.data.tags.get('mlflow.user') or 'somebody'}'s of "
-            f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(run.info.start_time / 1000))}: --sweep {run.info.run_id}"
-            for run in chosen
-        )
+        each = "; ".join(f"{whose(run)}: --sweep {run.info.run_id}" for run in chosen)
         raise SettingsError(f"--sweep {sweep}: means {len(chosen)} sweeps; type which: {each}")
     return chosen[0] if chosen else None
+
+
+def whose(run: Any) -> str:
+    """Who made a run, and when: what tells apart those of one name."""
+    began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.info.start_time / 1000))
+    return f"{run.data.tags.get('mlflow.user') or 'somebody'}'s of {began}"
 
 
 def winner_of(store: Store, sweep: str | None) -> Any | None:
@@ -237,10 +239,21 @@ def objectives_in_use(store: Store, experiments: list[str], filtered: str) -> li
             return [*objectives(), found[-1]]
 
 
+PAGE = 200  # runs of one answer, which a busy server gives within our client's time-out
+
+
 def search(store: Store, experiments: list[str], filtered: str, order: list[str], most: int) -> list[Any]:
-    return (
-        list(store.client.search_runs(experiments, filtered, order_by=order, max_results=most)) if experiments else []
-    )
+    """The first `most` runs of these experiments that a filter lets through."""
+    found: list[Any] = []
+    token = None
+    while experiments and len(found) < most:
+        size = min(PAGE, most - len(found))
+        page = store.client.search_runs(experiments, filtered, order_by=order, max_results=size, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            break
+    return found
 
 
 def _one(found: list[Any], message: str) -> Any:
@@ -251,5 +264,5 @@ def _one(found: list[Any], message: str) -> Any:
 
 def _only(found: list[Any], reference: str) -> Any:
     if len(found) > 1:
-        raise SettingsError(several(reference, [f"{run.info.run_id} ({run.info.run_name})" for run in found]))
+        raise SettingsError(several(reference, [f"{run.info.run_id} ({whose(run)})" for run in found]))
     return found[0]

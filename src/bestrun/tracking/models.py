@@ -19,7 +19,8 @@ from ..storage.workplace import Workplace
 from .artifacts import upload
 from .names import TAG_BEST_SHA256, TAG_BEST_STEP, TAG_MODEL_SHA256, TAG_RUN
 from .refusals import is_permanent, reason
-from .store import Store, local_path
+from .removal import remove_model
+from .store import Store
 
 log = logging.getLogger("bestrun")
 
@@ -223,22 +224,13 @@ def is_registered(store: Store, model: Any) -> bool:
     return any(version.source in (model.artifact_location, f"models:/{model.model_id}") for version in versions)
 
 
-def remove(store: Store, model: Any) -> None:
-    """Delete a LoggedModel, its files first: MLflow's own deletion leaves them all, and then nobody knows of them."""
-    repository = store.artifacts(model)
-    repository.delete_artifacts("")
-    if folder := local_path(repository.artifact_uri):
-        shutil.rmtree(folder.parent, ignore_errors=True)  # named after the model, with nothing else in it
-    store.client.delete_logged_model(model.model_id)
-
-
 def _remove_superseded(store: Store, run: Any, model: Any) -> None:
     """Delete the LoggedModels of a run's earlier bests, except what is registered. Best effort: it is space alone."""
     for other in _models_of(store, run):
         if other.model_id == model.model_id or is_registered(store, other):
             continue
         try:
-            remove(store, other)
+            remove_model(store, other)
         except Exception as error:
             if not is_permanent(error):
                 raise

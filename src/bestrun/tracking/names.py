@@ -6,6 +6,7 @@ TAG_FOLDER = "bestrun.folder"
 TAG_WRITER = "bestrun.writer"
 TAG_PARENT_RUN = "bestrun.parent_run"
 TAG_CHILDREN = "bestrun.children"
+TAG_KEEP = "bestrun.keep"  # a person's: whatever it says, `bestrun gc` leaves the run alone
 
 # How it went, and its best checkpoint
 TAG_STOP_REASON = "bestrun.stop_reason"
@@ -18,6 +19,7 @@ TAG_BEST_STEP = "bestrun.best_step"
 TAG_MODEL_SHA256 = (
     "bestrun.model_sha256"  # of a LoggedModel: over all its files; of an older run: of its artifact model/
 )
+TAG_LAST_SHA256 = "bestrun.last_sha256"
 
 TAG_DATA_DIGEST = "bestrun.data_digest"
 
@@ -50,6 +52,8 @@ DESCRIPTION = "mlflow.note.content"
 GIT_COMMIT = "mlflow.source.git.commit"
 GIT_BRANCH = "mlflow.source.git.branch"
 GIT_REPOSITORY = "mlflow.source.git.repoURL"
+
+LAST = "checkpoints/last.safetensors"  # the artifact that TAG_LAST_SHA256 speaks of
 
 
 def where(tag: str, value: str) -> str:

@@ -9,11 +9,23 @@ from ..storage.files import StorageError
 
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+
 PACKAGES = {  # module -> what pip calls a usable one
     "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
     "botocore": "boto3",  # brings it, and MLflow needs both
 }
+
+
+TEAM = ("psycopg", "boto3", "botocore")  # what the extra of that name brings
+
+
+def install(module: str | None) -> str:
+    """What to type so that a module can be imported."""
+    extra = ", or all that a team's servers need: pip install 'bestrun[team]'" if module in TEAM else ""
+    return f"pip install {PACKAGES.get(module or '', module) or 'what it names'}{extra}"
 
 
 def status_of(error: BaseException) -> int | None:
@@ -38,6 +50,8 @@ def is_permanent(error: BaseException) -> bool:
         return True
     if lost_a_race(error):
         return False
+    if UNTRUSTED in str(error):
+        return True
     status = status_of(error)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 429)
@@ -71,13 +85,18 @@ def remedy(error: BaseException) -> str | None:
     for each in chain:
         status = status_of(each)
         if isinstance(each, ImportError):
-            return f"pip install {PACKAGES.get(each.name or '', each.name) or 'what it names'}"
+            # Without its C library psycopg is there, and cannot be imported
+            return install("psycopg" if "pq wrapper" in str(each) else each.name)
         if type(each).__name__ in CREDENTIALS:
             return "give the artifact store's credentials, as its own tools take them"
         if isinstance(each, PermissionError):
             return "get the right to write there"
+        if UNTRUSTED in str(each):
+            return "name a file with the certificate of its authority: MLFLOW_TRACKING_SERVER_CERT_PATH=FILE"
         if status == 413:
             return "raise the server's or its proxy's limit for a file (nginx: client_max_body_size)"
+        if status == 404 and "NoSuchBucket" in str(each):
+            return "make the bucket, or let the experiment keep its artifacts in another: experiment=NAME"
         if status in (401, 403):
             return "give user and password, or get the right to write there"
     return None

@@ -33,6 +33,7 @@ from .datasets import datasets_of
 from .lookup import Lookup, find_run
 from .names import (
     DESCRIPTION,
+    LAST,
     TAG_BEST_CHECKPOINT,
     TAG_BEST_SHA256,
     TAG_BEST_VALUE,
@@ -40,11 +41,13 @@ from .names import (
     TAG_CHILDREN,
     TAG_DIVERGES,
     TAG_FOLDER,
+    TAG_LAST_SHA256,
     TAG_RUN,
     TAG_STOP_REASON,
     TAG_WRITER,
     where,
 )
+from .newest import is_over, send_newest
 from .refusals import is_permanent, lost_a_race, reason, remedy
 from .store import Store, connect, is_own_store, is_same_store
 from .translate import (
@@ -68,15 +71,13 @@ from .writers import (
 
 log = logging.getLogger("bestrun")
 
-# Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user.
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-
 IN_ONE_REQUEST = 100  # evaluations, after which MLflow's answer is noted
 ROWS_IN_ONE_REQUEST = 1000  # more MLflow does not take
 CHECKPOINTS = "checkpoints/"
 KEYFRAMES = "keyframes/"
 TESTED_MODEL = "the model's test"  # metrics of the LoggedModel
 ENVIRONMENT = "environment.txt"
+LAST_FILE = Path(LAST).name
 CLASSES = "class/..."  # the metrics of each class: as artifacts, they go beside the rest and hold nothing up
 
 
@@ -119,6 +120,7 @@ class Sender:
         self._run: Any = None
         self._rows_there: dict[tuple[str, int], list[float]] | None = None  # None: replaying rows does no harm
         self._refused: set[str] = set()  # not tried again by this process
+        self._told: set[str] = set()  # what is to be mended, or which error it was, of what was refused
         self._sent: set[str] = set()  # by this process: once more is no advance
         self._failure: Exception | None = None  # of an artifact, a moment ago
         self._dirty, self._saved = False, 0.0
@@ -158,6 +160,11 @@ class Sender:
         """What the store has acknowledged of the journal."""
         lines = self._lines() if lines is None else lines
         return History([line.event for line in lines[: len(lines) - len(self._pending(lines))]])
+
+    def has_best(self) -> bool:
+        """Whether the store has the best checkpoint that the journal names."""
+        best = History([line.event for line in self._lines()]).best
+        return best is None or best["sha256"] == self.best_there
 
     def behind(self) -> bool:
         """Whether the store lacks something, as far as can be told without asking it."""
@@ -292,6 +299,11 @@ class Sender:
         self._run, self._dirty = run, True
         clear_torn_uploads(self.store, run)
 
+    def clear_torn_uploads(self) -> None:
+        """Remove what uploads that were cut off left in the store."""
+        if self._run is not None:
+            clear_torn_uploads(self.store, self._run)
+
     def _create(self, started: Started) -> Any:
         return self.store.client.create_run(
             self.experiment_id,
@@ -352,19 +364,26 @@ class Sender:
     def _send_end(self, history: History, stopped: Stopped) -> None:
         fault("F11")
         client, run_id = self.store.client, str(self.run_id)
-        self._send_lost_rows(history)
+        sent = history.events[: history.events.index(cast(Event, stopped)) + 1]  # it may have gone on since
+        self._send_lost_rows(History(sent))
         if history.best and self.best_there == history.best["sha256"]:
-            self._remove_others(history.best["checkpoint"])  # an upload may have come late
+            kept = {history.best["checkpoint"]} | ({LAST_FILE} if not is_over(stopped["reason"]) else set())
+            self._remove_others(kept)  # an upload may have come late
         # A `create_run` that timed out here may have been carried out there after we looked, and made another
         for twin in self._created(history.started):
             if twin != run_id:
                 client.delete_run(twin)
         self._send_artifacts(history, [cast(Event, stopped)])
-        current = client.get_run(run_id).data.tags.get(DESCRIPTION, "")
-        described = page.with_result(current, page.description(history.started, history.best, stopped))
+        tags = client.get_run(run_id).data.tags
+        if is_over(stopped["reason"]) and TAG_LAST_SHA256 in tags:
+            client.delete_tag(run_id, TAG_LAST_SHA256)
+        described = page.with_result(
+            tags.get(DESCRIPTION, ""), page.description(history.started, history.best, stopped)
+        )
         self._set_tags({DESCRIPTION: described, TAG_STOP_REASON: stopped["reason"]})
         ended = history.ended_ms if stopped.get("by") == "sync" else stopped["time_ms"]
         client.set_terminated(run_id, StopReason.of(stopped["reason"]).status, end_time=ended)
+        self._send_last(history)
 
     def _set_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -478,9 +497,19 @@ class Sender:
         if newest and newest["sha256"] == best["sha256"]:
             raise VerificationError(f"{self.folder.inside(best['checkpoint'])}: is gone")
 
-    def _remove_others(self, keep: str) -> None:
+    def _send_last(self, history: History) -> None:
+        """The newest state of a run that was broken off, where it is mirrored. While it trains, last.py does that."""
+        stopped, minutes = history.stopped, float(history.settings.get("tracking.mirror_last_minutes", 0))
+        self.missing.pop(LAST_FILE, None)
+        if stopped and minutes and not is_over(stopped["reason"]) and self.folder.last.is_file() and self.has_best():
+            run_id, path = str(self.run_id), self.folder.last
+            self._offer(
+                [LAST_FILE], lambda: send_newest(self.store, run_id, self.folder, path, began=self._began_upload)
+            )
+
+    def _remove_others(self, keep: set[str]) -> None:
         names = {Path(item.path).name for item in self.store.artifacts(self._run).list_artifacts("checkpoints")}
-        for name in names - {keep} if keep in names else ():
+        for name in names - keep if names & keep - {LAST_FILE} else ():
             self._remove(name, insist=True)
 
     def _remove(self, name: str, *, insist: bool) -> None:
@@ -512,6 +541,8 @@ class Sender:
             return
         if JOURNAL in self.missing:
             self._offer([JOURNAL], self._send_journal)
+        if LAST_FILE in self.missing:
+            self._send_last(history)
         for events in _in_groups(history.events):
             if lacking := [event for event in events if any(key in self.missing for key in _artifacts_of(event))]:
                 self._send_artifacts(history, lacking)
@@ -565,7 +596,12 @@ class Sender:
             self._dirty = True
             if is_permanent(error):
                 self._refused |= set(wanted)
-                log.warning("MLflow lacks %s, training goes on: %s", ", ".join(wanted), self.missing[wanted[0]])
+                kind = mend or type(error).__name__
+                level = logging.INFO if kind in self._told else logging.WARNING  # the next best meets the same
+                file_only = {"file_only": True} if kind in self._told else None
+                self._told.add(kind)
+                why = self.missing[wanted[0]]
+                log.log(level, "MLflow lacks %s, training goes on: %s", ", ".join(wanted), why, extra=file_only)
             else:
                 self._failure = error
         else:

@@ -19,6 +19,7 @@ from ..storage.folder import RunFolder
 from ..storage.home import DATABASE, Whereabouts, find_home, has_run, whereabouts
 from . import database
 from .names import TAG_FOLDER, TAG_RUN
+from .refusals import remedy
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
 # answer was lost would make a second run. Read by MLflow at each call; what the user's environment says wins.
@@ -221,9 +222,13 @@ class Store:
         `download_artifacts`, `delete_artifacts`. The one way to them, as MLflow's client asks for the run anew at
         each call.
         """
+        return self.files_at(owner.info.artifact_uri if hasattr(owner, "info") else owner.artifact_location)
+
+    def files_at(self, address: str) -> Any:
+        """The repository at an address of the store's: of a run's artifacts, or of a model's."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        uri = self.here(owner.info.artifact_uri if hasattr(owner, "info") else owner.artifact_location)
+        uri = self.here(address)
         if self.whereabouts and (path := local_path(uri)) and path.is_relative_to(self.whereabouts.home):
             return _in_home(uri, self.uri, self.whereabouts)
         return get_artifact_repository(uri, tracking_uri=self.uri)
@@ -266,20 +271,23 @@ def _in_home(uri: str, tracking_uri: str, lies: Whereabouts) -> Any:
 
 
 def connect(uri: str, *, create: bool = True) -> Store:
-    """Connect to a store; an SQLite one is made first, see database.py.
+    """Connect to a store; what is a database, without a server before it, is made first, see database.py.
 
     Raises:
-        SettingsError: with `create=False`, there is no database yet; or it is none of this MLflow's.
-        StorageError: the database cannot be read or made.
+        SettingsError: with `create=False`, there is no SQLite database yet; or it is none of this MLflow's.
+        StorageError: the SQLite database cannot be read or made.
+        Exception: whatever the driver of another database raises.
     """
     path = sqlite_path(uri)
     gc.disable()  # an eighth of MLflow's import is the collector, looking through objects that all stay
     try:
         if path:
             database.ready(path, create=create, load=import_mlflow)
-        client = import_mlflow().MlflowClient(uri)
-        if path:
-            client.search_experiments(max_results=1)
+        client_of = import_mlflow().MlflowClient
+        with contextlib.nullcontext() if path or uri.startswith("http") else database.taking_turns(uri):
+            client = client_of(uri)
+            if not uri.startswith("http"):
+                client.search_experiments(max_results=1)
     finally:
         gc.enable()
     return Store(uri, client)
@@ -289,6 +297,8 @@ def import_mlflow() -> Any:
     """The module, with our settings and not a line for each table of a new store."""
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
+    # Else set_terminated prints the whole tracking URI, password included, in the middle of what is for the user
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     import mlflow
 
     for name in ("mlflow", "mlflow.store.db.utils", "sqlalchemy", "alembic"):
@@ -307,7 +317,8 @@ def reaching(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrackingError(f"MLflow at {mask_uri(uri)}: {text.replace(uri, mask_uri(uri))}") from error
+        mend = f"; {advice}" if (advice := remedy(error)) else ""
+        raise TrackingError(f"MLflow at {mask_uri(uri)}: {text.replace(uri, mask_uri(uri))}{mend}") from error
 
 
 def make_registered_model(client: Any, name: str) -> None:

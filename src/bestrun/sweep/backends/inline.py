@@ -1,16 +1,30 @@
 """The runs of a sweep in this process, one after another."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable
 
+from ...errors import SettingsError
 from ...storage.folder import RunFolder
+from .devices import Devices
 from .work import Ended, Task, work
 
 
 class Inline:
-    """In this process, one after the other."""
+    """In this process, one after the other, all on the same graphics cards."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Devices) -> None:
+        """
+        Raises:
+            SettingsError: TensorFlow has chosen its cards already.
+        """
+        if devices.each and "tensorflow" in sys.modules:
+            raise SettingsError(
+                f"sweep.gpus={devices.each}: TensorFlow was imported before in this process, and keeps the graphics "
+                "cards it has seen; type sweep.backend=local"
+            )
+        os.environ.update(devices.take("inline"))
         self._ended: list[Ended] = []
         self._folder: RunFolder | None = None
 

@@ -17,7 +17,15 @@ from .work import Ended, Task, work
 class Ray:
     """Tasks of a Ray cluster: RAY_ADDRESS, or one on this machine. All nodes must see the mlruns folder."""
 
-    def __init__(self, threads: int, uri: str) -> None:
+    def __init__(self, threads: int, uri: str, workers: int = 1, gpus: int = 0, memory_gb: float | None = None) -> None:
+        """
+        Args:
+            workers: runs at once.
+            gpus, memory_gb: graphics cards and memory of each run.
+
+        Raises:
+            SettingsError: Ray is not installed, the cluster is away, or cannot carry out such runs.
+        """
         address = os.environ.get("RAY_ADDRESS") or "local"  # Ray itself would first look for a cluster in /tmp
         if "://" in address:
             raise SettingsError(
@@ -44,7 +52,17 @@ class Ray:
                 f"sweep.backend=ray: {nodes} nodes cannot share an SQLite store; start a server (mlflow server ...) "
                 "and type tracking.uri=http://HOST:PORT"
             )
+        if address == "local" and gpus * workers > (cards := ray.cluster_resources().get("GPU", 0)):
+            self.close()
+            raise SettingsError(
+                f"sweep.gpus={gpus} sweep.workers={workers}: {gpus * workers} graphics cards at once, and Ray finds "
+                f"{cards:g} on this machine; type less of them, or RAY_ADDRESS=HOST:6379 for a cluster that has them"
+            )
+        self.warnings = _lacking(ray, gpus, memory_gb)
         self._threads = threads
+        self._wants: dict[str, Any] = {"num_gpus": gpus} if gpus else {}
+        if memory_gb:
+            self._wants["memory"] = round(memory_gb * 10**9)
         # Retried by the scheduler, not by Ray: it goes on with the same run, once its lock is free. A process for each
         # run: TensorFlow's threads are set once a process.
         self._work = ray.remote(max_retries=0, max_calls=1)(_on_node)
@@ -55,7 +73,8 @@ class Ray:
         self._environment["MLFLOW_TRACKING_URI"] = uri
 
     def start(self, task: Task, on_chunk: Callable[[], None]) -> None:
-        work = self._work.options(name=task.run_name, num_cpus=task.composed.config.threads or self._threads)
+        threads = task.composed.config.threads or self._threads
+        work = self._work.options(name=task.run_name, num_cpus=threads, **self._wants)
         self._running[work.remote(task, sys.argv, self._environment)] = task
 
     def ended(self) -> list[Ended]:
@@ -118,6 +137,18 @@ def _import_ray(alone: bool) -> Any:
             "pip install --require-hashes -r requirements-ray.lock, elsewhere pip install 'bestrun[ray]'"
         ) from None
     return ray
+
+
+def _lacking(ray: Any, gpus: int, memory_gb: float | None) -> list[str]:
+    """What is said where no node can take a run now: one may still join."""
+    found = []
+    for setting, wanted, resource, unit in (("gpus", gpus, "GPU", 1), ("memory_gb", memory_gb or 0, "memory", 10**9)):
+        most = max((node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"]), default=0) / unit
+        if wanted > most:
+            found.append(
+                f"sweep.{setting}={wanted:g}: no node of the cluster has more than {most:.3g}; runs wait for such a one"
+            )
+    return found
 
 
 def _on_node(task: Task, argv: list[str], environment: dict[str, str]) -> Ended:
