@@ -31,6 +31,7 @@ from support.team import (
     KEY,
     PASSWORD,
     S3,
+    SECRETS,
     Mlflow,
     Nginx,
     Postgres,
@@ -716,3 +717,55 @@ def test_compose_says_what_the_page_says():
     users = yaml.safe_load(COMPOSE.read_text())["configs"]["users"]["content"]
     assert users.replace("@postgres:", "@127.0.0.1:").strip() in page
     assert not re.search(r"(PASSWORD|SECRET\w*|KEY\w*): (?!\$\{\w+:\?)", COMPOSE.read_text())
+
+
+# ---- before the night ----
+
+
+def server_lines(person: Team, *, code: int, **more: str) -> list[str]:
+    """What `bestrun check --quick` says of the server, and whether anything of it stays in the home."""
+    result = person.run("check", "--quick", *person.words, "--json", code=code, **more)
+    lines = [line for line in json.loads(result.out) if line["check"] == "server"]
+    assert not where_secrets_stand(person.home) and not any(secret in result.out for secret in SECRETS)
+    return [f"{line['state']} {line['said']}; {line['remedy']}" for line in lines]
+
+
+@needs("postgres", "s3", "auth")
+@pytest.mark.slow
+def test_check_tells_who_may_write_who_may_only_read_and_whom_nobody_knows(people, server):
+    mlflow = server(users="READ")
+    for name in ("ada", "bob"):
+        mlflow.make_user(name, f"s3cret-0f-{name}")
+    ada = people("ada", mlflow.uri, MLFLOW_TRACKING_USERNAME="ada", MLFLOW_TRACKING_PASSWORD="s3cret-0f-ada")
+    bob = people("bob", mlflow.uri, MLFLOW_TRACKING_USERNAME="bob", MLFLOW_TRACKING_PASSWORD="s3cret-0f-bob")
+    there, written = server_lines(ada, code=0)
+    assert there.startswith("OK ") and "MLflow 3." in there
+    assert written.startswith("OK may write: a run and an artifact in experiment npz, deleted again"), written
+    there, written = server_lines(bob, code=2)
+    assert there.startswith("OK ") and written.startswith("FAILED ") and "may not write there" in written, written
+    assert "get the right to write there" in written
+    (stranger,) = server_lines(bob, code=2, MLFLOW_TRACKING_PASSWORD="s3cret-wrong")
+    assert stranger.startswith("FAILED ") and "401" in stranger and "give user and password" in stranger, stranger
+
+
+@needs("postgres")
+@pytest.mark.slow
+def test_check_looks_at_a_database_that_is_opened_directly(people, postgres, tables):
+    uri = postgres.copy_database("checked", tables)
+    ada = people("ada", uri)
+    there, written = server_lines(ada, code=0)
+    assert there.startswith("OK ") and written.startswith("OK may write"), (there, written)
+    assert not [path for path in (ada.home / "mlruns" / "artifacts").rglob("*") if path.name != "npz"]
+    (wrong,) = server_lines(ada, code=2, MLFLOW_TRACKING_URI=uri.replace(PASSWORD, "s3cret-wrong"))
+    assert wrong.startswith("FAILED ") and "authentication failed" in wrong, wrong
+
+
+@needs("postgres", "s3", "nginx")
+@pytest.mark.slow
+def test_check_sends_what_a_proxy_refuses_before_a_run_does(people, server, nginx):
+    before = nginx(server().port, limit="1m")
+    ada = people("ada", before.uri)
+    result = ada.run("check", *ada.words, "model.fc_size=512", "--json", code=2)
+    failed = [line for line in json.loads(result.out) if line["state"] == "FAILED"]
+    assert [line["check"] for line in failed] == ["server"] and "413" in failed[0]["said"], failed
+    assert "client_max_body_size" in failed[0]["remedy"]

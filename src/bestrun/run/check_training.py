@@ -258,9 +258,12 @@ def kills(trials: Trials, whole: Whole, config: Config, data: Dataset) -> Iterab
         )
         yield Finding("kills", OK, f"{said}, to the bit")
         return
-    why = culprit(history, config, data) or (f"of its tensors differ {', '.join(tensors[:3])}" if tensors else "")
-    said = "killed and resumed it gives other numbers than in one go: " + "; ".join(filter(None, (why, *wrong[:1])))
-    yield Finding("kills", FAILED, said, STEADY)
+    why, remedy = culprit(history, config, data), STEADY
+    if why is None:
+        why = f"of its tensors differ {', '.join(tensors[:3])}" if tensors else "its tensors do not differ"
+        remedy = "which part does it is not known: model=cnn or augmentation=none in its place tells"
+    said = "killed and resumed it gives other numbers than in one go: " + "; ".join([why, *wrong[:1]])
+    yield Finding("kills", FAILED, said, remedy)
 
 
 def other_evaluations(whole: History, killed: History) -> list[str]:

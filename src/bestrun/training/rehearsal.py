@@ -51,7 +51,7 @@ class ByHeart:
 
     @property
     def is_learned(self) -> bool:
-        return self.is_finite and (self.last <= LEARNED * self.losses[0] or self.last < KNOWN)
+        return self.last <= LEARNED * self.losses[0] or self.last < KNOWN  # neither of what is not finite
 
 
 def by_heart(config: Config, data: Dataset, initial: Checkpoint | None, *, times: float = 1.0) -> ByHeart:
