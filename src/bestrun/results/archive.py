@@ -248,6 +248,8 @@ def send_opened(opening: Opening, setting: str | None) -> list[dict[str, Any]]:
             known = read_json(folder.result)
             if known and report.get("run_id"):  # as it is called here
                 write_json(folder.result, known | {"run_id": report["run_id"], "folder": str(folder.path)})
+        if report["error"] and "bestrun sync" not in report["error"]:
+            report["error"] += f"; once that is mended: bestrun sync {name}"
         reports.append(report)
     return reports
 
