@@ -125,6 +125,10 @@ def all_kinds(tmp_path_factory, ready_made_store):
     parent = client.create_run(experiment, tags={"bestrun.role": "sweep", "bestrun.sweep": "u"}).info.run_id
     client.set_terminated(parent, "KILLED")
     made(home, "u-000", sweep="u", trial=0, experiment="g", parent_run_id=parent)
+    parent = client.create_run(experiment, tags={"bestrun.role": "sweep", "bestrun.sweep": "v"}).info.run_id
+    client.set_terminated(parent, "FINISHED")
+    for number, steps in enumerate((WORST, GOOD)):
+        made(home, f"v-00{number}", steps, sweep="v", trial=number, experiment="g", parent_run_id=parent)
     write_manifest(home, "t", ["t-000"], n_trials=2)
     return home
 
@@ -163,20 +167,21 @@ def test_every_reason_to_stay_is_said_and_only_the_rest_can_go(all_kinds):
         "registered-by-address": "registered as models",
         "registered-as-model": "registered as models",
         "theirs": "written by ana on lab7",
+        "v-001": "best, finalists or winner of a sweep",
         "s-001": "best, finalists or winner of a sweep",
         "t-000": "of a sweep that is not complete",
         "u-000": "of a sweep that is not complete",
         "damaged": "their folder cannot be read",
     }
-    assert names(found.runs) == ["diverged", "rerun", "s-000", "s-002", "second", "without-folder"]
+    assert names(found.runs) == ["diverged", "rerun", "s-000", "s-002", "second", "v-000", "without-folder"]
     lock.unlink()
     assert tree(all_kinds) == before, "to look changes nothing"
 
 
 def test_a_selection_spares_more_and_never_takes_more(all_kinds, monkeypatch):
     free = names(planned(all_kinds, keep_best=1).runs)
-    assert names(planned(all_kinds, keep_best=2).runs) == [name for name in free if name not in ("second", "s-001")]
-    assert names(planned(all_kinds, keep_best=1, experiment="g").runs) == ["s-000", "s-002"]
+    assert names(planned(all_kinds, keep_best=2).runs) == [name for name in free if name != "second"]
+    assert names(planned(all_kinds, keep_best=1, experiment="g").runs) == ["s-000", "s-002", "v-000"]
     assert planned(all_kinds, older_than="1h").runs == []
     now = time.time
     monkeypatch.setattr(gc.time, "time", lambda: now() + 3700)
@@ -185,8 +190,12 @@ def test_a_selection_spares_more_and_never_takes_more(all_kinds, monkeypatch):
     assert names(planned(all_kinds, references=["rerun", "second"]).runs) == ["rerun", "second"]
     with pytest.raises(SettingsError, match="run other-experiment: stays: best of their experiment"):
         planned(all_kinds, references=["rerun", "other-experiment"])
+    with pytest.raises(SettingsError, match="run damaged: stays: its folder cannot be read"):
+        planned(all_kinds, references=["damaged"])
+    with pytest.raises(SettingsError, match="run theirs: stays: written by ana on lab7"):
+        planned(all_kinds, references=["theirs"])
     with (
-        pytest.raises(SettingsError, match="in use|running"),
+        pytest.raises(SettingsError, match="run rerun: stays: running"),
         locked(all_kinds / "mlruns" / "runs" / "rerun" / "lock", "it"),
     ):
         planned(all_kinds, references=["rerun"])
