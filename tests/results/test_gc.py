@@ -112,7 +112,8 @@ def all_kinds(tmp_path_factory, ready_made_store):
     made(home, "without-folder")
     folder = home / "mlruns" / "runs" / "without-folder"
     folder.rename(home / "moved-by-hand")
-    make_run(home, "damaged", WORST, (10,)).journal.write_bytes(b'{"event": "started", "time_ms": 1}\n{"broken\n')
+    made(home, "damaged")
+    (home / "mlruns" / "runs" / "damaged" / "journal.jsonl").write_bytes(b'{"event": "started", "time_ms": 1}\n{"x\n')
     steps_at_most = {"training.max_steps": "30", "training.batch_size": "64"}
     sweep = {"sweep": "s", "experiment": "g", "settings": SETTINGS | steps_at_most}
     for number, steps in enumerate((WORST, GOOD, WORST)):
@@ -120,6 +121,14 @@ def all_kinds(tmp_path_factory, ready_made_store):
     write_manifest(home, "s", ["s-000", "s-001", "s-002"])
     made(home, "t-000", trial=0, **sweep | {"sweep": "t"})
     made(home, "first-of-g", BETTER, experiment="g")
+    experiment = client.get_experiment_by_name("g").experiment_id  # of a sweep whose manifest is elsewhere
+    parent = client.create_run(experiment, tags={"bestrun.role": "sweep", "bestrun.sweep": "u"}).info.run_id
+    client.set_terminated(parent, "KILLED")
+    made(home, "u-000", sweep="u", trial=0, experiment="g", parent_run_id=parent)
+    parent = client.create_run(experiment, tags={"bestrun.role": "sweep", "bestrun.sweep": "v"}).info.run_id
+    client.set_terminated(parent, "FINISHED")
+    for number, steps in enumerate((WORST, GOOD)):
+        made(home, f"v-00{number}", steps, sweep="v", trial=number, experiment="g", parent_run_id=parent)
     write_manifest(home, "t", ["t-000"], n_trials=2)
     return home
 
@@ -158,18 +167,21 @@ def test_every_reason_to_stay_is_said_and_only_the_rest_can_go(all_kinds):
         "registered-by-address": "registered as models",
         "registered-as-model": "registered as models",
         "theirs": "written by ana on lab7",
+        "v-001": "best, finalists or winner of a sweep",
         "s-001": "best, finalists or winner of a sweep",
         "t-000": "of a sweep that is not complete",
+        "u-000": "of a sweep that is not complete",
+        "damaged": "their folder cannot be read",
     }
-    assert names(found.runs) == ["diverged", "rerun", "s-000", "s-002", "second", "without-folder"]
+    assert names(found.runs) == ["diverged", "rerun", "s-000", "s-002", "second", "v-000", "without-folder"]
     lock.unlink()
     assert tree(all_kinds) == before, "to look changes nothing"
 
 
 def test_a_selection_spares_more_and_never_takes_more(all_kinds, monkeypatch):
     free = names(planned(all_kinds, keep_best=1).runs)
-    assert names(planned(all_kinds, keep_best=2).runs) == [name for name in free if name not in ("second", "s-001")]
-    assert names(planned(all_kinds, keep_best=1, experiment="g").runs) == ["s-000", "s-002"]
+    assert names(planned(all_kinds, keep_best=2).runs) == [name for name in free if name != "second"]
+    assert names(planned(all_kinds, keep_best=1, experiment="g").runs) == ["s-000", "s-002", "v-000"]
     assert planned(all_kinds, older_than="1h").runs == []
     now = time.time
     monkeypatch.setattr(gc.time, "time", lambda: now() + 3700)
@@ -178,8 +190,12 @@ def test_a_selection_spares_more_and_never_takes_more(all_kinds, monkeypatch):
     assert names(planned(all_kinds, references=["rerun", "second"]).runs) == ["rerun", "second"]
     with pytest.raises(SettingsError, match="run other-experiment: stays: best of their experiment"):
         planned(all_kinds, references=["rerun", "other-experiment"])
+    with pytest.raises(SettingsError, match="run damaged: stays: its folder cannot be read"):
+        planned(all_kinds, references=["damaged"])
+    with pytest.raises(SettingsError, match="run theirs: stays: written by ana on lab7"):
+        planned(all_kinds, references=["theirs"])
     with (
-        pytest.raises(SettingsError, match="in use|running"),
+        pytest.raises(SettingsError, match="run rerun: stays: running"),
         locked(all_kinds / "mlruns" / "runs" / "rerun" / "lock", "it"),
     ):
         planned(all_kinds, references=["rerun"])
@@ -328,6 +344,10 @@ def pin(home, client, run_id):
     client.set_tag(run_id, "bestrun.keep", "yes")
 
 
+def start_from_it(home, client, run_id):
+    made(home, "new", parent="worst")
+
+
 def go_on(home, client, run_id):
     with Journal(home / "mlruns" / "runs" / "worst" / "journal.jsonl") as journal:
         journal.append("resumed", from_step=10)
@@ -335,7 +355,12 @@ def go_on(home, client, run_id):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(register, "was registered meanwhile"), (pin, "has the tag bestrun.keep by now"), (go_on, "has gone on")],
+    [
+        (register, "was registered meanwhile"),
+        (pin, "has the tag bestrun.keep by now"),
+        (start_from_it, "another run was started from it"),
+        (go_on, "has gone on"),
+    ],
 )
 def test_a_run_that_is_needed_by_now_stays(home, change, words):
     create_home(home / "mlruns")

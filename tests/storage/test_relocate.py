@@ -173,6 +173,18 @@ def test_while_something_is_at_work_it_stays(source, tmp_path, lock):
             plan_relocation(source, inside)
 
 
+def test_addresses_that_cannot_be_rewritten_yet_are_told_and_the_same_words_do_it(source, tmp_path, monkeypatch):
+    target = tmp_path / "second"
+    with monkeypatch.context() as patch:
+        patch.setattr(moving, "settle", lambda home: None)
+        with pytest.raises(StorageError, match=r"could not be rewritten yet; .* the same again"):
+            relocate(plan_relocation(source, target))
+    plan = plan_relocation(source, target)
+    assert plan.how == "repair"
+    relocate(plan)
+    assert addresses(target) == [(target / "artifacts" / "e").as_uri()]
+
+
 def test_what_is_written_to_while_it_is_copied_is_not_deleted(source, tmp_path, monkeypatch):
     monkeypatch.setattr(moving, "are_on_one_disk", lambda source, target: False)
 

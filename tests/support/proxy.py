@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)
         return b"".join(parts)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.proxy.upstream, timeout=60)
@@ -193,7 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers:
             if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        length = str(len(content))
+        if self.command == "HEAD":  # of what a GET would give
+            length = next((value for name, value in headers if name.lower() == "content-length"), length)
+        self.send_header("Content-Length", length)
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content if cut is None else content[:cut])

@@ -2,12 +2,15 @@
 
 import json
 import sqlite3
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from bestrun.results.record import from_mlflow
 from bestrun.storage.journal import read_journal
 from bestrun.tracking.datasets import data_of, digest_of, profile_of, schema
+from bestrun.tracking.names import TAG_DATA_DIGEST
 from bestrun.tracking.store import connect
 from support.stores import mlflow_record, run_folder, sqlite_uri
 
@@ -59,12 +62,11 @@ def test_the_one_input_of_a_run_of_before_is_read(bestrun, home, settings):
     assert len(run.inputs.dataset_inputs) == 1 and data_of(run) == started["data"]
 
 
-def test_an_input_that_somebody_added_is_not_taken_for_ours(bestrun, home, settings):
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    assert bestrun("train", *settings, "name=k").code == 0
-    client, run = connect(sqlite_uri(home)).client, mlflow_record(sqlite_uri(home), "k")[0]
-    theirs = Dataset("aaa", "0", "local", "{}", profile='{"num_classes": 3}')
-    client.log_inputs(run.info.run_id, [DatasetInput(theirs, [InputTag("mlflow.data.context", "train")])])
-    run = client.get_run(run.info.run_id)
-    assert data_of(run)["name"] == "npz" and json.loads(profile_of(run))["num_classes"] == 10
+@pytest.mark.parametrize("digest", ["f" * 24 + "-train", "f" * 32], ids=["now", "before"])
+def test_an_input_that_somebody_added_is_not_taken_for_ours(digest):
+    profile = {"train": 3, "validation": 2, "test": 1, "image_shape": [2, 2, 1], "num_classes": 2}
+    ours = SimpleNamespace(name="d", digest=digest, source='{"uri": "d"}', profile=json.dumps(profile))
+    theirs = SimpleNamespace(name="aaa", digest="0", source="{}", profile='{"num_classes": 3}')
+    inputs = SimpleNamespace(dataset_inputs=[SimpleNamespace(dataset=each) for each in (theirs, ours)])
+    run = SimpleNamespace(inputs=inputs, data=SimpleNamespace(tags={TAG_DATA_DIGEST: "f" * 64}))
+    assert data_of(run) == {"name": "d", "source": "d", **profile} and profile_of(run) == ours.profile

@@ -241,13 +241,15 @@ def send_opened(opening: Opening, setting: str | None) -> list[dict[str, Any]]:
         folder = RunFolder(opening.home / "runs" / name)
         named = setting or _named_uri(folder, opening.home)
         if named and named != ours and not is_own_store(named, opening.home):
-            report = {"run_name": name, "run_id": None, "sent": 0, "state": "not sent", "error": None}
+            report: dict[str, Any] = {"run_name": name, "run_id": None, "sent": 0, "state": "not sent", "error": None}
             report["told"] = f"its settings name MLflow at {named}; if you trust that: bestrun sync {name}"
         else:
             (report,) = sync([folder], home=opening.home, setting=setting)
             known = read_json(folder.result)
             if known and report.get("run_id"):  # as it is called here
                 write_json(folder.result, known | {"run_id": report["run_id"], "folder": str(folder.path)})
+        if report["error"] and "bestrun sync" not in report["error"]:
+            report["error"] += f"; once that is mended: bestrun sync {name}"
         reports.append(report)
     return reports
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from ..errors import BestrunError, SettingsError
@@ -279,8 +280,9 @@ def _plan_runs(
     found: Plan, stock: Inventory, selection: Selection, sweeps: tuple[Mapping[str, str], Mapping[str, str]]
 ) -> None:
     all_runs = _Runs(found.place, stock, sweeps)
-    chosen = _chosen(all_runs, selection)
-    refused = []
+    chosen, refused = _chosen(all_runs, selection), []
+    if not (selection.references or selection.experiment):
+        found.stays |= all_runs.unreadable
     for run in all_runs.runs:
         if run not in chosen:
             continue
@@ -325,7 +327,9 @@ class _Runs:
         seen = {read_json(thrown.mirror).get("run_id") for _, thrown in leftovers.thrown_away(place.home)}
         for folder in run_folders(place.home):
             try:
-                known, history = read_json(folder.mirror), History.read(folder.journal)
+                known = read_json(folder.mirror)
+                seen.add(known.get("run_id"))
+                history = History.read(folder.journal)
                 is_here = is_same_store(known, stock.store.uri, place.home)
                 there = stock.runs.get(known.get("run_id") or "") if is_here else None
                 if known.get("uri") and not is_here:
@@ -336,10 +340,9 @@ class _Runs:
                 self.unreadable[folder.name] = "their folder cannot be read"
                 continue
             self.runs.append(run)
-            seen.add(run.run_id)
         for run_id, there in stock.runs.items():
             name = there.data.tags.get(TAG_RUN)
-            if not name or run_id in seen or removal.is_deleted(there):
+            if not name or name in self.unreadable or run_id in seen or removal.is_deleted(there):
                 continue
             if removal.is_written_here(there, place.home, stock.store.uri):
                 experiment = stock.experiments.get(there.info.experiment_id, "")
@@ -351,13 +354,14 @@ class _Runs:
         Raises:
             SettingsError: none, or one that is not this home's.
         """
-        if reference in self.unreadable:
-            raise SettingsError(f"run {reference}: stays: its folder cannot be read; see bestrun show {reference}")
+        name = None
         if reference not in ("best", "latest") and "@" not in reference:
             with contextlib.suppress(SettingsError):
                 name = local_folder(self.place.home, reference).name
-                if named := [run for run in self.runs if run.folder and run.name == name]:
-                    return named[0]
+        if name in self.unreadable:
+            raise SettingsError(f"run {reference}: stays: its folder cannot be read; see bestrun show {reference}")
+        if named := [run for run in self.runs if run.folder and run.name == name]:
+            return named[0]
         run_id = find_run(self.stock.store, Lookup(reference)).info.run_id
         for run in self.runs:
             if run.run_id == run_id:
@@ -442,8 +446,7 @@ class _Runs:
                 children.setdefault(run.there.data.tags.get("mlflow.parentRunId") or run.sweep, []).append(run)
         for parent_id, runs in children.items():
             parent = self.stock.runs.get(parent_id)
-            is_open = parent is not None and parent.data.tags.get(TAG_ROLE) and parent.info.status != "FINISHED"
-            if is_open and not removal.is_deleted(parent):
+            if parent is not None and self._is_open(parent):
                 found |= dict.fromkeys((str(run.run_id) for run in runs), "of a sweep that is not complete")
                 continue
             for objective in {run.objective for run in runs}:
@@ -453,6 +456,16 @@ class _Runs:
             won = parent.data.tags.get(TAG_BEST_RUN) if parent else None
             found |= {won: "best, finalists or winner of a sweep"} if won else {}
         return found
+
+    def _is_open(self, parent: Any) -> bool:
+        """Whether something is left to do for the sweep of a parent run. One of which trials failed for good ends as
+        FAILED, too, and its manifest says more, where it is here.
+        """
+        tags, status = parent.data.tags, parent.info.status
+        if removal.is_deleted(parent) or not tags.get(TAG_ROLE) or status == "FINISHED":
+            return False
+        manifest = self.place.home / "sweeps" / Path(tags.get(TAG_SWEEP) or "nowhere").name / "manifest.json"
+        return status != "FAILED" or not manifest.is_file()
 
     @cached_property
     def _parents(self) -> set[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import SettingsError
 from ..formatting import mask_uri
 from ..settings.compose import config_now
-from ..storage.files import read_json, sync_folder, write_json
+from ..storage.files import StorageError, read_json, sync_folder, write_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.home import DATABASE, create_home, has_run, is_home, settle, whereabouts
@@ -35,7 +35,16 @@ from ..storage.parcel import (
 from ..storage.reference import local_folder, run_folders
 from ..storage.workplace import Workplace
 from ..tracking.names import TAG_CHILDREN, TAG_FOLDER, TAG_WRITER
-from ..tracking.store import connect, is_own_store, local_path, own_store, sqlite_path, store_of
+from ..tracking.store import (
+    Store,
+    connect,
+    is_own_store,
+    local_path,
+    own_store,
+    reaching,
+    sqlite_path,
+    store_of,
+)
 from ..tracking.sync import sync
 from ..tracking.transfer import MlflowRecord, read_record, registered_as, remove_record, write_record
 from ..tracking.writers import writer
@@ -306,10 +315,7 @@ def _copy_record(name: str, run_id: str, source: Path, target: Path) -> str | No
     if record is None:
         return None
     refuse_registered(source, name, run_id)
-    connect(own_store(source), create=False)  # both have the tables of this MLflow
-    theirs = connect(own_store(target))
-    experiment_id = theirs.experiment_id(record.experiment, target)
-    location = theirs.client.get_experiment(experiment_id).artifact_location
+    experiment_id, location, theirs = _experiment_there(record.experiment, source, target)
     folders = _artifact_folders(source, record)
     for address, folder in folders.items():
         if not folder.is_dir():
@@ -333,6 +339,16 @@ def _copy_record(name: str, run_id: str, source: Path, target: Path) -> str | No
     here = {address: _address_there(address, location) for address in folders}
     write_record(target / DATABASE, record, experiment_id, lambda address: here.get(address, address), tags)
     return experiment_id
+
+
+def _experiment_there(name: str, source: Path, target: Path) -> tuple[str, str, Store]:
+    """The experiment in the store of the other home, made if it is new: its ID, where its artifacts are; the store."""
+    with reaching(own_store(source)):
+        connect(own_store(source), create=False)  # both have the tables of this MLflow
+    with reaching(own_store(target)):
+        store = connect(own_store(target))
+        experiment_id = store.experiment_id(name, target)
+        return experiment_id, str(store.client.get_experiment(experiment_id).artifact_location), store
 
 
 def _artifact_folders(home: Path, record: MlflowRecord) -> dict[str, Path]:
@@ -369,7 +385,13 @@ def _remove_record(source: Path, run_id: str) -> None:
     if record is None:
         return
     for folder in _artifact_folders(source, record).values():
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+        except OSError as error:  # as long as the store knows of it, the next call does it
+            raise StorageError(
+                f"{error.filename or folder}: cannot be removed: {error.strerror}; the same again"
+            ) from error
         with contextlib.suppress(OSError):
             folder.parent.rmdir()  # of its ID
     remove_record(source / DATABASE, run_id)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import SettingsError
 from .files import StorageError, sync_folder
-from .home import DATABASE, MARKER, address_anew, is_at_work, is_home, read_marker, settle
+from .home import DATABASE, MARKER, address_anew, is_at_work, is_home, read_marker, settle, whereabouts
 from .locks import locked
 from .parcel import copy_files, differing, files_in, refuse_too_large, refused
 from .workplace import remove_dead
@@ -103,6 +103,12 @@ def relocate(plan: Relocation) -> None:
         except OSError as error:
             raise refused(target, error) from error
     settle(target)
+    lies = whereabouts(target)
+    if lies and lies.path != target and not (lies.path.exists() and lies.path.samefile(target)):
+        raise StorageError(
+            f"{target}: the home is there, whole, and the addresses in its MLflow store could not be rewritten yet; "
+            "they are translated until then; when nothing is at work in it and its disk takes files, the same again"
+        )
     if plan.deletes:
         _delete(source, target)
 

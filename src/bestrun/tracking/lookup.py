@@ -66,10 +66,13 @@ def _find(store: Store, lookup: Lookup) -> Any:
         found = search(store, experiments, f"attributes.run_id LIKE '{reference}%'", [], 6)
         if found:
             return _only(found, reference)
-    found = search(store, experiments, where(TAG_RUN, reference), ["attributes.start_time DESC"], 6)
+    named = where(TAG_RUN, reference)
+    found = search(store, experiments, named, ["attributes.start_time DESC"], 6)
     if not found:
         raise SettingsError(f"run {reference!r}: MLflow at {mask_uri(store.uri)} has none; list them: bestrun runs")
-    return _only(found, reference)
+    here = read_json(find_home() / "runs" / reference / "mirror.json").get("run_id") if len(found) > 1 else None
+    own = search(store, experiments, f"{named} and attributes.run_id = '{here}'", [], 1) if here else []
+    return _only(own or found, reference)  # others on the same server may have runs of this name
 
 
 def _registered_run(store: Store, reference: str, experiments: list[str]) -> Any:

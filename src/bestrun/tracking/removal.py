@@ -21,7 +21,7 @@ from ..storage.home import copied_from, identity
 from ..storage.leftovers import Piece, remove_tree, size_of
 from .artifacts import time_for
 from .lookup import OURS
-from .names import TAG_KEEP
+from .names import TAG_CHILDREN, TAG_KEEP
 from .refusals import status_of
 from .store import Store, is_own_store, local_path, store_of
 from .writers import writer_of
@@ -301,6 +301,8 @@ def refuse_changed(store: Store, run: Any, models: Sequence[Any]) -> bool:
     now = store.client.get_run(run.info.run_id)
     if is_pinned(now):
         raise KeptError(f"has the tag {TAG_KEEP} by now, and stays")
+    if now.data.tags.get(TAG_CHILDREN) != run.data.tags.get(TAG_CHILDREN):
+        raise KeptError("another run was started from it meanwhile, and it stays")
     if now.info.status == "RUNNING":
         raise KeptError("goes on, and stays")
     refuse_registered(store, run, models)
