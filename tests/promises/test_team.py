@@ -19,6 +19,8 @@ import pytest
 import yaml
 
 from bestrun.guard import guarded
+from bestrun.run.check_store import upload
+from bestrun.run.findings import looked
 from bestrun.tracking.store import connect
 from support.lines import SMALL_NETWORK
 from support.looks import evaluations, same_tensors, until
@@ -762,10 +764,14 @@ def test_check_looks_at_a_database_that_is_opened_directly(people, postgres, tab
 
 @needs("postgres", "s3", "nginx")
 @pytest.mark.slow
-def test_check_sends_what_a_proxy_refuses_before_a_run_does(people, server, nginx):
+def test_check_sends_what_a_proxy_refuses_before_a_run_does(people, server, nginx, tmp_path):
     before = nginx(server().port, limit="1m")
-    ada = people("ada", before.uri)
-    result = ada.run("check", *ada.words, "model.fc_size=512", "--json", code=2)
-    failed = [line for line in json.loads(result.out) if line["state"] == "FAILED"]
-    assert [line["check"] for line in failed] == ["server"] and "413" in failed[0]["said"], failed
-    assert "client_max_body_size" in failed[0]["remedy"]
+    ada, checkpoint = people("ada", before.uri), tmp_path / "last.safetensors"
+    checkpoint.write_bytes(b"0" * 2_400_000)
+    with environment(**ada.environment):
+        (line,) = looked("server", lambda: upload(before.uri, "npz", ada.home / "mlruns", checkpoint))
+        assert line.state == "FAILED" and "413" in line.said and "client_max_body_size" in line.remedy
+        before.change(limit="0")
+        time.sleep(0.5)
+        (line,) = looked("server", lambda: upload(before.uri, "npz", ada.home / "mlruns", checkpoint))
+        assert line.state == "OK" and "takes a checkpoint of 2.4 MB" in line.said

@@ -15,7 +15,7 @@ from ..formatting import mask_uri
 from ..storage.files import StorageError
 from ..storage.workplace import Workplace
 from . import database
-from .artifacts import seconds_for, upload
+from .artifacts import TooLargeError, seconds_for, upload
 from .direct import REFUSED, refuse_unusable
 from .names import TAG_ROLE
 from .refusals import reason, remedy, status_of
@@ -159,9 +159,11 @@ def _answer_of(uri: str, ask: Callable[[], Answer], forbidden: str, seconds: flo
     if not failed:
         raise TrackingError(f"{where}: no answer within {seconds:.0f} s")
     error = failed[0]
+    advice = remedy(error)
+    if isinstance(error, TooLargeError):
+        raise ForbiddenError(f"{where}: takes no file of this size (413): {error}; {advice}") from error
     if isinstance(error, BestrunError):
         raise error
-    advice = remedy(error)
     if status_of(error) in (401, 403) or isinstance(error, PermissionError) or REFUSED.search(str(error)):
         mend = advice or "get the right to write there"
         raise ForbiddenError(f"{where}: {forbidden}: {reason(error)}; {mend}") from error
