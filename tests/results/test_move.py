@@ -274,7 +274,7 @@ def test_a_sweep_moves_whole_and_goes_on_there(home, settings):
     assert sorted(records(at).values()) == ["s", "s-000", "s-001"]
     assert home("restore", "best", "--sweep", "s", at=at) and home("sweep", "s", at=at)
     home("move", "s-000", "--to", home.mlruns, "--yes", at=at)  # its sweep needs it no longer
-    assert "s-000" in home("sweep", "s", at=at).out
+    assert home("sweep", "s", at=at).out.count("complete") >= 2
 
 
 @pytest.mark.slow

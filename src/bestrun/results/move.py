@@ -33,7 +33,7 @@ from ..storage.parcel import (
     refused,
 )
 from ..storage.reference import local_folder, run_folders
-from ..storage.workplace import Workplace
+from ..storage.workplace import Workplace, remove_dead
 from ..tracking.names import TAG_CHILDREN, TAG_FOLDER, TAG_WRITER
 from ..tracking.store import (
     Store,
@@ -45,7 +45,7 @@ from ..tracking.store import (
     sqlite_path,
     store_of,
 )
-from ..tracking.sync import sync
+from ..tracking.sync import NOT_COMPARED, sync
 from ..tracking.transfer import MlflowRecord, read_record, registered_as, remove_record, write_record
 from ..tracking.writers import writer
 from .whole import refuse_damaged
@@ -148,6 +148,7 @@ def carry_out(move: Move) -> Iterator[tuple[Moving, str | None]]:
     for home in (move.source, move.target):
         settle(home)
         _refuse_unsettled(home)
+        remove_dead(home)  # what a killed call has left of a run that is whole elsewhere
     for run in move.runs:
         with run.folder.owned():
             if not run.folder.exists():  # another call was quicker
@@ -315,6 +316,8 @@ def _copy_record(name: str, run_id: str, source: Path, target: Path) -> str | No
     if record is None:
         return None
     refuse_registered(source, name, run_id)
+    if there_already := read_record(target / DATABASE, run_id):  # a call was killed before its folder had its name
+        return str(there_already.rows["runs"][0]["experiment_id"])
     experiment_id, location, theirs = _experiment_there(record.experiment, source, target)
     folders = _artifact_folders(source, record)
     for address, folder in folders.items():
@@ -402,9 +405,15 @@ def _tell(run: Moving, target: Path) -> str | None:
     if run.store == "home" or not run.run_id:
         return None
     (report,) = sync([run.target], home=target, setting=None)
-    if not report["error"]:
+    if not (error := _not_told(report)):
         return None
-    return f"{report['error']}; in that home: bestrun sync {run.folder.name}"
+    return f"{error}; in that home: bestrun sync {run.folder.name}"
+
+
+def _not_told(report: dict[str, Any]) -> str | None:
+    """Why MLflow could not be told where a run is; a store that was complete, and does not answer, was not, either."""
+    silent = "MLflow does not answer, and has its former address" if report["state"] == NOT_COMPARED else None
+    return report["error"] or silent
 
 
 def tell_servers(home: Path) -> list[tuple[str, str]]:
@@ -417,7 +426,7 @@ def tell_servers(home: Path) -> list[tuple[str, str]]:
         if store != "home" and read_json(folder.mirror).get("run_id"):
             folders.append(folder)
     reports = sync(folders, home=home, setting=None) if folders else []
-    return [(report["run_name"], report["error"]) for report in reports if report["error"]]
+    return [(report["run_name"], error) for report in reports if (error := _not_told(report))]
 
 
 def stay_behind(home: Path) -> list[str]:
