@@ -668,7 +668,7 @@ def test_the_page_for_teams_is_followed_to_the_letter(postgres, s3, tmp_path, re
         open(folder / "server.log", "wb") as log,
         guarded(["bash", "-euc", here(start)], cwd=folder, env=clean, stdout=log, stderr=log),
     ):
-        until(lambda: is_answering(f"http://127.0.0.1:{port}/health"), timeout=60)
+        until(lambda: is_answering(f"http://127.0.0.1:{port}/health"), timeout=150)
         passwords = dict(line.split() for line in shell(accounts, folder).splitlines())
         login, address, sweep, others = blocks("person")
         said = {}
