@@ -338,9 +338,9 @@ def test_s3_gone_in_mid_run_costs_its_files_until_it_is_back(people, s3, ready_m
     connect(uri).client.create_experiment("npz", artifact_location=f"s3://{BUCKET}/{tmp_path.name}")
     try:
         proxy.fail(mode, r"PUT \S*best-[1-9]")
-        began = time.monotonic()
         result = ada.train("name=r", *LONG, code=6)
-        assert time.monotonic() - began < 80, "it ended and did not end"  # not Amazon's five tries of a minute
+        waited = time.time() - run_folder(ada.home, "r").result.stat().st_mtime
+        assert waited < 20, "it ended and did not end"  # not Amazon's five tries of a minute
         assert proxy.began.is_set() and "bestrun sync r" in result.out + result.err
         assert len(evaluations(run_folder(ada.home, "r"))) == 21
         proxy.heal()
@@ -682,7 +682,7 @@ def test_the_page_for_teams_is_followed_to_the_letter(postgres, s3, tmp_path, re
         for user in ("ada", "bob"):
             own |= {"HOME": str(tmp_path / user), "USER": user, "LOGNAME": user}
             seen = shell(f"{address}\n{others}", tmp_path / user, **own)
-            assert seen.count("first") == 2, seen  # both runs of that name
+            assert len(re.findall("^first ", seen, re.MULTILINE)) == 2, seen  # both runs of that name
             secrets_here = (*passwords.values(), PASSWORD, KEY[1])
             ours = where_secrets_stand(tmp_path / user / "mlruns", secrets=secrets_here)
             assert ours == [], ours
