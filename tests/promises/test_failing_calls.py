@@ -32,7 +32,12 @@ from bestrun.storage.checkpoint import load
 from support.failing_calls import CLASSES, Call, Ended, Fault, Forker, Place, build
 
 PLACES = 4  # so many cases at once: a case waits more than it computes
-RUN = ["training.max_steps=30", "training.evaluate_every_steps=10", "training.patience_steps=30"]
+RUN = [
+    "training.max_steps=30",
+    "training.evaluate_every_steps=10",
+    "training.patience_steps=30",
+    "tracking.log_model=none",
+]
 STUB = [*RUN, "training.batch_size=8", "pictures=false"]
 LAST, BEST = 30, 20
 KEYS = ("step", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "improved", "checkpoint", "confusions")

@@ -97,7 +97,8 @@ def test_an_old_run_that_was_killed_goes_on_and_a_finished_one_further(old):
     rows = {row["run"]: row["val/f1"] for row in json.loads(old("runs", "--columns", "run,val/f1", "--json"))}
     assert rows["loss"] == further[-1]["val/f1"] and rows["whole"] is None
     assert {report["state"] for report in json.loads(old("sync", "--json"))} <= {"complete"} | {
-        "was dead: marked as interrupted"
+        "was dead: marked as interrupted",
+        "sweep was dead: KILLED",
     }
 
 

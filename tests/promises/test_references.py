@@ -200,7 +200,7 @@ def test_an_ambiguous_prefix_lists_its_matches(trained, refused, database, tmp_p
     with database:
         database.execute(f"INSERT INTO runs ({', '.join(columns)}) SELECT {values} FROM runs")
     code, message = refused(trained.run_id[:8])
-    assert code == 2 and trained.run_id in message and f"{twin} (twin)" in message
+    assert code == 2 and trained.run_id in message and f"{twin} (twin, " in message
 
 
 def test_an_ambiguous_prefix_lists_its_folders_too(trained):

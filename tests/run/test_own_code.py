@@ -55,7 +55,7 @@ def lab(_forkserver, tmp_path_factory, ready_made_store):
     home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
     folder = make_lab(tmp_path_factory.mktemp("labs") / "my lab")
     command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
-    result = command("train", "--config-dir", folder, "recipe=night", "name=r")
+    result = command("train", "--config-dir", folder, "recipe=night", "name=r", "tracking.log_model=none")
     assert result.code == 0, result.out + result.err
     return Lab(folder, home, command, result.out)
 

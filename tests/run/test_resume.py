@@ -26,6 +26,7 @@ from support.processes import Command, Starter, bestrun_command
 from support.stores import assert_record_agrees, make_home, mlflow_record, run_folder, sqlite_uri
 
 NETWORK = ["model.num_filters=[4,8]", "model.fc_size=16", "training.batch_size=16", "training.evaluate_every_steps=20"]
+NETWORK += ["tracking.log_model=none"]
 STEPS = ["training.max_steps=300", "training.patience_steps=300", "optimizer.learning_rate=2e-3"]
 SHORT = ["training.max_steps=40", "training.patience_steps=40", "optimizer.learning_rate=2e-3"]
 FILES = {"config.yaml", "overrides.yaml", "journal.jsonl", "last.safetensors", "run.log", "lock", "mirror.json"}

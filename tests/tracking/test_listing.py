@@ -178,11 +178,14 @@ def test_an_old_server_that_finds_nan_as_if_it_were_0_is_not_believed(store, mon
     search_runs = store.client.search_runs
     (nan,) = [run for run in every_run(store) if math.isnan(run.data.metrics.get("best/accuracy", 0))][:1]
 
-    def old(experiments, filtered, *, order_by, max_results):
-        found = search_runs(experiments, filtered, order_by=order_by, max_results=max_results)
+    from mlflow.store.entities import PagedList
+
+    def old(experiments, filtered, *, order_by, max_results, page_token):
+        found = search_runs(experiments, filtered, order_by=order_by, max_results=max_results, page_token=page_token)
         by_number = 'metrics."best/accuracy"' in filtered
         last = order_by[0].startswith("metrics")  # there it puts NaN behind all numbers
-        return ([*found, nan] if last else [nan, *found])[:max_results] if by_number else found
+        rows = ([*found, nan] if last else [nan, *found])[:max_results] if by_number else found
+        return PagedList(rows, found.token)
 
     expected = list_runs(store, most=20)
     monkeypatch.setattr(store.client, "search_runs", old)

@@ -15,6 +15,7 @@ from ..results.restore import predictor
 from ..settings.config import digest, flatten
 from ..storage.checkpoint import load, tensors_sha256
 from ..storage.events import metric_value
+from ..storage.history import as_now
 from ..storage.journal import Event, first_unlinked, read_lines
 from ..storage.reasons import StopReason
 from ..storage.right import agreeing
@@ -59,7 +60,7 @@ def check_chain(record: Record) -> Iterable[Found]:
 
 def check_settings(record: Record) -> Iterable[Found]:
     """Whether the digest is that of the settings, and config.yaml says the same as the journal."""
-    recorded, there = record.started["settings"], flatten(record.config)
+    recorded, there = as_now(record.started["settings"]), flatten(record.config)
     places = record.history.places
     others = [key for key, value in recorded.items() if there.get(key, value) != value and key not in places]
     if others:

@@ -45,6 +45,11 @@ DIED = "the process died"  # message of a `stopped` event that `sync` wrote for 
 WORK = ("evaluation", "diverges", "model", "stopped")  # events that only a training process writes
 
 
+def as_now(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings that any version recorded, as this one writes them."""
+    return {name: WRITTEN_ONCE.get(name, {}).get(value, value) for name, value in settings.items()}
+
+
 class History:
     """The events of one run as answers: what it began with, how it went, how it ended."""
 
@@ -104,8 +109,7 @@ class History:
     @property
     def settings(self) -> dict[str, str]:
         """Every setting as one types it, as it is now."""
-        settings = {**self.started["settings"], **{name: new for name, (_, new) in self.changed.items()}}
-        return {name: WRITTEN_ONCE.get(name, {}).get(value, value) for name, value in settings.items()}
+        return as_now({**self.started["settings"], **{name: new for name, (_, new) in self.changed.items()}})
 
     @property
     def places(self) -> dict[str, str]:

@@ -92,7 +92,11 @@ def _look_for_library(uri: str, experiment: str, home: Path) -> None:
         SettingsError: it is not.
     """
     store = connect(uri)
-    location = store.client.get_experiment(store.experiment_id(experiment, home)).artifact_location
+    try:
+        experiment_id = store.experiment_id(experiment, home)
+    except SettingsError:  # it was deleted there: that costs the record, not the training
+        return
+    location = store.client.get_experiment(experiment_id).artifact_location
     library = LIBRARIES.get(location.partition(":")[0])
     if library and not find_spec(library):
         raise SettingsError(

@@ -267,5 +267,7 @@ def _one(found: list[Any], message: str) -> Any:
 
 def _only(found: list[Any], reference: str) -> Any:
     if len(found) > 1:
-        raise SettingsError(several(reference, [f"{run.info.run_id} ({whose(run)})" for run in found]))
+        raise SettingsError(
+            several(reference, [f"{run.info.run_id} ({run.info.run_name}, {whose(run)})" for run in found])
+        )
     return found[0]

@@ -106,7 +106,7 @@ def _write(store: Store, experiment: str, home: Path, artifact: Path) -> Written
     experiment_id = store.experiment_id(experiment, home)
     run = client.create_run(experiment_id, run_name=f"bestrun-check-{secrets.token_hex(4)}", tags={TAG_ROLE: CHECK})
     try:
-        client.log_metric(run.info.run_id, CHECK, 1.0, step=0)
+        client.log_metric(run.info.run_id, CHECK, 1.0, step=0, synchronous=True)
         began = time.monotonic()
         upload(store, run, artifact, CHECK)
         seconds = time.monotonic() - began
