@@ -415,3 +415,18 @@ def test_only_conf_files_that_git_tracks_get_into_a_distribution(tmp_path):
         subprocess.run(["git", *words], cwd=root, check=True)
     (root / "conf" / "model" / "mine.yaml").write_text("secret: 1\n")
     assert tracked(root) == ["config.yaml", "model/cnn.yaml"]
+
+
+HANGS = """
+import concurrent.futures, sys, time
+from bestrun.cli.main import _end_within
+concurrent.futures.ThreadPoolExecutor(1).submit(time.sleep, 60)
+_end_within(0.5, 6)
+sys.exit(6)
+"""
+
+
+def test_an_upload_that_nobody_answers_keeps_no_process_from_ending():
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", HANGS]).returncode == 6
+    assert time.monotonic() - began < 30

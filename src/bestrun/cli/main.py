@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from typing import NoReturn
 
 import click
@@ -135,11 +136,19 @@ def main() -> NoReturn:
     except OSError as error:  # a full disk, a missing right; that of a run names what to do, and is a BestrunError
         code = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     close_streams()
-    sending = sys.modules.get("bestrun.tracking.background")
-    if sending and sending.is_stuck():  # all is on disk and all is said
-        os._exit(code)
+    if "bestrun.tracking.background" in sys.modules:
+        _end_within(10, code)
     gc.freeze()  # spares the interpreter, on its way out, two thirds of a second of looking through MLflow's objects
     sys.exit(code)
+
+
+def _end_within(seconds: float, code: int) -> None:
+    """End this process by then: all is on disk and all is said. On the way out Python waits for threads of libraries that
+    are in the middle of an upload which nobody answers, Amazon's for minutes.
+    """
+    timer = threading.Timer(seconds, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def _usage(error: click.ClickException) -> str:

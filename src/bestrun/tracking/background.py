@@ -3,23 +3,11 @@
 import logging
 import threading
 import time
-import weakref
 
 from ..formatting import mask_uri
 from .refusals import is_permanent, reason
 
 log = logging.getLogger("bestrun")
-
-
-_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-
-
-def is_stuck() -> bool:
-    """Whether a thread that was given up is still in the middle of something, such as an upload that nobody answers.
-
-    Libraries wait for that on the way out of the process, Amazon's for five minutes.
-    """
-    return any(thread.is_alive() for thread in _threads)
 
 
 class Background:
@@ -44,7 +32,6 @@ class Background:
         self._complete = False
         self._finishing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        _threads.add(self._thread)
 
     def send(self, ending: bool) -> None:
         """Send what there is. Raises whatever MLflow raises: then it is called again.
