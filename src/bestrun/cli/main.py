@@ -143,8 +143,8 @@ def main() -> NoReturn:
 
 
 def _end_within(seconds: float, code: int) -> None:
-    """End this process by then: all is on disk and all is said. On the way out Python waits for threads of libraries that
-    are in the middle of an upload which nobody answers, Amazon's for minutes.
+    """End this process by then: all is on disk and all is said. On its way out Python waits for threads of libraries
+    that are in the middle of an upload which nobody answers, Amazon's for minutes.
     """
     timer = threading.Timer(seconds, os._exit, [code])
     timer.daemon = True
