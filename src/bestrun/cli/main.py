@@ -127,6 +127,8 @@ def main() -> NoReturn:
         code = _complain(_usage(error), 2)
     except click.exceptions.Exit as error:
         code = error.exit_code
+    except SystemExit as end:  # of a verb that has said all itself
+        code = int(end.code or 0)
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted", 130)
     except Terminated as terminated:
