@@ -582,7 +582,7 @@ def test_two_people_with_the_same_names_each_find_their_own(people, server):
     refused = cyd.run("restore", "one", code=2)
     assert refused.err.count("\n") == 1, refused.err
     for user, run_id in ids.items():
-        assert re.search(rf"{run_id} \({user}'s of \d{{4}}-", refused.err), refused.err
+        assert re.search(rf"{run_id} \(one, {user}'s of \d{{4}}-", refused.err), refused.err
     refused = cyd.run("runs", "--sweep", "night", code=2)
     assert "ada's of" in refused.err and "bob's of" in refused.err
     assert json.loads(cyd.run("restore", ids["bob"], "--json").out)["run_id"] == ids["bob"]
