@@ -579,9 +579,12 @@ def test_of_300_runs_what_stays_can_be_restored(bestrun, home, settings):
     whole, before, choose = said.bytes, size(home), random.Random(0)
     assert len(said.runs) > 270
     left_by_kills = set()
+    runs = home / "mlruns" / "runs"
     for _ in range(12):
-        process = bestrun.start("gc", "--keep-best", "2", "--yes")
-        time.sleep(choose.uniform(1.0, 6.0))
+        process, left = bestrun.start("gc", "--keep-best", "2", "--yes"), len(list(runs.iterdir()))
+        due = time.monotonic() + 60
+        while len(list(runs.iterdir())) > left - choose.randrange(1, 22) and time.monotonic() < due:
+            time.sleep(0.01)
         process.kill()
         process.wait()
         left_by_kills.add(size(home))
