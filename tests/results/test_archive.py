@@ -437,3 +437,12 @@ def test_each_flipped_byte_of_an_archive_is_seen(packed, home, tmp_path, step):
     with pytest.raises(VerificationError, match="is not the file that was packed"):
         open_archive(plan_opening(tmp_path / "flipped.tar", home / "mlruns"))
     assert os.listdir(home / "mlruns/runs") == []
+
+
+def test_an_archive_lies_outside_the_home_whose_runs_it_keeps(trained):
+    before = sorted(trained.folder.iterdir())
+    for out in (trained.folder / "runs.tar", trained.home / "mlruns" / "runs.tar"):
+        told = trained.bestrun("archive", "trained", "--out", out)
+        assert told.code == 2 and told.err.count("\n") == 1 and "name a place outside" in told.err
+        assert not out.exists()
+    assert sorted(trained.folder.iterdir()) == before

@@ -71,13 +71,15 @@ def plan_packing(references: list[str], home: Path, out: Path) -> Packing:
     """Look at the runs that go into a new file; nothing is written.
 
     Raises:
-        SettingsError: one is not here, or is running; or the file is there already.
+        SettingsError: one is not here, or is running; or the file is there already, or would lie in the home.
     """
     out = out.expanduser().absolute()
     if os.path.lexists(out):
         raise SettingsError(f"--out {out}: is there already, and is not overwritten; name another")
     if not out.parent.is_dir():
         raise SettingsError(f"--out {out}: there is no folder {out.parent}; make it, or name another")
+    if out.parent.resolve().is_relative_to(home.resolve()):
+        raise SettingsError(f"--out {out}: lies in {home}, whose runs it is to keep; name a place outside")
     folders = {folder.name: folder for folder in (local_folder(home, reference) for reference in references)}
     sizes = {}
     for name, folder in folders.items():
