@@ -70,9 +70,13 @@ def ago(time_ms: int) -> str:
     return duration(max(0.0, time.time() - time_ms / 1000)) + " ago"
 
 
-def shown_bytes(size: int) -> str:
+UNITS = {10**9: "GB", 10**6: "MB", 10**3: "kB"}
+
+
+def shown_bytes(size: float) -> str:
     """A number of bytes as people read it."""
-    return f"{size / 1e6:,.1f} MB" if size >= 1_000_000 else f"{size / 1e3:,.1f} kB"
+    unit = next((unit for unit in UNITS if size >= unit), 1)
+    return f"{size / unit:,.1f} {UNITS[unit]}" if unit > 1 else f"{size:,.0f} bytes"
 
 
 def shown_point(point: dict[str, str]) -> str:

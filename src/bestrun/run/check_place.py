@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from ..errors import SettingsError
+from ..formatting import shown_bytes
 from ..storage.files import write_atomically
 from .findings import FAILED, OK, WARN, Finding
 
@@ -18,7 +19,6 @@ ELSEWHERE = "keep runs on a disk of this machine: BESTRUN_MLRUNS=FOLDER"
 WRITES = 20  # of which the median is taken
 SLOW_MS = 50.0  # of one write with its fsync: an evaluation waits for three
 LEAST_BYTES, LEAST_FILES = 200_000_000, 2_000  # free, for the trial itself
-UNITS = {10**9: "GB", 10**6: "MB", 10**3: "kB"}
 TIGHT = 0.8  # of the free room, of which a run takes more: others write, too
 
 # Whether another process may take the lock; a network file system may know of no other process
@@ -116,18 +116,12 @@ class Free:
 
     def __str__(self) -> str:
         files = "" if self.files is None else f" and {self.files:,} files"
-        return f"{in_bytes(self.size)}{files} free"
+        return f"{shown_bytes(self.size)}{files} free"
 
 
 def free(folder: Path) -> Free:
     facts = os.statvfs(folder)
     return Free(facts.f_bavail * facts.f_frsize, facts.f_favail if facts.f_files else None)
-
-
-def in_bytes(size: float) -> str:
-    """1234567 -> '1.2 MB'."""
-    unit = next((unit for unit in UNITS if size >= unit), 1)
-    return f"{size / unit:,.1f} {UNITS[unit]}" if unit > 1 else f"{size:,.0f} bytes"
 
 
 def disk(place: Path) -> Iterable[Finding]:
@@ -149,8 +143,8 @@ def room(place: Path, a_run: int, files: int, runs: int, once: int = 0) -> Itera
         once: bytes of decoded images, which all of them share.
     """
     there, size, count = free(place), a_run * runs + once, files * runs
-    said = f"about {in_bytes(size)}" + (f" for {runs:,} runs of {in_bytes(a_run)}" if runs > 1 else "")
-    said += f", of that {in_bytes(once)} of decoded images" if once else ""
+    said = f"about {shown_bytes(size)}" + (f" for {runs:,} runs of {shown_bytes(a_run)}" if runs > 1 else "")
+    said += f", of that {shown_bytes(once)} of decoded images" if once else ""
     said += f", {there}"
     too_many = there.files is not None and count > there.files
     if size > there.size or too_many:

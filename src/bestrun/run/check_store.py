@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..formatting import mask_uri
+from ..formatting import mask_uri, shown_bytes
 from ..tracking import probe
 from ..tracking.store import TrackingError, sqlite_path
-from .check_place import in_bytes
 from .findings import FAILED, OK, WARN, Finding
 
 LATER = "training would go on without it, and bestrun sync send it all later"
@@ -47,8 +46,8 @@ def upload(uri: str, experiment: str, home: Path, checkpoint: Path) -> Iterable[
         return
     size = checkpoint.stat().st_size
     if size > LARGEST:
-        yield Finding("server", OK, f"an upload of {in_bytes(size)}, as large as a checkpoint, was not tried")
+        yield Finding("server", OK, f"an upload of {shown_bytes(size)}, as large as a checkpoint, was not tried")
         return
     took = max(1e-3, probe.try_writing(uri, experiment, home, checkpoint).seconds)
-    said = f"takes a checkpoint of {in_bytes(size)} in {took:.1f} s, {in_bytes(size / took)} a second"
+    said = f"takes a checkpoint of {shown_bytes(size)} in {took:.1f} s, {shown_bytes(size / took)} a second"
     yield Finding("server", OK, said)

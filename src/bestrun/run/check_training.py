@@ -18,7 +18,7 @@ from .. import lab
 from ..data.dataset import Dataset
 from ..environment import memory_bytes
 from ..errors import BestrunError
-from ..formatting import duration
+from ..formatting import duration, shown_bytes
 from ..guard import guarded
 from ..settings.config import Config
 from ..storage.checkpoint import Checkpoint, load
@@ -28,7 +28,6 @@ from ..storage.history import History
 from ..storage.reasons import last_step
 from ..tracking.store import connect, own_store
 from ..tracking.sync import sync
-from .check_place import in_bytes
 from .findings import FAILED, OK, WARN, Finding
 from .recompute import differences
 
@@ -224,9 +223,9 @@ def pace(history: History, batch_size: int) -> tuple[float, float]:
 def memory(whole: Whole, at_once: int) -> Iterable[Finding]:
     """What a run takes of the machine's memory, or of the part of it that is ours."""
     there, taken = memory_bytes(), whole.peak * at_once
-    said = f"a run takes {in_bytes(whole.peak)} of {in_bytes(there)}"
+    said = f"a run takes {shown_bytes(whole.peak)} of {shown_bytes(there)}"
     if at_once > 1:
-        said += f", {at_once} at once {in_bytes(taken)}"
+        said += f", {at_once} at once {shown_bytes(taken)}"
     if taken > MEMORY * there:
         less = "sweep.workers=1, or " if at_once > 1 else ""
         remedy = f"take {less}a smaller training.batch_size, training.micro_batches or data.in_memory=false"

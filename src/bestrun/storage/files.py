@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,6 +107,21 @@ def remove_leftovers(folder: Path, names: re.Pattern[str]) -> None:
                     os.unlink(folder / name)
                 finally:
                     os.close(descriptor)
+
+
+def second_name(source: Path, name: Path) -> None:
+    """Give a file a second name, under which it stays when the first goes; a copy, where a file system has no links.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        OSError: the copy cannot be written.
+    """
+    try:
+        os.link(source, name)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, name)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -61,6 +61,11 @@ def data_of(run: Any) -> dict[str, Any]:
     return told | {key: profile[key] for key in PROFILE if key in profile}
 
 
+def datasets_by_context(run: Any) -> dict[str, Any]:
+    """A run's data sets by what MLflow calls their context."""
+    return {tag.value: item.dataset for item in run.inputs.dataset_inputs for tag in item.tags if tag.key == CONTEXT}
+
+
 def profile_of(run: Any) -> str | None:
     """The JSON in which a run's inputs tell of its data; anybody may have written it. None without inputs."""
     dataset = _train(run)

@@ -8,7 +8,6 @@ under way cannot be taken back, but a process can be ended.
 import contextlib
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..storage.files import second_name
 from .artifacts import seconds_for
 from .sender import Sender
 
@@ -56,10 +56,7 @@ class LastMirror:
             if self._sending == self._sent:
                 return False
             self._held.parent.mkdir()
-            try:
-                os.link(self._source, self._held)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(self._source, self._held)
+            second_name(self._source, self._held)
         except OSError:  # it is not there yet, or the disk is full
             return False
         return True

@@ -7,16 +7,17 @@ data they were measured on. `bestrun register` makes versions of it.
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..storage.events import metric_value
+from ..storage.files import second_name
 from ..storage.history import History
 from ..storage.workplace import Workplace
 from .artifacts import upload
+from .datasets import datasets_by_context
 from .names import TAG_BEST_SHA256, TAG_BEST_STEP, TAG_MODEL_SHA256, TAG_RUN
 from .refusals import is_permanent, reason
 from .removal import remove_model
@@ -28,7 +29,7 @@ MLMODEL = "MLmodel"  # MLflow's name of the file that says what a model is
 READY = "READY"
 VERSIONS = "mlflow.modelVersions"  # the tag of a LoggedModel in which MLflow names its versions
 ORIGIN = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit")  # the page shows them
-CONTEXTS = {"train": ("train", "training"), "val": ("validation", "training"), "test": ("test", "training")}
+SPLIT = {"train": "train", "val": "validation", "test": "test"}  # on which a metric was measured, by its first word
 
 
 class Row(NamedTuple):
@@ -109,19 +110,12 @@ def _stage(folder: Path, to: Path, model: Any, run_id: str) -> None:
     """The files under second names, and an MLmodel file that names the LoggedModel, as MLflow's own would."""
     from mlflow.models import Model
 
-    shutil.copytree(folder, to, copy_function=_second_name)
+    shutil.copytree(folder, to, copy_function=lambda source, name: second_name(Path(source), Path(name)))
     described = Model.load(str(folder / MLMODEL))
     described.model_id, described.model_uuid = model.model_id, model.model_id
     described.artifact_path, described.run_id = model.artifact_location, run_id
     (to / MLMODEL).unlink()
     described.save(str(to / MLMODEL))
-
-
-def _second_name(source: str, to: str) -> None:
-    try:
-        os.link(source, to)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, to)
 
 
 # ---- what it reached ----
@@ -163,10 +157,11 @@ def link(store: Store, run: Any, model: Any, rows: Iterable[Row]) -> None:
     """Log these rows as metrics of the model, too, each with the data it was measured on. Twice does no harm."""
     from mlflow.entities import Metric
 
-    of_split = {split: _dataset(run, contexts) for split, contexts in CONTEXTS.items()}
+    known = datasets_by_context(run)
+    before = known.get("training")  # of bestrun 0.2 and before: one for all splits
     metrics = []
     for row in rows:
-        data = of_split.get(row.key.partition("/")[0])
+        data = known.get(SPLIT[row.key.partition("/")[0]], before)
         metrics.append(
             Metric(
                 *row,
@@ -178,13 +173,6 @@ def link(store: Store, run: Any, model: Any, rows: Iterable[Row]) -> None:
         )
     if metrics:
         store.client.log_batch(run.info.run_id, metrics=metrics, synchronous=True)
-
-
-def _dataset(run: Any, contexts: tuple[str, ...]) -> Any | None:
-    """The data set that a run names under the first of these contexts that it has."""
-    inputs = run.inputs.dataset_inputs if run.inputs else []
-    by_context = {tag.value: item.dataset for item in inputs for tag in item.tags if tag.key == "mlflow.data.context"}
-    return next((by_context[context] for context in contexts if context in by_context), None)
 
 
 # ---- whole, or superseded ----

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from ..errors import BestrunError, VerificationError
 from ..formatting import mask_uri
 from ..metrics import keys
 from ..storage.events import Evaluation, Started, Stopped, metric_value
-from ..storage.files import JOURNAL, StorageError, fault, read_json, write_json
+from ..storage.files import JOURNAL, StorageError, fault, read_json, second_name, write_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import Event, Line, line_sha256, read_lines
@@ -757,11 +756,10 @@ def _second_name(source: Path, folder: Path) -> Path | None:
     """A checkpoint under a name of our own, as the loop may delete its own meanwhile. None if it already has."""
     held = folder / source.name
     try:
-        os.link(source, held)
-    except OSError:
-        if source.exists():  # a file system without hard links
-            shutil.copyfile(source, held)
-    return held if held.exists() else None
+        second_name(source, held)
+    except FileNotFoundError:
+        return None
+    return held
 
 
 def _stage_picture(path: Path, event: Event, place: Path) -> None:
