@@ -142,10 +142,10 @@ def small_mnist_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(small_mnist_npz: Path) -> list[str]:
-    """Of a small network on little data, trained for three evaluations after the one at step 0."""
+    """Of a small network on little data, trained for three evaluations after the one at step 0; nothing is drawn."""
     network = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3"]
     steps = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
-    return ["data=npz", f"data.path={small_mnist_npz}", *network, *steps, "tracking.log_model=none"]
+    return ["data=npz", f"data.path={small_mnist_npz}", *network, *steps, "tracking.log_model=none", "pictures=false"]
 
 
 @pytest.fixture(scope="session")
