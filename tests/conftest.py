@@ -11,6 +11,7 @@ import multiprocessing.context
 import multiprocessing.forkserver
 import multiprocessing.process
 import os
+import shutil
 import sqlite3
 import warnings
 from collections import Counter
@@ -55,12 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def _forkserver(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _forkserver(tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path) -> None:
     """The first process takes about 10 s, while the server imports; each later one 0.05 s."""
     multiprocessing.set_forkserver_preload([*LIBRARIES, *OURS, "support.warm"])
-    starter = Starter(tmp_path_factory.mktemp("forkserver"))
+    folder = tmp_path_factory.mktemp("forkserver")
+    starter = Starter(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the server finds support.warm
+        patch.setenv("WARM_STORE", f"sqlite:///{shutil.copy(ready_made_store, folder)}")
         # The server ignores a failing import; every process would then quietly import TensorFlow for itself.
         result = starter(print_missing).wait(120)
     if result.code or result.out.split():
