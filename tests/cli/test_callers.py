@@ -182,6 +182,7 @@ def test_a_lost_terminal_saves_and_exits_129(start_process, home, settings):
     assert events(home, "r")[-1]["reason"] == "interrupted"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start_process, home, settings, number):
     words = [
@@ -270,6 +271,7 @@ def _with_streams(words, paths):
     cli.main()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("numbers", [(1,), (2,), (1, 2)])
 def test_a_full_disk_behind_a_stream_costs_a_run_nothing(start_process, home, settings, numbers):
     words = ["train", *settings, *SHORT, "name=r"]
@@ -312,6 +314,7 @@ def _on_a_terminal_that_is_closed(start_process, words, home, when):
     return process.wait().code
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "when", [b"run r", b"val loss", b"at most"], ids=["at the start", "before the bar", "beside the bar"]
 )
