@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -114,11 +115,15 @@ main()
 """
 
 
-def test_under_hydra_main_training_works_and_hydra_has_its_state_back(home, settings, tmp_path):
+def _run_program(argv):
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def test_under_hydra_main_training_works_and_hydra_has_its_state_back(start_process, home, settings, tmp_path):
     (tmp_path / "program.py").write_text(HYDRA.format(settings=[*settings, *SHORT]))
-    words = [sys.executable, "program.py", "hydra.run.dir=."]
-    found = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert found.stdout.split() == ["finished", "program"], found.stderr
+    result = start_process(_run_program, ["program.py", "hydra.run.dir=."], cwd=tmp_path).wait()
+    assert result.out.split() == ["finished", "program"], result.err
 
 
 # ---- signals
