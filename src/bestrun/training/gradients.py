@@ -1,6 +1,7 @@
 """What one batch says: its gradients, its loss, how many of its images are right. As a whole, or in parts."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from ..settings.config import Config
 from . import device
+from .halves import convolutions_in_halves
 from .layers import sees_whole_batches
 from .loss import losses
 
@@ -29,11 +31,13 @@ def batch_gradients(model: keras.Model, config: Config, class_weights: Any = Non
     """
     weights, training = model.trainable_variables, config.training
     size = training.batch_size // training.micro_batches
-    pieces = 1 if sees_whole_batches(model) else device.parts()
+    whole = sees_whole_batches(model)
+    pieces = 1 if whole else device.parts()
     sizes = [len(piece) for piece in np.array_split(range(size), pieces) if len(piece)]
 
     def piece_of(images: Any, labels: Any, others: Any, share: Any) -> tuple[list[Any], Any, Any]:
-        with tf.GradientTape() as tape:
+        in_halves = convolutions_in_halves(model) if whole and device.parts() == 2 else nullcontext()
+        with tf.GradientTape() as tape, in_halves:
             logits = tf.cast(model(images, training=True), tf.float32)  # from bfloat16, as it may be
             found = losses(
                 logits, labels, others, share, smoothing=training.label_smoothing, class_weights=class_weights
