@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from .. import lab
 from ..environment import processors, refuse_other_backend
@@ -16,6 +17,7 @@ from ..storage.provenance import available_threads
 
 refuse_other_backend()  # before Keras is imported, which would fail in its own words
 
+HOST = "CPU:0"  # the processor and its memory, on whatever device a network computes
 BANNER = re.compile(rb"WARNING: All log messages before absl|I\d{4} |E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
 
 
@@ -95,6 +97,11 @@ def load_code(threads: int | None) -> None:
     lab.load()
 
 
+def cards() -> list[Any]:
+    """The graphics cards that TensorFlow uses, and it computes on the first; none where the processor computes."""
+    return list(tf.config.get_visible_devices("GPU"))
+
+
 def _fix_keras() -> None:
     """What ~/.keras/keras.json or the program around us set would be another network under the same settings."""
     import keras
@@ -127,4 +134,4 @@ def parts() -> int:
     on all of them, whose threads wait for the slowest at each: 1.2 times the steps a second on two cores.
     """
     threads = tf.config.threading.get_inter_op_parallelism_threads()
-    return 2 if threads > 1 and not tf.config.list_physical_devices("GPU") else 1
+    return 2 if threads > 1 and not cards() else 1
