@@ -202,3 +202,30 @@ def test_what_a_graphics_card_cannot_do_is_seen(on_a_card, monkeypatch):
     assert {node.op for node in nodes if not has_card_kernel(node)} == {"GatherV2", "SplitV"}
     assert "TensorListStack" in {node.op for node in pinned if not has_card_kernel(node)}
     assert "AdjustContrastv2" in {node.op for node in pinned} & REFUSED
+
+
+# ---- memory of a card
+
+
+def test_a_card_is_shared_whoever_set_the_threads_and_never_where_it_is_divided_already(monkeypatch):
+    import tensorflow as tf
+
+    from bestrun.training import device
+
+    device.prepare(None, quiet=True)  # the threads are set
+    grown, divided = [], []
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["GPU:0", "GPU:1"] if kind == "GPU" else [])
+    monkeypatch.setattr(tf.config, "get_logical_device_configuration", lambda card: card in divided or None)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda card, on: grown.append((card, on)))
+    device.prepare(None, quiet=True)
+    assert grown == [("GPU:0", True), ("GPU:1", True)] and device.parts() == 1
+    divided.append("GPU:1")  # to one card only, TensorFlow would refuse it
+    device.prepare(None, quiet=True)
+    assert len(grown) == 2
+    divided.clear()
+
+    def computes(card, on):
+        raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", computes)
+    device.prepare(None, quiet=True)

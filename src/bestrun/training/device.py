@@ -63,14 +63,13 @@ def prepare(threads: int | None, *, quiet: bool = False) -> int:
     """
     count = available_threads(threads)
     _fix_keras()
+    _share_graphics_cards()
     tf.config.experimental.enable_op_determinism()  # measured: it costs nothing here
     threading, within = tf.config.threading, (count + 1) // 2  # of one operation; parts() says why not all of them
     if (threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()) != (within, count):
         try:
             threading.set_intra_op_parallelism_threads(within)
             threading.set_inter_op_parallelism_threads(count)
-            for device in tf.config.list_physical_devices("GPU"):
-                tf.config.experimental.set_memory_growth(device, True)  # else one process takes all of it
         except RuntimeError:
             computes = threading.get_inter_op_parallelism_threads() or processors()
             if threads and threads != computes:
@@ -100,6 +99,16 @@ def load_code(threads: int | None) -> None:
 def cards() -> list[Any]:
     """The graphics cards that TensorFlow uses, and it computes on the first; none where the processor computes."""
     return list(tf.config.get_visible_devices("GPU"))
+
+
+def _share_graphics_cards() -> None:
+    """Take a card's memory as it is needed: else this process takes all of it at once, and another one fails."""
+    found = cards()
+    if any(tf.config.get_logical_device_configuration(card) for card in found):
+        return  # the program around us has divided their memory
+    with contextlib.suppress(RuntimeError):  # TensorFlow computes already
+        for card in found:
+            tf.config.experimental.set_memory_growth(card, True)
 
 
 def _fix_keras() -> None:
