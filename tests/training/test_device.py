@@ -10,6 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from bestrun.errors import SettingsError
+from support.stores import run_folder
+
 HOST, CARD = "CPU:0", "CPU:1"
 SETTINGS = {
     "default": ["model.num_filters=[4,8]", "model.fc_size=16"],
@@ -229,3 +232,79 @@ def test_a_card_is_shared_whoever_set_the_threads_and_never_where_it_is_divided_
 
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", computes)
     device.prepare(None, quiet=True)
+
+
+GREEDY = """
+import bestrun
+
+
+@bestrun.network("greedy")
+def build(image_shape, num_classes):
+    import keras
+    import tensorflow as tf
+
+    class Greedy(keras.layers.Layer):
+        def call(self, x):  # 35 TB for more than 16 images at once
+            wide = tf.where(tf.shape(x, tf.int64)[0] > 16, tf.constant(1 << 39, tf.int64), 1)
+            copies = tf.broadcast_to(x[:, :1], [tf.shape(x, tf.int64)[0], wide])
+            return x + 0 * tf.reduce_max(copies, axis=1, keepdims=True)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    images = keras.Input(image_shape, dtype="uint8")
+    x = Greedy(name="greedy")(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images)))
+    return keras.Model(images, keras.layers.Dense(num_classes, name="logits")(x))
+"""
+
+
+@pytest.mark.parametrize(
+    ("batch", "evaluated", "said", "again"),
+    [
+        (
+            64,
+            32,
+            "training.batch_size=64: the memory is too small for it (refused: float[32,549755813888] on CPU:0); "
+            "type training.micro_batches=2 for a new run, whose steps are the same, in smaller parts",
+            ["rerun", "greedy", "training.micro_batches=2"],
+        ),
+        (
+            32,
+            64,
+            "training.evaluation_batch_size=64: the memory is too small for it (refused: float[32,549755813888] on "
+            "CPU:0); type a smaller training.evaluation_batch_size",
+            ["resume", "greedy", "training.evaluation_batch_size=32"],
+        ),
+    ],
+    ids=["a step", "an evaluation"],
+)
+def test_too_little_memory_is_a_line_that_says_what_to_type_and_that_helps(
+    bestrun, home, settings, tmp_path, batch, evaluated, said, again
+):
+    lab = tmp_path / "lab"
+    (lab / "model").mkdir(parents=True)
+    (lab / "model" / "greedy.yaml").write_text("name: greedy\n")
+    (lab / "code.py").write_text(GREEDY)
+    words = [word for word in settings if not word.startswith("model.")] + ["model=greedy", "name=greedy"]
+    words += ["threads=2", f"training.batch_size={batch}", f"training.evaluation_batch_size={evaluated}"]
+    environment = {"BESTRUN_CONFIG_DIR": str(lab)}
+    result = bestrun("train", *words, "pictures=false", env=environment)
+    assert result.code == 2 and result.err.endswith(f"error: {said}\n"), result.err
+    assert "ResourceExhaustedError" in (run_folder(home, "greedy").path / "run.log").read_text()
+    result = bestrun(*again, env=environment)
+    assert result.code == 0, result.err
+
+
+def test_other_errors_of_tensorflow_stay_what_they_are():
+    import tensorflow as tf
+
+    from bestrun.training import device
+
+    def fails(error):
+        with device.memory("training.batch_size=64", "type training.batch_size=32"):
+            raise error
+
+    with pytest.raises(tf.errors.InternalError, match="cuDNN"):
+        fails(tf.errors.InternalError(None, None, "cuDNN launch failure"))
+    with pytest.raises(SettingsError, match=r"^training.batch_size=64: the memory is too small for it; type"):
+        fails(tf.errors.InternalError(None, None, "Failed copying input tensor: Dst tensor is not initialized."))

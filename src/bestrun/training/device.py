@@ -18,6 +18,7 @@ from ..storage.provenance import available_threads
 refuse_other_backend()  # before Keras is imported, which would fail in its own words
 
 HOST = "CPU:0"  # the processor and its memory, on whatever device a network computes
+NO_ROOM = "Dst tensor is not initialized"  # what TensorFlow says of a copy that a graphics card has no memory for
 BANNER = re.compile(rb"WARNING: All log messages before absl|I\d{4} |E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
 
 
@@ -109,6 +110,28 @@ def _share_graphics_cards() -> None:
     with contextlib.suppress(RuntimeError):  # TensorFlow computes already
         for card in found:
             tf.config.experimental.set_memory_growth(card, True)
+
+
+@contextlib.contextmanager
+def memory(given: str, remedy: str) -> Iterator[None]:
+    """In here is computed what may take more memory than a graphics card has, or the machine.
+
+    Args:
+        given: the settings that ask for so much.
+        remedy: what to type for less.
+
+    Raises:
+        SettingsError: it does take more.
+    """
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
+        said = str(error)
+        if isinstance(error, tf.errors.InternalError) and NO_ROOM not in said:
+            raise
+        found = re.search(r"shape(\[[\d,]*\]) and type (\w+) on \S*device:(\w+:\d+)", said)
+        refused = f" (refused: {found[2]}{found[1]} on {found[3]})" if found else ""
+        raise SettingsError(f"{given}: the memory is too small for it{refused}; {remedy}") from error
 
 
 def _fix_keras() -> None:

@@ -13,6 +13,7 @@ from . import device
 from .augmentation import variation
 from .class_weights import class_weights
 from .gradients import batch_gradients
+from .layers import sees_whole_batches
 from .optimizers import update
 
 
@@ -88,7 +89,7 @@ def compile_steps(
     source: Batches = Read(train, config) if is_read else Gathered(train)
     weights = class_weights(config.training.class_weights, train.labels, model.output_shape[1])
     gradients_of = batch_gradients(model, config, None if weights is None else tf.constant(weights))
-    vary = variation(config)
+    vary, memory = variation(config), settings_for_memory(model, config)
 
     # Without AutoGraph, which takes a second to rewrite this file's source, and turns the loop into the same while_loop
     @tf.function(  # type: ignore[untyped-decorator]
@@ -121,10 +122,23 @@ def compile_steps(
         for tensors in source.calls(indices, first_step):
             steps = len(tensors[0])
             part = rates[done : done + steps]
-            loss_sum, correct, diverged_at = run(list(tensors), part, first_step + done, loss_sum, correct)
-            done += steps
-            if diverged_at >= 0:
-                break
+            with device.memory(*memory):
+                loss_sum, correct, diverged_at = run(list(tensors), part, first_step + done, loss_sum, correct)
+                done += steps
+                if diverged_at >= 0:
+                    break
         return float(loss_sum), int(correct), int(diverged_at)
 
     return run_steps
+
+
+def settings_for_memory(model: keras.Model, config: Config) -> tuple[str, str]:
+    """What asks for the memory that a step takes, and what to type for less, as `device.memory` takes them."""
+    size, parts = config.training.batch_size, config.training.micro_batches
+    given = f"training.batch_size={size}" + (f" training.micro_batches={parts}" if parts > 1 else "")
+    if parts == size:
+        return given, "an image at a time is the least; take smaller images, or a smaller network"
+    if sees_whole_batches(model):
+        return given, f"type training.batch_size={size // 2} for a new run"
+    more = next(count for count in range(2 * parts, size + 1) if size % count == 0)
+    return given, f"type training.micro_batches={more} for a new run, whose steps are the same, in smaller parts"
