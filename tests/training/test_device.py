@@ -59,7 +59,7 @@ def drawn(channels=3):
 
 def computed(words, images, where):
     """What comes of 12 steps in two calls, an evaluation and a proof, by name; the operations of the steps as they ran,
-    each with its device; the devices of the variables.
+    and those of the other two, each with its device; the devices of the variables.
     """
     import tensorflow as tf
     from tensorflow.python.eager import context
@@ -72,11 +72,15 @@ def computed(words, images, where):
         context.context().enable_graph_collection()
         for first in (0, 6):
             *sums, diverged_at = parts.run_steps(batch_indices(0, first, 6, 32, len(images)), rates, first, *sums)
-        ran = context.context().export_run_metadata()
-        context.context().disable_graph_collection()
+        steps = context.context().export_run_metadata()
         found = {"sums": np.array(sums), "logits": parts.predict(images[:150]), "answers": parts.answers()}
+        evaluated = context.context().export_run_metadata()
+        context.context().disable_graph_collection()
     assert diverged_at == -1
-    nodes = [node for each in ran.function_graphs for graph in each.partition_graphs for node in graph.node]
+    nodes = [
+        [node for each in ran.function_graphs for graph in each.partition_graphs for node in graph.node]
+        for ran in (steps, evaluated)
+    ]
     devices = {variable.value.device.rpartition("device:")[2] for variable in parts.variables.values()}
     return found | read_variables(parts.variables), nodes, devices
 
@@ -102,9 +106,9 @@ def on_a_second_device(words, varied_by_host):
     device.prepare(2)
     device.parts = lambda: 1  # as on a card
     images = drawn()
-    expected, _, _ = computed(words, images, HOST)
+    expected, *_ = computed(words, images, HOST)
     device.cards = lambda: [CARD]
-    found, nodes, devices = computed(words, images, CARD)
+    found, (nodes, evaluated), devices = computed(words, images, CARD)
     assert found.keys() == expected.keys() and devices == {CARD}
     for name, values in expected.items():
         np.testing.assert_array_equal(values, found[name], name)
@@ -115,6 +119,7 @@ def on_a_second_device(words, varied_by_host):
         assert "AdjustContrastv2" in on_host and not [op for op in on_host if "Conv" in op or "Variable" in op]
     else:
         assert not on_host, on_host
+    assert evaluated and all(node.device.endswith(CARD) for node in evaluated)
     # Of the images the card is given those of a call's steps, and never all of them
     given = [node for node in on_card if node.op == "_Arg" and tf.uint8 in types(node)]
     shapes = {tuple(axis.size for axis in shape.dim) for node in given for shape in shapes_of(node)}
