@@ -6,7 +6,8 @@ what is compared runs in turn (A B A B ...), and medians are shown with their ra
 `make bench` runs peers, fast, start and safety: forty minutes; ARGS=PART runs one part: also sweeps (fifteen), accurate
 (five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each, and
 images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten) rare (a class of few images, five) and
-evidence (what hashes cost, one).
+evidence (what hashes cost, one). On a machine with a graphics card the rows are the same; each program says what it
+computed on.
 """
 
 import json

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .table import home_in, in_turn, row, section
+from .table import computed_on, home_in, in_turn, row, section
 
 SIDE, BATCH, CLASSES = 224, 32, 4
 WARM, STEPS = 5, 40  # steps of training, before the clock and under it
@@ -149,4 +149,4 @@ def compared() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"ours": ours, "keras": keras_fit}[sys.argv[1]](sys.argv[2])))
+    print(json.dumps({"ours": ours, "keras": keras_fit}[sys.argv[1]](sys.argv[2]) | {"device": computed_on()}))

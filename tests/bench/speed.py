@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .table import home_in, in_turn, row, section
+from .table import home_in, in_turn, row, section, tell_device
 
 DEFAULTS = {"TF_ENABLE_ONEDNN_OPTS": None, "BENCH_THREADS": None}
 WITHOUT_ONEDNN = DEFAULTS | {"TF_ENABLE_ONEDNN_OPTS": "0"}  # as TensorFlow leaves it on a processor without AVX-512
@@ -22,12 +22,14 @@ TARGET = 0.987
 
 
 def program(name: str, *words: str, flags: dict[str, str | None] = OURS) -> dict[str, Any]:
-    """Run a program of this folder; what it prints."""
+    """Run a program of this folder; what it prints, and says of its device."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **flags}
     environment = {key: value for key, value in environment.items() if value is not None}
     command = [sys.executable, "-m", f"tests.bench.{name}", *words]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    found = json.loads(done.stdout.splitlines()[-1])
+    tell_device(name, found["device"])
+    return found  # type: ignore[no-any-return]
 
 
 def rate(name: str, *words: str, flags: dict[str, str | None] = OURS) -> float:
@@ -142,6 +144,7 @@ def pytorch(python: str, place: Path) -> float:
         np.savez(file, images=train.images[..., 0], labels=train.labels)
     script = Path(__file__).with_name("pytorch_loop.py")
     found = json.loads(subprocess.run([python, script, file], check=True, capture_output=True).stdout)
+    tell_device("pytorch_loop", found["device"])
     return float(found["steps"] / found["seconds"])
 
 
