@@ -134,7 +134,7 @@ def sweeps() -> list[dict[str, Any]]:
         row("bestrun runs, with 5,000 runs against 20", more["list s"], "s", 1),
         row("bestrun runs --by settings, against bestrun runs, of 5,000", more["by settings s"], "s", 2),
         row("the look-up of best, with 5,000 runs against 20", more["best s"], "s", 1),
-        row("bestrun runs, with 5,000 runs against 20: memory", more["list MB"], "MB", 32),
+        row("bestrun runs, with 5,000 runs against 20: memory", more["list MB"], "MB", 20),
         row("the look-up of best, with 5,000 runs against 20: memory", more["best MB"], "MB", 32),
     ]
     both = [workers() for _ in range(3)]

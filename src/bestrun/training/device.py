@@ -6,10 +6,11 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
-from .. import lab
+from .. import environment, lab
 from ..environment import processors, refuse_other_backend
 from ..errors import SettingsError
 from ..storage import provenance
@@ -43,11 +44,42 @@ def _without_banner() -> Iterator[None]:
                 os.write(2, b"".join(line for line in caught if not BANNER.match(line)))
 
 
+EXTRAS = ("matplotlib", "matplotlib.pyplot", "pandas", "sklearn")
+
+
+class _Without:
+    """A finder that finds no EXTRAS for this thread. Keras imports them where they are installed and does without them
+    elsewhere: its galleries of images, its wrappers for scikit-learn and data frames are what no run takes. They are a
+    third of TensorFlow's import, and 170 MB.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name in EXTRAS and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{name}: not for Keras in this process", name=name)
+
+
+@contextlib.contextmanager
+def _without_extras() -> Iterator[None]:
+    """Only in the command's own process and without a code.py: whoever writes code has the whole of Keras."""
+    if not environment.is_command or lab.current():
+        yield
+        return
+    finder = _Without()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
 # Each run of a sweep compiles its own steps, which is not the mistake that TensorFlow takes it for
 log = logging.getLogger("bestrun")
 logging.getLogger("tensorflow").addFilter(lambda record: "retracing" not in str(record.msg))
 
-with _without_banner():
+with _without_banner(), _without_extras():
     import tensorflow as tf
 
     tf.config.list_physical_devices()
