@@ -5,9 +5,9 @@ what is compared runs in turn (A B A B ...), and medians are shown with their ra
 
 `make bench` runs peers, fast, start and safety: forty minutes; ARGS=PART runs one part: also sweeps (fifteen), accurate
 (five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each, and
-images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten) rare (a class of few images, five) and
-evidence (what hashes cost, one). On a machine with a graphics card the rows are the same; each program says what it
-computed on.
+images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten), rare (a class of few images, five), evidence
+(what hashes cost, one) and night (a sweep against Hydra's and Ray Tune's, an hour). On a machine with a graphics card
+the rows are the same; each program says what it computed on.
 """
 
 import json
@@ -25,6 +25,7 @@ from .augmentation import varied
 from .evidence import kept
 from .growth import growth
 from .images import compared
+from .night import night
 from .rare import rare
 from .speed import accurate, fast, peers, start
 from .store import runs_growth
@@ -155,6 +156,7 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "augmentation": varied,
     "rare": rare,
     "evidence": kept,
+    "night": night,
 }
 
 for part in sys.argv[1:] or ("peers", "fast", "start", "safety"):

@@ -139,6 +139,8 @@ def train(
                 return Outcome(reason, state.step, state)
             began = time.perf_counter()
             steps = min(chunk, (due if until is None else min(due, until)) - state.step)
+            if not state.images:  # a sweep's pruner hears of the evaluation just now, and its word is not to wait long
+                steps = min(steps, max(1, chunk // 4))
             batches = batch_indices(config.seed, state.step, steps, settings.batch_size, len(data.train))
             rates = rates_of(config, state.step, steps, last, journal)
             loss_sum, correct, diverged_at = run_steps(batches, rates, state.step, state.loss_sum, state.correct)

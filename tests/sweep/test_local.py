@@ -1,0 +1,42 @@
+"""The server that local workers are forked from: begun early, and with all in it that each worker would find out."""
+
+import multiprocessing.forkserver
+
+from bestrun.sweep.backends import local
+from bestrun.sweep.backends.devices import Devices
+
+
+def test_the_server_begins_to_import_before_the_first_run_is_wanted(monkeypatch):
+    """So that it is through once the sweep's store is made and its data looked at."""
+    server, begun = multiprocessing.forkserver._forkserver, []
+    monkeypatch.setattr(server, "_preload_modules", ["__main__"])
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: begun.append(server._preload_modules))
+    local.Local(Devices())
+    assert begun == [local.PRELOAD]
+    local.Local(Devices(["0"], 1))  # each an interpreter of its own
+    assert len(begun) == 1
+
+
+def _what_is_known():
+    import gc
+    import importlib
+
+    from bestrun.storage import machine, provenance
+
+    for name in local.PRELOAD:
+        importlib.import_module(name)
+    from tensorflow.python.eager import context
+
+    for known in (provenance.code, provenance._installed, machine.machine, machine.code_sha256):
+        print(known.__name__, known.cache_info().currsize)
+    print("frozen", gc.get_freeze_count() > 100_000)
+    print("TensorFlow's threads", context.context()._initialized)
+
+
+def test_what_each_worker_would_find_out_the_server_knows_and_no_operation_has_run(start_process):
+    result = start_process(_what_is_known).wait()
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [
+        *("code 1", "_installed 1", "machine 1", "code_sha256 1"),
+        *("frozen True", "TensorFlow's threads False"),  # they would not be there after a fork
+    ]
