@@ -12,7 +12,7 @@ def test_the_server_begins_to_import_before_the_first_run_is_wanted(monkeypatch)
     monkeypatch.setattr(server, "_preload_modules", ["__main__"])
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: begun.append(server._preload_modules))
     local.Local(Devices())
-    assert begun == [local.PRELOAD]
+    assert begun == [[local.SERVER]]
     local.Local(Devices(["0"], 1))  # each an interpreter of its own
     assert len(begun) == 1
 
@@ -20,15 +20,20 @@ def test_the_server_begins_to_import_before_the_first_run_is_wanted(monkeypatch)
 def _what_is_known():
     import gc
     import importlib
+    import signal
+    import sys
 
     from bestrun.storage import machine, provenance
 
-    for name in local.PRELOAD:
-        importlib.import_module(name)
+    heard, load = [], importlib.import_module
+    importlib.import_module = lambda name: heard.append(signal.getsignal(signal.SIGINT)) or load(name)
+    importlib.import_module(local.SERVER)
     from tensorflow.python.eager import context
 
     for known in (provenance.code, provenance._installed, machine.machine, machine.code_sha256):
         print(known.__name__, known.cache_info().currsize)
+    print("loaded", set(local.PRELOAD) <= sys.modules.keys())
+    print("Ctrl-C", {each.name for each in heard[1:]}, signal.getsignal(signal.SIGINT).__name__)
     print("frozen", gc.get_freeze_count() > 100_000)
     print("TensorFlow's threads", context.context()._initialized)
 
@@ -38,5 +43,6 @@ def test_what_each_worker_would_find_out_the_server_knows_and_no_operation_has_r
     assert result.code == 0, result.err
     assert result.out.splitlines() == [
         *("code 1", "_installed 1", "machine 1", "code_sha256 1"),
+        *("loaded True", "Ctrl-C {'SIG_IGN'} default_int_handler"),
         *("frozen True", "TensorFlow's threads False"),  # they would not be there after a fork
     ]

@@ -15,6 +15,7 @@ from .work import Ended, Task, work
 
 LEAVE_SECONDS = 25.0  # so long a worker has to save, once nobody waits for it
 
+SERVER = "bestrun.sweep.backends._forked"
 PRELOAD = [
     "bestrun.training.device",  # first, as it makes TensorFlow's start quiet
     "bestrun.training.loop",
@@ -28,7 +29,6 @@ PRELOAD = [
     "mlflow.store.tracking.sqlalchemy_workspace_store",
     "alembic.command",
     "sqlalchemy.dialects.sqlite",
-    "bestrun.sweep.backends._forked",  # last: it does what each worker would do
 ]
 
 
@@ -43,7 +43,7 @@ class Local:
         self._devices = devices
         self._context: Any = multiprocessing.get_context("spawn" if devices.names else "forkserver")
         if not devices.names:
-            self._context.set_forkserver_preload(PRELOAD)
+            self._context.set_forkserver_preload([SERVER])
             multiprocessing.forkserver.ensure_running()  # it imports while the sweep's store and data are looked at
         self._running: dict[str, tuple[Any, multiprocessing.connection.Connection[Any, Any]]] = {}
 
