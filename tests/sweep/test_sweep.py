@@ -358,7 +358,7 @@ def _tell_of_loading(argv):
     from bestrun.sweep import scheduler
 
     scheduler.load_early = lambda: print("loads", flush=True)
-    _scheduler(argv)
+    scheduler_command(argv)
 
 
 def test_what_the_end_needs_is_loaded_while_the_last_trial_runs_beside_a_free_place(start_process, home, network):

@@ -139,7 +139,6 @@ def versions() -> dict[str, str]:
     return {"bestrun": importlib.metadata.version("bestrun"), "python": platform.python_version(), **found}
 
 
-@lru_cache(1)  # reading it takes 0.2 s, and a process of a sweep begins many runs
 def installed() -> str:
     """Everything that is installed, as `name==version`, one a line, in the order of the alphabet."""
     return _installed(tuple((folder, _changed_at(folder)) for folder in sys.path))
