@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -229,6 +230,18 @@ def test_a_store_of_another_mlflow_is_none_of_the_readers(tmp_path, ready_made_s
     opened.close()
     with pytest.raises(SettingsError, match="has schema 451aebb31d03"):
         reading(f"sqlite:///{path}")
+
+
+def test_what_cannot_be_looked_at_is_left_to_who_says_why(tmp_path, ready_made_store, monkeypatch):
+    path = tmp_path / "mlflow.db"
+    shutil.copyfile(ready_made_store, path)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    assert database.is_of_this_mlflow(path)
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert not database.is_of_this_mlflow(path)
 
 
 def test_workspaces_are_mlflows(uri, monkeypatch):

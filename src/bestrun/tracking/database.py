@@ -202,12 +202,12 @@ def _revisions() -> tuple[str, frozenset[str]]:
 
 def is_of_this_mlflow(path: Path) -> bool:
     """Whether there is a database with the tables of the MLflow installed here, which is not imported for that."""
-    if not path.is_file() or not path.stat().st_size:
-        return False
     try:
+        if not path.is_file() or not path.stat().st_size:
+            return False
         with asked(path) as database:
             return database.execute("SELECT version_num FROM alembic_version").fetchall() == [(_revisions()[0],)]
-    except sqlite3.Error:
+    except (OSError, sqlite3.Error):  # why it cannot be read is told where it is opened for more than this
         return False
 
 
