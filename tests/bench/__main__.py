@@ -6,7 +6,8 @@ what is compared runs in turn (A B A B ...), and medians are shown with their ra
 `make bench` runs peers, fast, start and safety: forty minutes; ARGS=PART runs one part: also sweeps (fifteen), accurate
 (five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each, and
 images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten), rare (a class of few images, five), evidence
-(what hashes cost, one) and night (a sweep against Hydra's and Ray Tune's, an hour). On a machine with a graphics card
+(what hashes cost, one), night (a sweep against Hydra's and Ray Tune's, an hour) and clone (a newcomer's first minutes,
+ten). On a machine with a graphics card
 the rows are the same; each program says what it computed on.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .augmentation import varied
+from .clone import clone
 from .evidence import kept
 from .growth import growth
 from .images import compared
@@ -156,6 +158,7 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "augmentation": varied,
     "rare": rare,
     "evidence": kept,
+    "clone": clone,
     "night": night,
 }
 

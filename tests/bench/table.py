@@ -17,10 +17,10 @@ PACKAGES = ("bestrun", "tensorflow", "keras", "mlflow", "numpy")
 DEVICES: dict[str, str] = {}  # of each program that was started: what it computed on, as it says itself
 
 
-def in_turn(measures: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Each measure REPEATS times, A B A B ..., so that a busy minute of the machine hits all of them."""
+def in_turn(measures: dict[str, Callable[[], float]], times: int = REPEATS) -> dict[str, list[float]]:
+    """Each measure so many times, A B A B ..., so that a busy minute of the machine hits all of them."""
     found: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(REPEATS):
+    for _ in range(times):
         for name, measure in measures.items():
             found[name].append(measure())
             print(".", end="", flush=True)
