@@ -11,6 +11,7 @@ import multiprocessing.context
 import multiprocessing.forkserver
 import multiprocessing.process
 import os
+import shutil
 import sqlite3
 import warnings
 from collections import Counter
@@ -55,12 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def _forkserver(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _forkserver(tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path) -> None:
     """The first process takes about 10 s, while the server imports; each later one 0.05 s."""
     multiprocessing.set_forkserver_preload([*LIBRARIES, *OURS, "support.warm"])
-    starter = Starter(tmp_path_factory.mktemp("forkserver"))
+    folder = tmp_path_factory.mktemp("forkserver")
+    starter = Starter(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the server finds support.warm
+        patch.setenv("WARM_STORE", f"sqlite:///{shutil.copy(ready_made_store, folder)}")
         # The server ignores a failing import; every process would then quietly import TensorFlow for itself.
         result = starter(print_missing).wait(120)
     if result.code or result.out.split():
@@ -142,10 +145,10 @@ def small_mnist_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(small_mnist_npz: Path) -> list[str]:
-    """Of a small network on little data, trained for three evaluations after the one at step 0."""
+    """Of a small network on little data, trained for three evaluations after the one at step 0; nothing is drawn."""
     network = ["model.num_filters=[4,8]", "model.fc_size=16", "optimizer.learning_rate=2e-3"]
     steps = ["training.max_steps=60", "training.evaluate_every_steps=20", "training.patience_steps=60"]
-    return ["data=npz", f"data.path={small_mnist_npz}", *network, *steps, "tracking.log_model=none"]
+    return ["data=npz", f"data.path={small_mnist_npz}", *network, *steps, "tracking.log_model=none", "pictures=false"]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -114,11 +115,15 @@ main()
 """
 
 
-def test_under_hydra_main_training_works_and_hydra_has_its_state_back(home, settings, tmp_path):
+def _run_program(argv):
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def test_under_hydra_main_training_works_and_hydra_has_its_state_back(start_process, home, settings, tmp_path):
     (tmp_path / "program.py").write_text(HYDRA.format(settings=[*settings, *SHORT]))
-    words = [sys.executable, "program.py", "hydra.run.dir=."]
-    found = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert found.stdout.split() == ["finished", "program"], found.stderr
+    result = start_process(_run_program, ["program.py", "hydra.run.dir=."], cwd=tmp_path).wait()
+    assert result.out.split() == ["finished", "program"], result.err
 
 
 # ---- signals
@@ -182,6 +187,7 @@ def test_a_lost_terminal_saves_and_exits_129(start_process, home, settings):
     assert events(home, "r")[-1]["reason"] == "interrupted"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start_process, home, settings, number):
     words = [
@@ -270,6 +276,7 @@ def _with_streams(words, paths):
     cli.main()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("numbers", [(1,), (2,), (1, 2)])
 def test_a_full_disk_behind_a_stream_costs_a_run_nothing(start_process, home, settings, numbers):
     words = ["train", *settings, *SHORT, "name=r"]
@@ -312,6 +319,7 @@ def _on_a_terminal_that_is_closed(start_process, words, home, when):
     return process.wait().code
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "when", [b"run r", b"val loss", b"at most"], ids=["at the start", "before the bar", "beside the bar"]
 )

@@ -584,7 +584,7 @@ def test_protocol_calls_of_the_database_may_fail(bench: Bench, name: str) -> Non
 
 
 MANY_LINES = 150  # on the screen or in run.log, of a run of three evaluations, with one traceback in run.log
-QUICK = {"train": 7, "pictures": 1, "resume": 4, "sync": 2, "deadsync": 2, "fetch": 2, "restore": 2, "sweep": 1}
+QUICK = {"train": 4, "pictures": 1, "resume": 2, "sync": 1, "deadsync": 1, "fetch": 1, "restore": 1, "sweep": 1}
 QUICK |= {"database": 1}
 
 

@@ -66,6 +66,7 @@ def test_an_old_home_is_listed_shown_restored_and_fetched(old):
     old("report", "whole", "loss", DATA, "--out", "report.html")
 
 
+@pytest.mark.sampled(1)
 def test_an_old_run_is_verified_as_far_as_its_journal_goes(old):
     found = json.loads(old("verify", "whole", DATA, "--intervals", "9", "--allow-other-code", "--json"))
     told = {check["what"]: (check["ok"], check["words"]) for check in found["checks"]}
@@ -117,6 +118,7 @@ def test_a_run_of_checkpoint_format_1_goes_on_in_format_2_with_all_of_its_state(
     assert json.loads(old("restore", "norm", DATA, "--json", "--local"))["validation"]["agrees"] is True
 
 
+@pytest.mark.sampled(1)
 def test_an_old_run_is_trained_again_and_is_where_another_starts(old):
     old("rerun", "whole", DATA, "name=again")
     old("train", *LINE, "from_run=whole", "name=child")

@@ -17,6 +17,7 @@ from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import Journal, read_journal
 from support.looks import assert_same_checkpoint, evaluations, figures, wait_for
+from support.processes import scheduler_command
 
 COMMON = [
     *("data=npz", "model.filter_sizes=[3]", "model.num_filters=[4]", "model.fc_size=8", "training.batch_size=16"),
@@ -121,6 +122,7 @@ def _damage(path):
     path.write_bytes(content)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "number"),
     [pytest.param(name, number, marks=pytest.mark.slow if number else []) for name in SETTINGS for number in range(5)],
@@ -148,10 +150,10 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
 @pytest.mark.parametrize(
     "name", [name if name == "ema" else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
 )
-def test_a_sweep_s_killed_worker_ends_as_a_run_of_its_own(name, bestrun, home, uninterrupted, tiny_npz):
+def test_a_sweep_s_killed_worker_ends_as_a_run_of_its_own(name, start_process, home, uninterrupted, tiny_npz):
     reference, dice = uninterrupted(name), _dice(f"sweep {name}")
     words = [*_words(name, tiny_npz), "sweep.backend=local", "sweep.name=killed", "seed=0,1"]
-    process = bestrun.start("train", "-m", *words)
+    process = start_process(scheduler_command, ("train", "-m", *words), cwd=home)
     runs = home / "mlruns" / "runs"
 
     def first():

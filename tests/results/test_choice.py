@@ -27,7 +27,7 @@ from support.processes import bestrun_command
 from support.stores import mlflow_record, run_folder, sqlite_uri
 
 NETWORK = ["model.num_filters=[4,8]", "model.fc_size=16", "training.batch_size=16"]
-SHORT = ["training.max_steps=60", "training.patience_steps=60", "training.evaluate_every_steps=20"]
+SHORT = ["training.max_steps=60", "training.patience_steps=60", "training.evaluate_every_steps=20", "pictures=false"]
 GOOD = "optimizer.learning_rate=2e-3"
 
 

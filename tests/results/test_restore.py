@@ -8,7 +8,7 @@ import pytest
 
 from bestrun.storage.checkpoint import load
 from bestrun.storage.folder import RunFolder
-from support.lines import SHORT, SMALL_NETWORK
+from support.lines import SHORT, SMALL_NETWORK, with_pictures
 from support.processes import Command, Starter
 from support.stores import make_home, mlflow_record, sqlite_uri
 
@@ -36,7 +36,7 @@ def settings(small_mnist_npz):
 
 @pytest.fixture(scope="module")
 def trained(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=trained").code == 0
+    assert bestrun("train", *with_pictures(settings), "name=trained").code == 0
     return RunFolder(home / "mlruns" / "runs" / "trained")
 
 

@@ -13,10 +13,16 @@ from bestrun.settings.compose import compose
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.views import tiles
+from support.lines import with_pictures
 from support.stores import mlflow_record, run_folder, sqlite_uri
 
 LONGER = ["training.max_steps=160", "training.evaluate_every_steps=10", "training.patience_steps=160"]
 KEYS = {"confusion matrix", "example errors", "filters layer_conv1", "filters layer_conv2"}
+
+
+@pytest.fixture
+def settings(settings):
+    return with_pictures(settings)
 
 
 def events(folder, kind):

@@ -28,7 +28,7 @@ from support.stores import assert_record_agrees, make_home, mlflow_record, run_f
 NETWORK = ["model.num_filters=[4,8]", "model.fc_size=16", "training.batch_size=16", "training.evaluate_every_steps=20"]
 NETWORK += ["tracking.log_model=none"]
 STEPS = ["training.max_steps=300", "training.patience_steps=300", "optimizer.learning_rate=2e-3"]
-SHORT = ["training.max_steps=40", "training.patience_steps=40", "optimizer.learning_rate=2e-3"]
+SHORT = ["training.max_steps=40", "training.patience_steps=40", "optimizer.learning_rate=2e-3", "pictures=false"]
 FILES = {"config.yaml", "overrides.yaml", "journal.jsonl", "last.safetensors", "run.log", "lock", "mirror.json"}
 
 

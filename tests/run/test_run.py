@@ -9,7 +9,7 @@ import pytest
 
 from bestrun.storage.checkpoint import load
 from bestrun.storage.journal import read_journal
-from support.lines import SHORT, SMALL_NETWORK
+from support.lines import SHORT, SMALL_NETWORK, with_pictures
 from support.stores import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
 
 
@@ -19,7 +19,7 @@ def settings(small_mnist_npz):
 
 
 def test_run_leaves_the_designed_record(bestrun, home, settings):
-    result = bestrun("train", *settings, "name=first", "tags.author=ada", "note=hello")
+    result = bestrun("train", *with_pictures(settings), "name=first", "tags.author=ada", "note=hello")
     assert result.code == 0, result.err
     folder = run_folder(home, "first")
     names = {path.name for path in folder.path.iterdir()}

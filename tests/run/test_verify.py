@@ -59,6 +59,7 @@ def assert_proved(bestrun, run, *words):
 # ---- honest runs
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_run_is_equal_to_the_bit(name, bestrun, home, tiny_npz):
     assert bestrun("train", *words_of(tiny_npz, *HONEST[name]), "name=r").code == 0
@@ -95,6 +96,7 @@ def test_a_killed_run_a_child_of_a_run_and_a_rebuilt_folder_are_equal(bestrun, h
     assert "rebuilt" not in assert_proved(bestrun, "r").told, "the journal is MLflow's copy, and its chain the old one"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("how", ["taken", "edited", "gone", "of another run", "torn"])
 def test_a_rebuilt_folder_takes_mlflow_s_copy_of_the_journal_if_that_agrees(how, bestrun, home, tiny_npz):
     assert bestrun("train", *words_of(tiny_npz), "name=r").code == 0
@@ -299,6 +301,7 @@ FORGERIES = {  # how -> the check that fails, and a word of what it says
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("forge", FORGERIES)
 def test_a_forged_run_fails_and_says_where(forge, forged, bestrun):
     forge(forged)

@@ -312,6 +312,7 @@ def test_a_bad_setting_of_pictures_is_refused_with_what_to_type(word: str) -> No
         assert compose(["data=folder", "data.dir=x", advice])
 
 
+@pytest.mark.sampled(60)
 @pytest.mark.parametrize("override", VALUES, ids=[row[:60] for row in VALUES])
 def test_a_bad_value_is_refused_in_a_recipe_file_and_in_a_sweep(override: str, recipe) -> None:
     key, _, value = override.partition("=")

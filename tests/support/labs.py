@@ -54,6 +54,7 @@ defaults:
   - override /augmentation: flip
 optimizer:
   learning_rate: 0.01
+pictures: false
 objective:
   metric: val/margin
 training:

@@ -5,13 +5,10 @@ TensorFlow imported: 0.1 s instead of 10; two tests start it as a user's does.
 """
 
 import json
-import multiprocessing.forkserver
-import multiprocessing.util
 import os
 import random
 import signal
 import statistics
-import sys
 import time
 
 import pytest
@@ -20,7 +17,7 @@ from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
 from support.looks import evaluations, own_until_killed, same_tensors, until
-from support.processes import bestrun_command
+from support.processes import bestrun_command, scheduler_command
 from support.proxy import Proxy
 from support.stores import assert_record_agrees, sqlite_uri
 
@@ -59,35 +56,13 @@ def lines(data):
 # ---- processes ----
 
 
-def _scheduler(argv):
-    """The command `bestrun`, whose workers come from a fork of this process in place of a new interpreter."""
-    _fork_workers_from_here()
-    bestrun_command(argv)
-
-
-def _fork_workers_from_here():
-    def fork(path, args, descriptors):
-        if "forkserver" not in args[-1]:
-            return spawn(path, args, descriptors)
-        if pid := os.fork():
-            return pid
-        try:
-            os.close(sys._getframe(1).f_locals["alive_w"])  # the server ends when nobody else holds this end
-            exec(args[-1], {})
-        finally:
-            os._exit(0)
-
-    spawn, multiprocessing.util.spawnv_passfds = multiprocessing.util.spawnv_passfds, fork
-    multiprocessing.forkserver.ensure_running()
-
-
 @pytest.fixture
 def sweep(start_process, home):
     """`sweep(*words) -> Result` of `bestrun train -m`, or `sweep.start(*words) -> Process`."""
 
     class Sweep:
         def start(self, *words, env=None):
-            return start_process(_scheduler, ("train", "-m", *words), cwd=home, env=env)
+            return start_process(scheduler_command, ("train", "-m", *words), cwd=home, env=env)
 
         def __call__(self, *words, env=None, timeout=200):
             return self.start(*words, env=env).wait(timeout)
@@ -383,7 +358,7 @@ def _tell_of_loading(argv):
     from bestrun.sweep import scheduler
 
     scheduler.load_early = lambda: print("loads", flush=True)
-    _scheduler(argv)
+    scheduler_command(argv)
 
 
 def test_what_the_end_needs_is_loaded_while_the_last_trial_runs_beside_a_free_place(start_process, home, network):

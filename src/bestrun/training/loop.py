@@ -162,7 +162,8 @@ def train(
         # Evaluate: one exact pass over the validation split, and the training figures since the last one.
         rate = (state.images - interval_images) / (time.perf_counter() - interval_began) if state.images else None
         tensors = read_variables(variables)
-        with averaged(optimizer):
+        at_once = f"training.evaluation_batch_size={settings.evaluation_batch_size}"
+        with averaged(optimizer), device.memory(at_once, "type a smaller training.evaluation_batch_size"):
             logits, entry = evaluate(predict, data.validation, state, settings.batch_size, own_metrics)
             replies = proof.answers(model, predict, data.image_shape)
         entry["images_per_second"] = rate
