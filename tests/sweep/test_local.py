@@ -1,7 +1,9 @@
 """The server that local workers are forked from: begun early, and with all in it that each worker would find out."""
 
+import multiprocessing
 import multiprocessing.forkserver
 
+from bestrun import environment, lab
 from bestrun.sweep.backends import local
 from bestrun.sweep.backends.devices import Devices
 
@@ -15,6 +17,30 @@ def test_the_server_begins_to_import_before_the_first_run_is_wanted(monkeypatch)
     assert begun == [[local.SERVER]]
     local.Local(Devices(["0"], 1))  # each an interpreter of its own
     assert len(begun) == 1
+
+
+def test_a_server_of_the_command_without_code_of_one_s_own_loads_less_of_keras(monkeypatch):
+    preloads = []
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(type(context), "set_forkserver_preload", lambda self, names: preloads.append(names))
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: None)
+    for is_command, own in ((True, None), (True, "a lab"), (False, None)):
+        monkeypatch.setattr(environment, "is_command", is_command)
+        monkeypatch.setattr(lab, "current", lambda own=own: own)
+        local.Local(Devices())
+    assert preloads == [[local.COMMAND, local.SERVER], [local.SERVER], [local.SERVER]]
+
+
+def test_the_command_s_server_is_taken_for_the_command(start_process):
+    assert start_process(_is_command).wait().out.splitlines() == ["False", "True"]
+
+
+def _is_command():
+    import importlib
+
+    print(environment.is_command)
+    importlib.import_module(local.COMMAND)
+    print(environment.is_command)
 
 
 def _what_is_known():

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ... import environment, lab
 from .devices import Devices
 from .work import Ended, Task, work
 
 LEAVE_SECONDS = 25.0  # so long a worker has to save, once nobody waits for it
 
+COMMAND = "bestrun.sweep.backends._command"
 SERVER = "bestrun.sweep.backends._forked"
 PRELOAD = [
     "bestrun.training.device",  # first, as it makes TensorFlow's start quiet
@@ -43,7 +45,8 @@ class Local:
         self._devices = devices
         self._context: Any = multiprocessing.get_context("spawn" if devices.names else "forkserver")
         if not devices.names:
-            self._context.set_forkserver_preload([SERVER])
+            is_plain = environment.is_command and not lab.current()  # a lab's code may take anything of Keras
+            self._context.set_forkserver_preload([COMMAND, SERVER] if is_plain else [SERVER])
             multiprocessing.forkserver.ensure_running()  # it imports while the sweep's store and data are looked at
         self._running: dict[str, tuple[Any, multiprocessing.connection.Connection[Any, Any]]] = {}
 
