@@ -2,8 +2,9 @@
 
 `make bench ARGS=night`. The same points for all: learning rates x filters x hidden units of the default network, 600
 steps of 64 of 20,000 images of MNIST each, evaluated every 100 steps on 5,000 others, given up after 300 without a
-better one. Each side runs in a process tree of its own, in turn. BENCH_TRIALS (20, or another multiple of 4) and
-BENCH_TURNS (3) make it shorter; BENCH_LOG_MODELS=false keeps Keras' models out of (a)'s MLflow.
+better one. Each side runs in a process tree of its own, in turn. The peers take the points as they are typed, ours in
+an order drawn anew each turn: when a good one is reached is luck as well. BENCH_TRIALS (20, or another multiple of 4)
+and BENCH_TURNS (3) make it shorter; BENCH_LOG_MODELS=false keeps Keras' models, eight seconds each, out of (a)'s store.
 """
 
 import importlib.util
