@@ -7,8 +7,7 @@ what is compared runs in turn (A B A B ...), and medians are shown with their ra
 (five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each, and
 images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten), rare (a class of few images, five), evidence
 (what hashes cost, one), night (a sweep against Hydra's and Ray Tune's, an hour) and clone (a newcomer's first minutes,
-ten). On a machine with a graphics card
-the rows are the same; each program says what it computed on.
+ten). On a machine with a graphics card the rows are the same; each program says what it computed on.
 """
 
 import json

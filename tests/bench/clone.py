@@ -1,6 +1,6 @@
-"""What a newcomer waits for: from `git clone` until the first evaluation is printed, with packages that are in no cache.
+"""What a newcomer waits for: from `git clone` until the first evaluation is printed, with no package in a cache.
 
-`make bench ARGS=clone`: `make train` against the same lock file installed by pip, in turn. BENCH_TURNS (2) says how often.
+`make bench ARGS=clone`: `make train` against the same lock file installed by pip, in turn, BENCH_TURNS (2) times.
 """
 
 import os
