@@ -240,9 +240,9 @@ def test_every_name_that_workers_preload_can_be_imported() -> None:
     """A fork server says nothing of one that cannot: each worker would then import TensorFlow for itself, 10 s."""
     from importlib.util import find_spec
 
-    from bestrun.sweep.backends.local import PRELOAD
+    from bestrun.sweep.backends.local import COMMAND, PRELOAD, SERVER
 
-    assert [name for name in PRELOAD if find_spec(name) is None] == []
+    assert [name for name in (COMMAND, SERVER, *PRELOAD) if find_spec(name) is None] == []
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,18 @@ import scipy.stats
 from bestrun import judging
 
 
-@pytest.mark.parametrize(("right", "images"), [(0, 10), (10, 10), (1, 2), (4890, 5000), (7, 300)])
+@pytest.mark.parametrize(
+    ("right", "images"), [(0, 10), (10, 10), (0, 1), (1, 2), (4890, 5000), (7, 300), (1, 10**6), (500_000, 10**6)]
+)
 def test_the_interval_of_an_accuracy_is_that_of_scipy(right, images):
     expected = scipy.stats.binomtest(right, images).proportion_ci(0.95, method="exact")
     found = judging.accuracy_interval(right, images)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize(("repaired", "broken"), [(24, 17), (0, 0), (0, 1), (5, 5), (30, 8), (800, 900)])
+@pytest.mark.parametrize(
+    ("repaired", "broken"), [(24, 17), (0, 0), (0, 1), (5, 5), (30, 8), (800, 900), (900, 100), (60_000, 61_000)]
+)
 def test_mcnemar_s_chance_is_that_of_scipy(repaired, broken):
     discordant = repaired + broken
     expected = scipy.stats.binomtest(repaired, discordant, 0.5).pvalue if discordant else 1.0

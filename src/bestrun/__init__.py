@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .lab import augmentation, dataset, metric, network
 
 __all__ = ["Run", "augmentation", "dataset", "load_run", "metric", "network", "runs", "train"]
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 environment.set_defaults()  # before anything that reads them is imported
 

@@ -20,7 +20,7 @@ from .settings.own import use_named
 from .signals import pass_on
 from .storage.home import find_home
 from .tracking.lookup import Lookup
-from .tracking.store import connect, find_place, reaching
+from .tracking.store import find_place, reaching, reading
 from .views.screen import Screen
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def runs(
     use_named(config_dir)
     uri = find_place(tracking_uri).uri
     with reaching(uri):
-        store = connect(uri, create=False)
+        store = reading(uri)
         if by:
             refuse_with(sort, None)
             found = list_configurations(store, experiment=experiment, sweep=sweep, filter=filter, most=most)

@@ -16,6 +16,7 @@ from .errors import SettingsError
 CONFIG_DIR = "BESTRUN_CONFIG_DIR"  # names a folder of one's own, see lab.py; --config-dir wins
 NOTIFY = "BESTRUN_NOTIFY"  # an address that is told when a run or a sweep has ended, see run/notify.py
 PACKAGE = Path(__file__).parent  # the folder of our own code
+is_command = False  # whether this process is the command's, and not that of a program which uses us
 
 DEFAULTS = {
     "TF_ENABLE_ONEDNN_OPTS": "1",  # 1.6 x the steps per second on the processors we measured

@@ -5,8 +5,9 @@ what is compared runs in turn (A B A B ...), and medians are shown with their ra
 
 `make bench` runs peers, fast, start and safety: forty minutes; ARGS=PART runs one part: also sweeps (fifteen), accurate
 (five seeds of recipe=accurate, forty), growth (longer and more) and pruning (studies pruned and not), an hour each, and
-images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten) rare (a class of few images, five) and
-evidence (what hashes cost, one).
+images (larger than memory: BENCH_IMAGES of them, ten), augmentation (ten), rare (a class of few images, five), evidence
+(what hashes cost, one), night (a sweep against Hydra's and Ray Tune's, an hour) and clone (a newcomer's first minutes,
+ten). On a machine with a graphics card the rows are the same; each program says what it computed on.
 """
 
 import json
@@ -21,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from .augmentation import varied
+from .clone import clone
 from .evidence import kept
 from .growth import growth
 from .images import compared
+from .night import night
 from .rare import rare
 from .speed import accurate, fast, peers, start
 from .store import runs_growth
@@ -133,7 +136,7 @@ def sweeps() -> list[dict[str, Any]]:
         row("bestrun runs, with 5,000 runs against 20", more["list s"], "s", 1),
         row("bestrun runs --by settings, against bestrun runs, of 5,000", more["by settings s"], "s", 2),
         row("the look-up of best, with 5,000 runs against 20", more["best s"], "s", 1),
-        row("bestrun runs, with 5,000 runs against 20: memory", more["list MB"], "MB", 32),
+        row("bestrun runs, with 5,000 runs against 20: memory", more["list MB"], "MB", 20),
         row("the look-up of best, with 5,000 runs against 20: memory", more["best MB"], "MB", 32),
     ]
     both = [workers() for _ in range(3)]
@@ -154,6 +157,8 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "augmentation": varied,
     "rare": rare,
     "evidence": kept,
+    "clone": clone,
+    "night": night,
 }
 
 for part in sys.argv[1:] or ("peers", "fast", "start", "safety"):

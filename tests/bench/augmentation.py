@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .images import timed_fit
-from .table import in_turn, row, section
+from .table import computed_on, in_turn, row, section
 
 SIZES = {32: (64, 200, 20), 224: (32, 12, 3)}  # side of an image: images of a batch, steps under the clock, before it
 IMAGES = 640
@@ -112,4 +112,4 @@ if __name__ == "__main__":
         "plain": lambda: ours(side),
         "keras": lambda: keras_fit(side),
     }
-    print(json.dumps(measured[program]()))
+    print(json.dumps(measured[program]() | {"device": computed_on()}))

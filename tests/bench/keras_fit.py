@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from bestrun.data.dataset import load_dataset
 
+from .table import computed_on
+
 if threads := int(os.environ.get("BENCH_THREADS", "0")):
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -79,4 +81,4 @@ def main(mode: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))
+    print(json.dumps(main(sys.argv[1]) | {"device": computed_on()}))

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .table import home_in, in_turn, row, section
+from PIL import Image
+
+from .table import home_in, in_turn, row, section, tell_device
 
 DEFAULTS = {"TF_ENABLE_ONEDNN_OPTS": None, "BENCH_THREADS": None}
 WITHOUT_ONEDNN = DEFAULTS | {"TF_ENABLE_ONEDNN_OPTS": "0"}  # as TensorFlow leaves it on a processor without AVX-512
@@ -22,12 +24,14 @@ TARGET = 0.987
 
 
 def program(name: str, *words: str, flags: dict[str, str | None] = OURS) -> dict[str, Any]:
-    """Run a program of this folder; what it prints."""
+    """Run a program of this folder; what it prints, and says of its device."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **flags}
     environment = {key: value for key, value in environment.items() if value is not None}
     command = [sys.executable, "-m", f"tests.bench.{name}", *words]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    found = json.loads(done.stdout.splitlines()[-1])
+    tell_device(name, found["device"])
+    return found  # type: ignore[no-any-return]
 
 
 def rate(name: str, *words: str, flags: dict[str, str | None] = OURS) -> float:
@@ -142,6 +146,7 @@ def pytorch(python: str, place: Path) -> float:
         np.savez(file, images=train.images[..., 0], labels=train.labels)
     script = Path(__file__).with_name("pytorch_loop.py")
     found = json.loads(subprocess.run([python, script, file], check=True, capture_output=True).stdout)
+    tell_device("pytorch_loop", found["device"])
     return float(found["steps"] / found["seconds"])
 
 
@@ -200,18 +205,29 @@ def start() -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as place, home_in(place):
         words = ["training.max_steps=1", "training.evaluate_every_steps=1", "training.patience_steps=1"]
+        sweep = ["pictures=false", "seed=range(0,20)", "sweep.name=bench"]
         subprocess.run(
-            [sys.executable, "-m", "bestrun", "train", "-m", *words, "pictures=false", "seed=range(0,20)"],
-            check=True,
-            capture_output=True,
+            [sys.executable, "-m", "bestrun", "train", "-m", *words, *sweep], check=True, capture_output=True
         )
+        picture = Path(place) / "picture.png"
+        Image.new("L", (28, 28)).save(picture)
+        untested = (f"bench-{number:03d}" for number in range(20))  # the first test of a run is sent to MLflow
         waits = in_turn(
             {
                 "help": lambda: seconds("-m", "bestrun", "--help"),
                 "error": lambda: seconds("-m", "bestrun", "train", "optimizer.lerning_rate=1", expect=2),
                 "runs": lambda: seconds("-m", "bestrun", "runs"),
+                "show": lambda: seconds("-m", "bestrun", "show", "bench-000"),
+                "compare": lambda: seconds("-m", "bestrun", "compare", "bench-000", "bench-001"),
+                "predict": lambda: seconds("-m", "bestrun", "predict", "bench-000", str(picture)),
+                "restore": lambda: seconds("-m", "bestrun", "restore", next(untested)),
+                "import": lambda: seconds("-c", IMPORT),
             }
         )
+    above = {
+        verb: [whole - imported for whole, imported in zip(waits[verb], waits["import"], strict=True)]
+        for verb in ("predict", "restore")
+    }
 
     def first_step() -> float:
         run = Run(*words)
@@ -224,7 +240,13 @@ def start() -> list[dict[str, Any]]:
     return [
         row("bestrun --help", waits["help"], "s", 0.3),
         row("a settings error", waits["error"], "s", 1.2),
-        row("bestrun runs, 20 runs", waits["runs"], "s", 4),
+        row("bestrun runs, 20 runs", waits["runs"], "s", 2),
+        row("bestrun show", waits["show"], "s", 0.5),
+        row("bestrun compare, two runs", waits["compare"], "s", 0.5),
+        row("bestrun predict, one picture", waits["predict"], "s", 5),
+        row("bestrun predict, above import tensorflow", above["predict"], "s", 2),
+        row("bestrun restore, a run not tested before", waits["restore"], "s", 8),
+        row("bestrun restore, above import tensorflow", above["restore"], "s", 2),
         row("from the command to the first training step, above import tensorflow", more, "s", 4),
         row("most memory of 10,000 default steps", [long / 1024], "GB", 1.1),
         row("of 10,000 steps above 1,000", [100 * (long / short - 1)], "%", 2),

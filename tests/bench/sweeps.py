@@ -1,5 +1,6 @@
 """What sweeps cost and save: planning, a trial's overhead, two workers against one, pruning against none."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -88,6 +89,33 @@ def workers() -> dict[int, float]:
             ]
             found[count] = (max(times) - min(times)) / 1000
     return found
+
+
+def memory(place: Path, trials: int, *words: str, early: int = 50) -> dict[str, float]:
+    """The most memory, in MB, of the process that schedules a sweep, and of any that it started (the workers and the
+    server they are forks of), when `early` of its trials had begun and when all were over; and the sweep's seconds.
+    """
+    from psutil import NoSuchProcess, Process
+
+    command = [sys.executable, "-m", "bestrun", "train", "-m", *words, f"seed=range(0,{trials})", "sweep.backend=local"]
+    began, found = time.perf_counter(), {}
+    most = {"scheduler": 0.0, "worker": 0.0}
+    environment = {**os.environ, "BESTRUN_MLRUNS": str(place / "mlruns")}
+    sweep = subprocess.Popen(
+        [*command, f"sweep.name=m{trials}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    scheduler = Process(sweep.pid)
+    while sweep.poll() is None:
+        with contextlib.suppress(NoSuchProcess):
+            most["scheduler"] = max(most["scheduler"], scheduler.memory_info().rss / 2**20)
+            started = scheduler.children(recursive=True)
+            most["worker"] = max([most["worker"], *(each.memory_info().rss / 2**20 for each in started)])
+        if not found and len(list((place / "mlruns/runs").glob(f"m{trials}-*"))) > early:
+            found = {f"{name}, early": value for name, value in most.items()}
+        time.sleep(0.2)
+    if sweep.returncode:
+        raise RuntimeError(f"exit code {sweep.returncode}: {' '.join(command)}")
+    return found | most | {"seconds": time.perf_counter() - began}
 
 
 def pruning(seeds: range = SEEDS) -> list[dict]:

@@ -14,17 +14,33 @@ from typing import Any
 FILE = Path("mlruns/bench.json")
 REPEATS = 5
 PACKAGES = ("bestrun", "tensorflow", "keras", "mlflow", "numpy")
+DEVICES: dict[str, str] = {}  # of each program that was started: what it computed on, as it says itself
 
 
-def in_turn(measures: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Each measure REPEATS times, A B A B ..., so that a busy minute of the machine hits all of them."""
+def in_turn(measures: dict[str, Callable[[], float]], times: int = REPEATS) -> dict[str, list[float]]:
+    """Each measure so many times, A B A B ..., so that a busy minute of the machine hits all of them."""
     found: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(REPEATS):
+    for _ in range(times):
         for name, measure in measures.items():
             found[name].append(measure())
             print(".", end="", flush=True)
     print()
     return found
+
+
+def computed_on() -> str:
+    """What TensorFlow computes on in this process: its first graphics card, by its name, or the processor."""
+    import tensorflow as tf
+
+    cards = tf.config.get_visible_devices("GPU")
+    return str(tf.config.experimental.get_device_details(cards[0]).get("device_name", "GPU")) if cards else "processor"
+
+
+def tell_device(program: str, used: str) -> None:
+    """Say it once of each program: what is compared on different devices is compared in vain."""
+    if DEVICES.get(program) != used:
+        DEVICES[program] = used
+        print(f"{program} computes on: {used}", flush=True)
 
 
 @contextmanager
@@ -67,6 +83,7 @@ def keep(part: str, rows: list[dict[str, Any]]) -> None:
     parts[part] = {
         "date": datetime.date.today().isoformat(),
         "processor": processor,
+        "devices": DEVICES,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "rows": rows,
     }

@@ -14,6 +14,8 @@ import tensorflow.compat.v1 as tf
 
 from bestrun.data.dataset import load_dataset
 
+from .table import computed_on
+
 BATCH, EVERY, PATIENCE, MOST = 64, 100, 1000, 10_000
 
 
@@ -98,4 +100,4 @@ def main(mode: str, seed: int) -> dict[str, float | None]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else 0)))
+    print(json.dumps(main(sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else 0) | {"device": computed_on()}))

@@ -73,6 +73,14 @@ def test_what_is_installed_is_told_in_one_order():
     assert names == sorted(names, key=str.lower) and len(set(names)) == len(names)
 
 
+def test_what_is_installed_is_looked_up_once_and_again_when_a_package_came(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    assert provenance.installed() is provenance.installed()
+    (tmp_path / "newcomer-1.5.dist-info").mkdir()
+    (tmp_path / "newcomer-1.5.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: newcomer\nVersion: 1.5\n")
+    assert "newcomer==1.5" in provenance.installed().splitlines()
+
+
 def test_edited_and_new_code_is_in_the_diff_and_the_index_stays_as_it_was(repository):
     (repository / "loop.py").write_text("one\n2\nthree\nfour\n")
     (repository / "new.py").write_text("brand = 'new'\n")

@@ -353,6 +353,22 @@ def test_threads_may_differ_between_the_processes_of_local_workers(sweep, home, 
     assert [read_journal(folder.journal)[0][0]["threads"] for folder in folders(home, "threads")] == [1, 2]
 
 
+def _tell_of_loading(argv):
+    """The command, which says when it begins to load what its end needs."""
+    from bestrun.sweep import scheduler
+
+    scheduler.load_early = lambda: print("loads", flush=True)
+    scheduler_command(argv)
+
+
+def test_what_the_end_needs_is_loaded_while_the_last_trial_runs_beside_a_free_place(start_process, home, network):
+    words = [*network, "training.max_steps=20", "seed=0,1,2", "sweep.workers=2", "sweep.threads=1"]
+    result = start_process(_tell_of_loading, ("train", "-m", *words), cwd=home).wait(200)
+    assert result.code == 0, result.err
+    said = [line.split()[0] for line in result.out.splitlines() if line.startswith(("loads", "trial"))]
+    assert said[:3] == ["trial", "trial", "loads"]
+
+
 # ---- pruned ----
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from .. import __version__, signals
+from .. import __version__, environment, signals
 from ..environment import refuse_windows
 from ..errors import BestrunError, SettingsError
 from ..terminal import say
@@ -114,6 +114,7 @@ def main() -> NoReturn:
     begin_again_in_utf8()
     os.environ["PYTHONSAFEPATH"] = "1"  # what we start (MLflow's server, workers) takes no mlflow.py of this folder
     signals.second_leaves_at_once = True
+    environment.is_command = True
     for number in signals.heard():
         if number != signal.SIGINT:  # Python's own is KeyboardInterrupt
             signal.signal(number, _terminate)

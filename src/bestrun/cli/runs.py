@@ -44,7 +44,7 @@ def runs(
     """
     from ..tracking.listing import FIELDS, check_columns, list_runs
     from ..tracking.listing import as_json as rows_as_json
-    from ..tracking.store import connect, find_place, reaching
+    from ..tracking.store import find_place, reaching, reading
     from . import run_table as table
 
     if as_json and as_csv:
@@ -55,7 +55,7 @@ def runs(
     named = list(dict.fromkeys(name.strip() for name in (columns or "").split(",") if name.strip()))
     uri = find_place(tracking_uri).uri
     with reaching(uri):
-        store = connect(uri, create=False)
+        store = reading(uri)
         rows = list_runs(store, **wanted)
         check_columns(store, rows, named)
     if as_json:
@@ -75,13 +75,13 @@ def _by_settings(
     columns: str | None, as_csv: bool, as_json: bool, tracking_uri: str | None, sort: str | None, **wanted: Any
 ) -> None:
     from ..tracking.by_settings import list_configurations, refuse_with
-    from ..tracking.store import connect, find_place, reaching
+    from ..tracking.store import find_place, reaching, reading
     from . import settings_table as table
 
     refuse_with(sort, columns)
     uri = find_place(tracking_uri).uri
     with reaching(uri):
-        found = list_configurations(connect(uri, create=False), **wanted)
+        found = list_configurations(reading(uri), **wanted)
     if as_json:
         say_json([vars(each) | {"seeds": each.seeds} for each in found])
     elif as_csv:

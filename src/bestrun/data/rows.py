@@ -161,7 +161,7 @@ class Ahead:
     length, so what is read ahead does not depend on how steps are cut into calls.
     """
 
-    def __init__(self, images: Stored, seed: int, batch_size: int) -> None:
+    def __init__(self, images: Images, seed: int, batch_size: int) -> None:
         self._images, self._seed, self._batch_size = images, seed, batch_size
         self._steps = max(1, min(AHEAD_STEPS, AHEAD_BYTES // (batch_size * int(np.prod(images.shape[1:])))))
         self._thread = ThreadPoolExecutor(1, "rows")

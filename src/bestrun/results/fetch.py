@@ -27,7 +27,7 @@ from ..tracking.beginning import beginning_of
 from ..tracking.datasets import profile_of
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import GIT_COMMIT, TAG_BEST_CHECKPOINT, TAG_BEST_SHA256, TAG_RUN
-from ..tracking.store import Place, Store, TrackingError, connect, reaching, resolve_uri
+from ..tracking.store import Place, Store, TrackingError, reaching, reading, resolve_uri
 from .own_code import kept_text, refuse_missing
 from .record import Record
 
@@ -90,7 +90,7 @@ def fetch(lookup: Lookup, place: Place, *, to: Path, local: bool = False, last: 
         return fetch_local(local_folder(place.home, lookup.reference), last)
     try:
         with reaching(place.uri):
-            store = connect(place.uri, create=False)
+            store = reading(place.uri)
             return _fetch_mlflow(store, find_run(store, lookup), place.home, to)
     except TrackingError as error:
         raise TrackingError(f"{error}; restore, fetch and predict take a run folder's with --local") from error

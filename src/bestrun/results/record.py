@@ -24,7 +24,7 @@ from ..tracking.artifacts import download, download_beginning, download_class_na
 from ..tracking.listing import state
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_RUN
-from ..tracking.store import Place, Store, connect, reaching
+from ..tracking.store import Place, Store, reaching, reading
 from ..tracking.translate import events_of
 
 MAX_BYTES = 1 << 24  # of a file that only describes a run
@@ -146,7 +146,7 @@ def find_record(lookup: Lookup, place: Place) -> Record:
         with contextlib.suppress(SettingsError):
             return from_folder(local_folder(place.home, reference))
     with reaching(place.uri):
-        store = connect(place.uri, create=False)
+        store = reading(place.uri)
         run = find_run(store, lookup)
         folder = RunFolder(place.home / "runs" / run.data.tags[TAG_RUN])
         if folder.exists() and read_journal(folder.journal)[0][0]["time_ms"] == run.info.start_time:

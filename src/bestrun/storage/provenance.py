@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -138,9 +139,20 @@ def versions() -> dict[str, str]:
     return {"bestrun": importlib.metadata.version("bestrun"), "python": platform.python_version(), **found}
 
 
-@lru_cache(1)  # reading it takes 0.2 s, and a process of a sweep begins many runs
 def installed() -> str:
     """Everything that is installed, as `name==version`, one a line, in the order of the alphabet."""
+    return _installed(tuple((folder, _changed_at(folder)) for folder in sys.path))
+
+
+def _changed_at(folder: str) -> int:
+    """When something was put into a folder of packages or taken out of it; 0 where there is none."""
+    with suppress(OSError):
+        return os.stat(folder or ".").st_mtime_ns
+    return 0
+
+
+@lru_cache(1)  # half a second, and of the many runs of a process it is mostly the same
+def _installed(folders: tuple[tuple[str, int], ...]) -> str:
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         if name := distribution.metadata["Name"]:  # of a half removed one there is none

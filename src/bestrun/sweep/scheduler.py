@@ -42,7 +42,7 @@ from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import find_or_create, outline
 from .space import Plan, plan
 from .study import Study
-from .summary import summary, write_plots
+from .summary import load_early, summary, write_plots
 from .winner import examine
 
 POLL_SECONDS = 0.1
@@ -90,6 +90,8 @@ class Scheduler:
             if has_place and (task := self.next_task()):
                 self.backend.start(task, lambda: self.watch(signals))
                 started = True
+            elif has_place and self.active:
+                load_early()  # while the last trials run, a worker's processor has nothing to do
             if not self.active and (self.is_ending or not self.left_over()):
                 return
             if not self.active and not self.told_of_waiting:

@@ -2,9 +2,11 @@
 
 import logging
 import statistics
+import threading
 import warnings
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +136,20 @@ def importances(manifest: Manifest) -> dict[str, float] | None:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = optuna.importance.get_param_importances(_study(manifest), evaluator=evaluator)
     return {key: round(float(value), 4) for key, value in found.items()}
+
+
+@lru_cache(1)
+def load_early() -> None:
+    """Begin to load what the importances and the pictures are made with: three seconds that the end need not wait."""
+    threading.Thread(target=_load, name="load", daemon=True).start()
+
+
+def _load() -> None:
+    with suppress(Exception):  # what is missing is told where it is used
+        import optuna
+
+        optuna.importance.FanovaImportanceEvaluator(seed=0)
+        curves.new_figure(1, 1).canvas.draw()
 
 
 def write_plots(manifest: Manifest) -> list[Path]:

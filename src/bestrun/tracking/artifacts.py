@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,19 +146,34 @@ def download(store: Store, run: Any, artifact: str, to: Path, most: int) -> Path
     Raises:
         VerificationError: it is not there, is larger, or a link.
     """
-    run_id, artifacts = run.info.run_id, store.artifacts(run)
-    if root := local_path(artifacts.artifact_uri):  # MLflow, too, would not follow a link out of it
-        root = root.resolve()
-        if (root / artifact).resolve() != root / artifact:
-            raise VerificationError(f"run {run_id}: artifact {artifact} is a link in MLflow's artifact store")
+    run_id = run.info.run_id
+    if root := local_path(store.here(run.info.artifact_uri)):
+        return _copied(run_id, root.resolve(), artifact, to, most)
+    artifacts = store.artifacts(run)
     listed = {item.path: item.file_size for item in artifacts.list_artifacts(artifact.rpartition("/")[0] or None)}
-    if artifact not in listed:
-        raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
-    if (listed[artifact] or 0) > most:
-        raise VerificationError(f"run {run_id}: artifact {artifact} has {listed[artifact]:,} bytes, at most {most:,}")
+    _refuse(run_id, artifact, artifact in listed, listed.get(artifact) or 0, most)
     found = Path(artifacts.download_artifacts(artifact, str(to)))  # below the artifact's own folder
     path = to / found.name
     if path != found:
         os.replace(found, path)
         found.parent.rmdir()
     return path
+
+
+def _copied(run_id: str, root: Path, artifact: str, to: Path, most: int) -> Path:
+    """The same from a folder on this machine, for which MLflow need not be imported."""
+    source, path = root / artifact, to / Path(artifact).name
+    if source.resolve() != source:  # MLflow, too, would not follow a link out of it
+        raise VerificationError(f"run {run_id}: artifact {artifact} is a link in MLflow's artifact store")
+    is_there = source.is_file()
+    _refuse(run_id, artifact, is_there, source.stat().st_size if is_there else 0, most)
+    shutil.copyfile(source, path)
+    return path
+
+
+def _refuse(run_id: str, artifact: str, is_there: bool, size: int, most: int) -> None:
+    """Raises VerificationError: an artifact is not there, or has more than so many bytes."""
+    if not is_there:
+        raise VerificationError(f"run {run_id}: its artifact {artifact} is gone from MLflow's artifact store")
+    if size > most:
+        raise VerificationError(f"run {run_id}: artifact {artifact} has {size:,} bytes, at most {most:,}")

@@ -96,14 +96,12 @@ def asked_for(runs: str, filter: str | None, mine: bool) -> str:
 @contextmanager
 def refused_filter(filter: str | None) -> Iterator[None]:
     """Turn MLflow's refusal of a filter into a SettingsError."""
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except MlflowException as error:
-        if not filter or error.error_code != "INVALID_PARAMETER_VALUE":
+    except Exception as error:  # MLflow's is not imported for this
+        if not filter or getattr(error, "error_code", None) != "INVALID_PARAMETER_VALUE":
             raise
-        reason = " ".join(error.message.removeprefix("INVALID_PARAMETER_VALUE: ").split())[:300]
+        reason = " ".join(str(error).removeprefix("INVALID_PARAMETER_VALUE: ").split())[:300]
         raise SettingsError(f"--filter {filter[:100]!r}: {reason}; a right one: {FILTER}") from None
 
 

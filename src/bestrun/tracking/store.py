@@ -19,6 +19,7 @@ from ..storage.folder import RunFolder
 from ..storage.home import DATABASE, Whereabouts, find_home, has_run, whereabouts
 from . import database
 from .names import TAG_FOLDER, TAG_RUN
+from .reader import Reader
 from .refusals import remedy
 
 # Short time-outs and no retries inside the client: the mirror has its own back-off, and a repeated `create_run` whose
@@ -291,6 +292,16 @@ def connect(uri: str, *, create: bool = True) -> Store:
     finally:
         gc.enable()
     return Store(uri, client)
+
+
+def reading(uri: str) -> Store:
+    """Connect to a store for look-ups: to a database with the tables of this MLflow without importing MLflow, which
+    takes longer than all that a list of runs needs; else as `connect` does, and raises, with `create=False`.
+    """
+    path = sqlite_path(uri)
+    if path and "?" not in uri and not os.environ.get("MLFLOW_ENABLE_WORKSPACES") and database.is_of_this_mlflow(path):
+        return Store(uri, Reader(path, lambda: connect(uri, create=False).client))
+    return connect(uri, create=False)
 
 
 def import_mlflow() -> Any:

@@ -6,9 +6,11 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from typing import Any
 
-from .. import lab
+from .. import environment, lab
 from ..environment import processors, refuse_other_backend
 from ..errors import SettingsError
 from ..storage import provenance
@@ -16,6 +18,8 @@ from ..storage.provenance import available_threads
 
 refuse_other_backend()  # before Keras is imported, which would fail in its own words
 
+HOST = "CPU:0"  # the processor and its memory, on whatever device a network computes
+NO_ROOM = "Dst tensor is not initialized"  # what TensorFlow says of a copy that a graphics card has no memory for
 BANNER = re.compile(rb"WARNING: All log messages before absl|I\d{4} |E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
 
 
@@ -40,11 +44,42 @@ def _without_banner() -> Iterator[None]:
                 os.write(2, b"".join(line for line in caught if not BANNER.match(line)))
 
 
+EXTRAS = ("matplotlib", "matplotlib.pyplot", "pandas", "sklearn")
+
+
+class _Without:
+    """A finder that finds no EXTRAS for this thread. Keras imports them where they are installed and does without them
+    elsewhere: its galleries of images, its wrappers for scikit-learn and data frames are what no run takes. They are a
+    third of TensorFlow's import, and 170 MB.
+    """
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name in EXTRAS and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"{name}: not for Keras in this process", name=name)
+
+
+@contextlib.contextmanager
+def _without_extras() -> Iterator[None]:
+    """Only in the command's own process and without a code.py: whoever writes code has the whole of Keras."""
+    if not environment.is_command or lab.current():
+        yield
+        return
+    finder = _Without()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
 # Each run of a sweep compiles its own steps, which is not the mistake that TensorFlow takes it for
 log = logging.getLogger("bestrun")
 logging.getLogger("tensorflow").addFilter(lambda record: "retracing" not in str(record.msg))
 
-with _without_banner():
+with _without_banner(), _without_extras():
     import tensorflow as tf
 
     tf.config.list_physical_devices()
@@ -61,14 +96,13 @@ def prepare(threads: int | None, *, quiet: bool = False) -> int:
     """
     count = available_threads(threads)
     _fix_keras()
+    _share_graphics_cards()
     tf.config.experimental.enable_op_determinism()  # measured: it costs nothing here
     threading, within = tf.config.threading, (count + 1) // 2  # of one operation; parts() says why not all of them
     if (threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()) != (within, count):
         try:
             threading.set_intra_op_parallelism_threads(within)
             threading.set_inter_op_parallelism_threads(count)
-            for device in tf.config.list_physical_devices("GPU"):
-                tf.config.experimental.set_memory_growth(device, True)  # else one process takes all of it
         except RuntimeError:
             computes = threading.get_inter_op_parallelism_threads() or processors()
             if threads and threads != computes:
@@ -93,6 +127,43 @@ def load_code(threads: int | None) -> None:
     """
     prepare(threads, quiet=True)
     lab.load()
+
+
+def cards() -> list[Any]:
+    """The graphics cards that TensorFlow uses, and it computes on the first; none where the processor computes."""
+    return list(tf.config.get_visible_devices("GPU"))
+
+
+def _share_graphics_cards() -> None:
+    """Take a card's memory as it is needed: else this process takes all of it at once, and another one fails."""
+    found = cards()
+    if any(tf.config.get_logical_device_configuration(card) for card in found):
+        return  # the program around us has divided their memory
+    with contextlib.suppress(RuntimeError):  # TensorFlow computes already
+        for card in found:
+            tf.config.experimental.set_memory_growth(card, True)
+
+
+@contextlib.contextmanager
+def memory(given: str, remedy: str) -> Iterator[None]:
+    """In here is computed what may take more memory than a graphics card has, or the machine.
+
+    Args:
+        given: the settings that ask for so much.
+        remedy: what to type for less.
+
+    Raises:
+        SettingsError: it does take more.
+    """
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
+        said = str(error)
+        if isinstance(error, tf.errors.InternalError) and NO_ROOM not in said:
+            raise
+        found = re.search(r"shape(\[[\d,]*\]) and type (\w+) on \S*device:(\w+:\d+)", said)
+        refused = f" (refused: {found[2]}{found[1]} on {found[3]})" if found else ""
+        raise SettingsError(f"{given}: the memory is too small for it{refused}; {remedy}") from error
 
 
 def _fix_keras() -> None:
@@ -127,4 +198,4 @@ def parts() -> int:
     on all of them, whose threads wait for the slowest at each: 1.2 times the steps a second on two cores.
     """
     threads = tf.config.threading.get_inter_op_parallelism_threads()
-    return 2 if threads > 1 and not tf.config.list_physical_devices("GPU") else 1
+    return 2 if threads > 1 and not cards() else 1

@@ -1,6 +1,7 @@
 """What one batch says: its gradients, its loss, how many of its images are right. As a whole, or in parts."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from ..settings.config import Config
 from . import device
+from .halves import convolutions_in_halves
 from .layers import sees_whole_batches
 from .loss import losses
 
@@ -23,17 +25,19 @@ def batch_gradients(model: keras.Model, config: Config, class_weights: Any = Non
         class_weights: float32 (classes,), see `losses`.
 
     Returns:
-        A function of (images (batch size, height, width, channels), labels int32 (batch size,), others, share) ->
+        A function of (images (batch size, height, width, channels), labels int64 (batch size,), others, share) ->
         (the gradient of the mean loss for each trainable weight, that loss, correctly classified images). A mixed
         image counts as its heavier label.
     """
     weights, training = model.trainable_variables, config.training
     size = training.batch_size // training.micro_batches
-    pieces = 1 if sees_whole_batches(model) else device.parts()
+    whole = sees_whole_batches(model)
+    pieces = 1 if whole else device.parts()
     sizes = [len(piece) for piece in np.array_split(range(size), pieces) if len(piece)]
 
     def piece_of(images: Any, labels: Any, others: Any, share: Any) -> tuple[list[Any], Any, Any]:
-        with tf.GradientTape() as tape:
+        in_halves = convolutions_in_halves(model) if whole and device.parts() == 2 else nullcontext()
+        with tf.GradientTape() as tape, in_halves:
             logits = tf.cast(model(images, training=True), tf.float32)  # from bfloat16, as it may be
             found = losses(
                 logits, labels, others, share, smoothing=training.label_smoothing, class_weights=class_weights
@@ -41,11 +45,16 @@ def batch_gradients(model: keras.Model, config: Config, class_weights: Any = Non
             loss = tf.reduce_sum(found) / training.batch_size
         slopes = tape.gradient(loss, weights)
         heavier = labels if others is None else tf.where(share >= 0.5, labels, others)
-        hits = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), heavier)
+        hits = tf.equal(tf.argmax(logits, axis=1), tf.cast(heavier, tf.int64))
         gradients = [_or_zeros(each, weight) for each, weight in zip(slopes, weights, strict=True)]
         return gradients, loss, tf.reduce_sum(tf.cast(hits, tf.int64))
 
     def at_once(*batch: Any) -> tuple[list[Any], Any, Any]:
+        if len(sizes) == 1:  # no split: graphics cards have none of uint8
+            for each in batch:
+                if each is not None:
+                    each.set_shape([size, *each.shape[1:]])
+            return piece_of(*batch)
         split = [[None] * len(sizes) if each is None else tf.split(each, sizes) for each in batch]
         found = [piece_of(*piece) for piece in zip(*split, strict=True)]
         gradients = [tf.add_n(each) for each in zip(*(piece[0] for piece in found), strict=True)]

@@ -139,6 +139,8 @@ def train(
                 return Outcome(reason, state.step, state)
             began = time.perf_counter()
             steps = min(chunk, (due if until is None else min(due, until)) - state.step)
+            if not state.images:  # a sweep's pruner hears of the evaluation just now, and its word is not to wait long
+                steps = min(steps, max(1, chunk // 4))
             batches = batch_indices(config.seed, state.step, steps, settings.batch_size, len(data.train))
             rates = rates_of(config, state.step, steps, last, journal)
             loss_sum, correct, diverged_at = run_steps(batches, rates, state.step, state.loss_sum, state.correct)
@@ -160,7 +162,8 @@ def train(
         # Evaluate: one exact pass over the validation split, and the training figures since the last one.
         rate = (state.images - interval_images) / (time.perf_counter() - interval_began) if state.images else None
         tensors = read_variables(variables)
-        with averaged(optimizer):
+        at_once = f"training.evaluation_batch_size={settings.evaluation_batch_size}"
+        with averaged(optimizer), device.memory(at_once, "type a smaller training.evaluation_batch_size"):
             logits, entry = evaluate(predict, data.validation, state, settings.batch_size, own_metrics)
             replies = proof.answers(model, predict, data.image_shape)
         entry["images_per_second"] = rate

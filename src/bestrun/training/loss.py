@@ -18,8 +18,8 @@ def losses(
 
     Args:
         logits: float32 (n, classes).
-        labels: int32 (n,).
-        others: int32 (n,), the second label of images that were mixed (mixup, arXiv:1710.09412; CutMix,
+        labels: int64 (n,).
+        others: int64 (n,), the second label of images that were mixed (mixup, arXiv:1710.09412; CutMix,
             arXiv:1905.04899), whose loss is the weighted sum of both labels' losses; None: there is none.
         share: float32 (n,), how much of each image is of `labels`; the rest is of `others`.
         smoothing: share of each label that is spread over all classes (arXiv:1512.00567).

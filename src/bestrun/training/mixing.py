@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from . import device
 from .draws import MIXING, seed_of, uniform, window
 
 WHICH, PARTNER, SIDES, MIDDLE, GAMMA, POWER = range(MIXING, MIXING + 6)  # what is drawn, each with a seed of its own
@@ -25,7 +26,7 @@ def mixing(*, mixup_share: float, mixup_alpha: float, cutmix_share: float) -> Mi
             the border is drawn uniformly.
 
     Returns:
-        A function of images: uint8 (n, height, width, channels), labels: int32 (n,), and two integers, which gives
+        A function of images: uint8 (n, height, width, channels), labels: int64 (n,), and two integers, which gives
         (images, labels, others, share) as `gradients.batch_gradients` takes them. If both shares are 0, the images and
         labels are as they were, and there are no others.
     """
@@ -38,7 +39,7 @@ def mixing(*, mixup_share: float, mixup_alpha: float, cutmix_share: float) -> Mi
             uniform([count], seed, step, WHICH),
             tf.argsort(uniform([count], seed, step, PARTNER), stable=True),
         )
-        partners, others = tf.gather(images, order), tf.gather(labels, order)
+        partners, others = _in_order(images, order), tf.gather(labels, order)
         mixed, share = images, tf.ones([count])
         if mixup_share:
             chosen, blended = which < mixup_share, beta(count, mixup_alpha, seed, step)
@@ -82,6 +83,13 @@ def rectangles(images: Any, seed: Any, step: Any) -> Any:
         for length, middle in ((height, middles[0]), (width, middles[1]))
     )
     return tf.logical_and(rows[:, :, tf.newaxis], columns[:, tf.newaxis, :])
+
+
+def _in_order(images: Any, order: Any) -> Any:
+    """Images, uint8, in another order. Graphics cards gather none; float16 has all numbers from 0 to 255."""
+    if not device.cards():
+        return tf.gather(images, order)  # 5 ms quicker on a processor, of 32 images of 224 x 224 x 3
+    return tf.cast(tf.gather(tf.cast(images, tf.float16), order), tf.uint8)
 
 
 def _of_pixels(values: Any) -> Any:

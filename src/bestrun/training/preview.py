@@ -18,7 +18,7 @@ def first_images(config: Config, train: Split, count: int) -> tuple[Array, ...]:
         image that is not mixed has its label twice, or a share of 1.
     """
     (indices,) = batch_indices(config.seed, 0, 1, config.training.batch_size, len(train))
-    images, labels = np.asarray(train.images[indices]), train.labels[indices].astype("int32")
+    images, labels = np.asarray(train.images[indices]), train.labels[indices].astype("int64")
     vary = tf.function(variation(config), autograph=False)  # in a graph as in training; partners are of the whole batch
     varied, labels, others, shares = vary(images, labels, tf.constant(0, tf.int64))
     if others is None:

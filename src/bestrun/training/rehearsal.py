@@ -98,7 +98,7 @@ def unsteady_part(config: Config, data: Dataset) -> str | None:
     if others := [name for name in first if not np.array_equal(first[name], again[name], equal_nan=True)]:
         return f"layer {others[0].split('/', 1)[1].rpartition('/')[0]} begins with other numbers at each build"
     vary = variation(config)
-    images, labels = np.asarray(data.train.images[:8]), data.train.labels[:8].astype("int32")
+    images, labels = np.asarray(data.train.images[:8]), data.train.labels[:8].astype("int64")
 
     def traced() -> Any:
         step = tf.TensorSpec([], tf.int64)
@@ -122,6 +122,5 @@ def _fresh(config: Config, data: Dataset) -> Any:
 
 def graphics_cards() -> list[str]:
     """Those that TensorFlow computes on, by their names; none where it takes the processor."""
-    found = tf.config.list_physical_devices("GPU")
-    details = [tf.config.experimental.get_device_details(each) for each in found]
+    details = [tf.config.experimental.get_device_details(each) for each in device.cards()]
     return [str(each.get("device_name", "GPU")) for each in details]

@@ -9,9 +9,11 @@ import tensorflow as tf
 from ..data.dataset import Split
 from ..data.rows import Ahead, Stored
 from ..settings.config import Config
+from . import device
 from .augmentation import variation
 from .class_weights import class_weights
 from .gradients import batch_gradients
+from .layers import sees_whole_batches
 from .optimizers import update
 
 
@@ -28,14 +30,21 @@ class Batches(Protocol):
         """Those tensors, for one call after the other, of steps that see these images: int32 (steps, batch size)."""
 
     def take(self, tensors: Any, i: Any) -> tuple[Any, Any]:
-        """Inside the graph: images (batch size, height, width, channels) and labels (batch size,) of a call's step."""
+        """Inside the graph: images (batch size, height, width, channels) and labels (batch size,) of a call's step.
+
+        Labels are int64: TensorFlow keeps int32 in the host's memory, and a graphics card would wait for it each step.
+        """
 
 
 class Gathered:
-    """Images in memory are in TensorFlow's, too, and a step gathers its own: one call for all steps."""
+    """Images in memory are in TensorFlow's, too, and a step gathers its own: one call for all steps.
+
+    For the processor alone: TensorFlow has no gather of uint8 on graphics cards, where each step would copy all images
+    back, and the card would have to hold them.
+    """
 
     def __init__(self, train: Split) -> None:
-        self._images, self._labels = tf.constant(train.images), tf.constant(train.labels.astype("int32"))
+        self._images, self._labels = tf.constant(train.images), tf.constant(train.labels.astype("int64"))
         self.specs = [tf.TensorSpec([None, None], tf.int32)]
 
     def calls(self, indices: Any, first_step: int) -> Iterator[tuple[Any, ...]]:
@@ -46,12 +55,15 @@ class Gathered:
 
 
 class Read:
-    """Images in a file are read a few steps ahead, and a call gets the batches of its steps."""
+    """Images are read a few steps ahead, and a call gets the batches of its steps: those that stay in a file, and all
+    for a graphics card, which holds no more of them than Ahead reads at once.
+    """
 
-    def __init__(self, images: Stored, train: Split, config: Config) -> None:
+    def __init__(self, train: Split, config: Config) -> None:
+        images = train.images
         self._ahead = Ahead(images, config.seed, config.training.batch_size)
-        self._labels = train.labels.astype("int32")
-        self.specs = [tf.TensorSpec([None, None, *images.shape[1:]], tf.uint8), tf.TensorSpec([None, None], tf.int32)]
+        self._labels = train.labels.astype("int64")
+        self.specs = [tf.TensorSpec([None, None, *images.shape[1:]], tf.uint8), tf.TensorSpec([None, None], tf.int64)]
 
     def calls(self, indices: Any, first_step: int) -> Iterator[tuple[Any, ...]]:
         done = 0
@@ -73,11 +85,11 @@ def compile_steps(
         correct) -> (loss sum, correct, step at which the loss stopped being finite or -1). The sums go in and out, so
         that they are added up in one order, however the steps are cut into calls.
     """
-    images = train.images
-    source: Batches = Read(images, train, config) if isinstance(images, Stored) else Gathered(train)
+    is_read = isinstance(train.images, Stored) or bool(device.cards())
+    source: Batches = Read(train, config) if is_read else Gathered(train)
     weights = class_weights(config.training.class_weights, train.labels, model.output_shape[1])
     gradients_of = batch_gradients(model, config, None if weights is None else tf.constant(weights))
-    vary = variation(config)
+    vary, memory = variation(config), settings_for_memory(model, config)
 
     # Without AutoGraph, which takes a second to rewrite this file's source, and turns the loop into the same while_loop
     @tf.function(  # type: ignore[untyped-decorator]
@@ -110,10 +122,23 @@ def compile_steps(
         for tensors in source.calls(indices, first_step):
             steps = len(tensors[0])
             part = rates[done : done + steps]
-            loss_sum, correct, diverged_at = run(list(tensors), part, first_step + done, loss_sum, correct)
-            done += steps
-            if diverged_at >= 0:
-                break
+            with device.memory(*memory):
+                loss_sum, correct, diverged_at = run(list(tensors), part, first_step + done, loss_sum, correct)
+                done += steps
+                if diverged_at >= 0:
+                    break
         return float(loss_sum), int(correct), int(diverged_at)
 
     return run_steps
+
+
+def settings_for_memory(model: keras.Model, config: Config) -> tuple[str, str]:
+    """What asks for the memory that a step takes, and what to type for less, as `device.memory` takes them."""
+    size, parts = config.training.batch_size, config.training.micro_batches
+    given = f"training.batch_size={size}" + (f" training.micro_batches={parts}" if parts > 1 else "")
+    if parts == size:
+        return given, "an image at a time is the least; take smaller images, or a smaller network"
+    if sees_whole_batches(model):
+        return given, f"type training.batch_size={size // 2} for a new run"
+    more = next(count for count in range(2 * parts, size + 1) if size % count == 0)
+    return given, f"type training.micro_batches={more} for a new run, whose steps are the same, in smaller parts"

@@ -3,19 +3,35 @@
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ... import environment, lab
 from .devices import Devices
 from .work import Ended, Task, work
 
 LEAVE_SECONDS = 25.0  # so long a worker has to save, once nobody waits for it
 
-PRELOAD = ["bestrun.training.device", "bestrun.training.loop", "bestrun.run.resume", "mlflow.tracking"]
-PRELOAD.append("mlflow.store.tracking.sqlalchemy_store")  # 1 s at the first use of a store
+COMMAND = "bestrun.sweep.backends._command"
+SERVER = "bestrun.sweep.backends._forked"
+PRELOAD = [
+    "bestrun.training.device",  # first, as it makes TensorFlow's start quiet
+    "bestrun.training.loop",
+    "bestrun.training.networks.cnn",
+    "bestrun.run.gallery",
+    "bestrun.run.resume",
+    "bestrun.run.start",
+    "bestrun.views.screen",
+    "mlflow.tracking",
+    "mlflow.store.tracking.sqlalchemy_store",  # 1 s at the first use of a store
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "alembic.command",
+    "sqlalchemy.dialects.sqlite",
+]
 
 
 class Local:
@@ -29,7 +45,9 @@ class Local:
         self._devices = devices
         self._context: Any = multiprocessing.get_context("spawn" if devices.names else "forkserver")
         if not devices.names:
-            self._context.set_forkserver_preload(PRELOAD)
+            is_plain = environment.is_command and not lab.current()  # a lab's code may take anything of Keras
+            self._context.set_forkserver_preload([COMMAND, SERVER] if is_plain else [SERVER])
+            multiprocessing.forkserver.ensure_running()  # it imports while the sweep's store and data are looked at
         self._running: dict[str, tuple[Any, multiprocessing.connection.Connection[Any, Any]]] = {}
 
     def start(self, task: Task, on_chunk: Callable[[], None]) -> None:

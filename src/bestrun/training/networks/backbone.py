@@ -1,5 +1,7 @@
 """A network of keras.applications as one layer, `backbone`, and logits on it."""
 
+from functools import partial
+
 import keras
 
 from ...errors import SettingsError
@@ -37,8 +39,13 @@ def build(
     if channels == 1:
         x = keras.layers.Concatenate(name="channels")([x, x, x])
     x = getattr(keras.applications, FAMILY_OF[application]).preprocess_input(x)
-    network = getattr(keras.applications, application)
-    x = network(include_top=False, weights=None, input_shape=(height, width, 3), name="backbone")(x)
+    make = partial(getattr(keras.applications, application), include_top=False, weights=None)
+    if FAMILY_OF[application] == "efficientnet_v2":  # which finds its blocks by its own name, so it is named afterwards
+        inner = make(input_shape=(height, width, 3))
+        network = keras.Model(inner.input, inner.output, name="backbone")
+    else:
+        network = make(input_shape=(height, width, 3), name="backbone")
+    x = network(x)
     pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[pooling]
     x = keras.layers.Dropout(dropout, name="dropout")(pool(name="pooling")(x))
     return keras.Model(images, keras.layers.Dense(num_classes, name="logits")(x), name="backbone_network")
