@@ -17,7 +17,7 @@ from .speed import ratios
 from .table import in_turn, row, section
 
 ROOT = Path(__file__).parents[2]
-FIRST = re.compile(r"\s+0\s+\d+\.\d+ %")  # the line of the evaluation at step 0
+FIRST = re.compile(r"\s+0(\s+-){2}\s+\d")  # the line of the evaluation at step 0; nothing was trained before
 BY_PIP = """
 {python} -m venv .venv
 .venv/bin/python -m pip install --quiet --compile --require-hashes -r requirements.lock
