@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .sweeps import part_of_mnist
 from .table import row, section
 
 RATES = ("0.001", "0.003", "0.0003", "0.01", "0.0001")  # the first of them where there are fewer trials
@@ -48,19 +49,6 @@ class Night:
     def until(self, right: int) -> float:
         """Seconds until an evaluation had so many images right."""
         return min(seconds for seconds, found in self.evaluations if found >= right)
-
-
-def make(place: Path) -> None:
-    from bestrun.data.dataset import load_dataset
-
-    mnist, arrays = load_dataset("mnist"), {}
-    for part, split, count in (
-        ("train", mnist.train, 20_000),
-        ("val", mnist.validation, 5_000),
-        ("test", mnist.test, 1_000),
-    ):
-        arrays |= {f"x_{part}": split.images[:count, ..., 0], f"y_{part}": split.labels[:count].astype("uint8")}
-    np.savez(place / "night.npz", **arrays)
 
 
 def carry_out(place: Path, *command: str) -> float:
@@ -127,10 +115,10 @@ def night() -> list[dict[str, Any]]:
     for turn in range(turns):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            make(place)
+            data = part_of_mnist(place, 20_000)
             for name, side in sides.items():
                 more = [turn] if side is ours else []
-                nights[name].append(side(place / name.split()[0], place / "night.npz", rates, *more))
+                nights[name].append(side(place / name.split()[0], data, rates, *more))
                 print(".", end="", flush=True)
     print()
     rows = []

@@ -36,7 +36,7 @@ def batch_gradients(model: keras.Model, config: Config, class_weights: Any = Non
     sizes = [len(piece) for piece in np.array_split(range(size), pieces) if len(piece)]
 
     def piece_of(images: Any, labels: Any, others: Any, share: Any) -> tuple[list[Any], Any, Any]:
-        in_halves = convolutions_in_halves(model) if whole and device.parts() == 2 else nullcontext()
+        in_halves = convolutions_in_halves(model) if whole and device.parts() > 1 else nullcontext()
         with tf.GradientTape() as tape, in_halves:
             logits = tf.cast(model(images, training=True), tf.float32)  # from bfloat16, as it may be
             found = losses(
