@@ -2,31 +2,35 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from bestrun.results.record import from_folder
+from bestrun.run import checks
 from bestrun.run.verify import choose, unseen
 from bestrun.settings.compose import read_config
 from bestrun.settings.config import digest, flatten
 from bestrun.storage.checkpoint import encode, load, save, tensors_sha256
+from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.storage.right import encoded as encoded_bits
 from support.looks import evaluations, wait_for
-from support.processes import Command, Starter
-from support.stores import make_home
+from support.processes import Command, Starter, bestrun_command
+from support.stores import copy_home, make_home
 
 SMALL = [
     *("data=npz", "model.filter_sizes=[3]", "model.num_filters=[4]", "model.fc_size=8", "training.batch_size=16"),
     *("training.max_steps=80", "training.patience_steps=80", "training.evaluate_every_steps=20"),
-    *("optimizer.learning_rate=2e-3", "pictures=false", "threads=2"),
+    *("optimizer.learning_rate=2e-3", "pictures=false", "threads=2", "tracking.log_model=none"),
 ]
+AVERAGED = "optimizer.ema=0.9"
 HONEST = {  # name -> what is typed for it
     "ema": ["optimizer.ema=0.97", "training.class_weights=balanced", "schedule=one_cycle"],
     "images": ["augmentation=images", "training.mixup_share=0.4", "training.label_smoothing=0.1"],
@@ -66,15 +70,26 @@ def test_an_honest_run_is_equal_to_the_bit(name, bestrun, home, tiny_npz):
     assert_proved(bestrun, "r")
 
 
-def test_a_run_stopped_in_mid_interval_and_resumed_with_another_rate_is_equal(bestrun, home, tiny_npz):
-    long = ["training.max_steps=4000", "training.patience_steps=4000", "training.evaluate_every_steps=1000"]
-    process = bestrun.start("train", *words_of(tiny_npz, *long, "schedule=one_cycle"), "name=r")
+def _terminated_at_step_50(argv):
+    """The command; it sends itself a SIGTERM at step 50, in the middle of an interval."""
+    from bestrun.training import loop
+
+    original = loop.rates_of
+
+    def rates_of(config, step, *rest):
+        if step == 50:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(config, step, *rest)
+
+    loop.rates_of, loop.CHUNK_SECONDS = rates_of, 0.0  # chunks of one step each
+    bestrun_command(argv)
+
+
+def test_a_run_stopped_in_mid_interval_and_resumed_with_another_rate_is_equal(bestrun, start_process, home, tiny_npz):
+    argv = ("train", *words_of(tiny_npz, "schedule=one_cycle"), "name=r")
+    assert start_process(_terminated_at_step_50, argv, cwd=home).wait().code == 143
+    assert bestrun("resume", "r", "optimizer.learning_rate=5e-4", "training.max_steps=100").code == 0
     folder = RunFolder(home / "mlruns" / "runs" / "r")
-    wait_for(lambda: folder.exists() and len(evaluations(folder)) >= 2, process)
-    time.sleep(0.2)  # into the interval
-    process.kill(signal.SIGTERM)
-    assert process.wait().code == 143
-    assert bestrun("resume", "r", "optimizer.learning_rate=5e-4", "training.max_steps=5000").code == 0
     resumed = next(event for event in read_journal(folder.journal)[0] if event["event"] == "resumed")
     assert resumed["at_step"] > resumed["from_step"], "the signal came at an evaluation"
     found = assert_proved(bestrun, "r")
@@ -98,11 +113,8 @@ def test_a_killed_run_a_child_of_a_run_and_a_rebuilt_folder_are_equal(bestrun, h
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("how", ["taken", "edited", "gone", "of another run", "torn"])
-def test_a_rebuilt_folder_takes_mlflow_s_copy_of_the_journal_if_that_agrees(how, bestrun, home, tiny_npz):
-    assert bestrun("train", *words_of(tiny_npz), "name=r").code == 0
-    folder = RunFolder(home / "mlruns" / "runs" / "r")
-    (copy,) = (home / "mlruns" / "artifacts").rglob("journal.jsonl")
-    before = folder.journal.read_bytes()
+def test_a_rebuilt_folder_takes_mlflow_s_copy_of_the_journal_if_that_agrees(how, bestrun, honest, home):
+    copy, before = copy_in_mlflow(home, honest), honest.journal.read_bytes()
     assert copy.read_bytes() == before
     if how == "edited":
         copy.write_bytes(before.replace(b'"val/accuracy": 0.', b'"val/accuracy": 1.', 1))
@@ -114,7 +126,7 @@ def test_a_rebuilt_folder_takes_mlflow_s_copy_of_the_journal_if_that_agrees(how,
         copy.unlink()
     result = bestrun("resume", "r", "training.max_steps=100", "training.patience_steps=100", "--from-mlflow")
     assert result.code == 0, result.err
-    is_taken = folder.journal.read_bytes().startswith(before)
+    is_taken = honest.journal.read_bytes().startswith(before)
     assert is_taken is (how == "taken")
     told = "its journal is put together from MLflow's figures" in result.out + result.err
     assert told is (how != "taken")
@@ -123,14 +135,18 @@ def test_a_rebuilt_folder_takes_mlflow_s_copy_of_the_journal_if_that_agrees(how,
     assert ("begins where the folder was rebuilt" in found.told) is (how != "taken")
 
 
-def test_where_it_is_not_on_record_when_a_rate_changed_nothing_is_computed(bestrun, home, tiny_npz):
+def copy_in_mlflow(home, folder):
+    """The journal of a run among MLflow's artifacts."""
+    run_id = read_json(folder.mirror)["run_id"]
+    (copy,) = (home / "mlruns" / "artifacts").glob(f"*/{run_id}/**/journal.jsonl")
+    return copy
+
+
+def test_where_it_is_not_on_record_when_a_rate_changed_nothing_is_computed(bestrun, honest, home):
     """MLflow knows that a resume changed the rate, not at which step: no honest run may fail for that."""
-    assert bestrun("train", *words_of(tiny_npz), "name=r").code == 0
     more = ["training.max_steps=120", "training.patience_steps=120"]
     assert bestrun("resume", "r", *more, "optimizer.learning_rate=1e-3").code == 0
-    assert_proved(bestrun, "r")
-    (copy,) = (home / "mlruns" / "artifacts").rglob("journal.jsonl")
-    copy.unlink()
+    copy_in_mlflow(home, honest).unlink()
     further = ["training.max_steps=160", "training.patience_steps=160"]
     assert bestrun("resume", "r", *further, "--from-mlflow").code == 0
     found = verified(bestrun, "r", "--intervals", "999")
@@ -142,18 +158,26 @@ def test_where_it_is_not_on_record_when_a_rate_changed_nothing_is_computed(bestr
 
 @pytest.fixture(scope="module")
 def trained_tiny(_forkserver, tmp_path_factory, ready_made_store, tiny_npz):
-    """A home with one honest run."""
+    """A home with two honest runs: r, and k, which keeps its states of every 40 steps."""
     home = make_home(tmp_path_factory.mktemp("honest"), ready_made_store)
     command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
-    assert command("train", *words_of(tiny_npz), "name=r").code == 0
-    return home / "mlruns" / "runs" / "r"
+    for words in (["name=r"], ["name=k", "training.keyframe_every_steps=40"]):
+        assert command("train", *words_of(tiny_npz, AVERAGED, *words)).code == 0
+    return home
+
+
+@pytest.fixture
+def honest(trained_tiny, home):
+    """The run r of a copy of that home, with all that MLflow has of it."""
+    copy_home(trained_tiny, home)
+    return RunFolder(home / "mlruns" / "runs" / "r")
 
 
 @pytest.fixture
 def forged(trained_tiny, home):
     """A copy of the honest run in a home of its own, whose MLflow knows nothing of it."""
     folder = RunFolder(home / "mlruns" / "runs" / "r")
-    shutil.copytree(trained_tiny, folder.path)
+    shutil.copytree(trained_tiny / "mlruns" / "runs" / "r", folder.path)
     return folder
 
 
@@ -287,21 +311,22 @@ def as_if_of_an_older_version(folder):
 
 FORGERIES = {  # how -> the check that fails, and a word of what it says
     other_weights: ("evaluation", "function is another one"),
-    better_figure: ("evaluation", "val/accuracy"),
-    an_edited_loss: ("training", "train/loss"),
-    another_seed: ("training", "step 0: "),
     a_setting: ("settings", "training.batch_size"),
     a_line_less: ("chain", "line 4"),
-    other_code: ("code", "other code"),
-    a_last_of_another_step: ("checkpoint", "its tensors are not those"),
+    an_edited_loss: ("training", "train/loss"),
+    another_seed: ("training", "step 0: "),
     an_improvement_too_many: ("journal", "improved"),
+    other_code: ("code", "other code"),
     as_if_of_an_older_version: ("training", "holds other tensors"),
+    better_figure: ("evaluation", "val/accuracy"),
+    a_last_of_another_step: ("checkpoint", "its tensors are not those"),
     nonsense: ("journal", "none that a run writes"),
     another_end: ("journal", "stop rule"),
 }
+SEEN_AT_ONCE = [forge for forge in FORGERIES if FORGERIES[forge][0] in ("settings", "chain", "journal", "checkpoint")]
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("forge", FORGERIES)
 def test_a_forged_run_fails_and_says_where(forge, forged, bestrun):
     forge(forged)
@@ -312,12 +337,18 @@ def test_a_forged_run_fails_and_says_where(forge, forged, bestrun):
     assert word in failed[0]["words"]
 
 
+@pytest.mark.parametrize("forge", SEEN_AT_ONCE)
+def test_a_forgery_that_shows_in_the_files_fails_before_anything_is_computed(forge, forged):
+    forge(forged)
+    (what, word), failed = FORGERIES[forge], [found for found in checks.look(from_folder(forged)) if found[1] is False]
+    assert failed[0][0] == what and word in failed[0][2]
+
+
 @pytest.mark.slow
-def test_swapped_data_and_an_edited_history_in_mlflow_fail(trained_tiny, bestrun, home, tiny_npz, tmp_path):
-    assert bestrun("train", *words_of(tiny_npz), "name=r").code == 0
+def test_swapped_data_and_an_edited_history_in_mlflow_fail(bestrun, honest, home, tiny_npz, tmp_path):
     import mlflow
 
-    run_id = json.loads((home / "mlruns" / "runs" / "r" / "mirror.json").read_text())["run_id"]
+    run_id = read_json(honest.mirror)["run_id"]
     client = mlflow.MlflowClient(f"sqlite:///{home / 'mlruns' / 'mlflow.db'}")
     client.log_metric(run_id, "val/accuracy", 0.99, step=40, timestamp=2**42)
     found = verified(bestrun, "r", "--intervals", "0")
@@ -337,9 +368,9 @@ def test_what_another_machine_computed_is_close_within_the_tolerance(forged, bes
         line_at(events, 40)["val/loss"] *= 1.0002
 
     rewrite(forged, elsewhere)
-    found = verified(bestrun, "r", "--intervals", "999")
-    assert (found.code, found.verdict) == (0, "close") and found.computed_otherwise[0].startswith("numpy 1.0, now ")
-    assert "within the tolerance, not to the bit" in bestrun("verify", "r", "--intervals", "999").out
+    close = bestrun("verify", "r", "--intervals", "999")
+    assert close.code == 0 and "numpy 1.0, now " in close.out
+    assert "verdict     close" in close.out and "within the tolerance, not to the bit" in close.out
 
     def too_far(events):
         line_at(events, 40)["val/loss"] *= 1.01
@@ -358,44 +389,37 @@ def test_other_code_is_allowed_only_when_asked(forged, bestrun):
 # ---- states kept on the way
 
 
-def test_keyframes_are_kept_sent_begun_at_and_part_of_no_best(bestrun, home, tiny_npz, tmp_path):
-    words = words_of(tiny_npz, "training.max_steps=120", "training.patience_steps=120")
-    assert bestrun("train", *words, "training.keyframe_every_steps=40", "name=r").code == 0
-    assert bestrun("train", *words, "name=plain").code == 0
-    folder, plain = (RunFolder(home / "mlruns" / "runs" / name) for name in ("r", "plain"))
-    assert [path.name for path in folder.keyframes()] == [f"keyframe-{step}.safetensors" for step in (120, 80, 40)]
+def test_keyframes_are_kept_sent_begun_at_and_part_of_no_best(bestrun, honest, home, tmp_path):
+    folder, plain = RunFolder(honest.path.with_name("k")), honest
+    assert [path.name for path in folder.keyframes()] == [f"keyframe-{step}.safetensors" for step in (80, 40)]
     assert plain.keyframes() == [] and len(folder.bests()) == 1
     config_digests = {read_journal(each.journal)[0][0]["config_digest"] for each in (folder, plain)}
     assert len(config_digests) == 1, "what is kept decides nothing of training"
     sent = [path.name for path in (home / "mlruns" / "artifacts").rglob("keyframes/*")]
     assert sorted(sent) == sorted(path.name for path in folder.keyframes())
-    found = bestrun("fetch", "r", "--at", "80", "--out", str(tmp_path / "out"))
-    assert "kept as keyframe-80.safetensors" in found.out
-    later = bestrun("fetch", "r", "--at", "100", "--out", str(tmp_path / "later"))
-    assert "computed from step 80, proved: 1 evaluations" in later.out or "kept as" in later.out
-    assert bestrun("resume", "r", "training.max_steps=140", "training.patience_steps=140").code == 0
-    assert_proved(bestrun, "r")
-    assert bestrun("resume", "r", "training.max_steps=160", "training.patience_steps=160", "--from-mlflow").code == 0
-    assert "keyframe-40.safetensors is not here" in assert_proved(bestrun, "r").told, "they are in MLflow, not fetched"
+    found = bestrun("fetch", "k", "--at", "40", "--out", str(tmp_path / "out"))
+    assert "kept as keyframe-40.safetensors" in found.out
+    later = bestrun("fetch", "k", "--at", "60", "--out", str(tmp_path / "later"))
+    assert "computed from step 40, proved: 1 evaluations" in later.out or "kept as" in later.out
+    assert_proved(bestrun, "k")
+    assert bestrun("resume", "k", "training.max_steps=120", "training.patience_steps=120", "--from-mlflow").code == 0
+    assert "keyframe-40.safetensors is not here" in assert_proved(bestrun, "k").told, "they are in MLflow, not fetched"
 
 
-def test_a_run_goes_on_from_a_keyframe_where_nothing_newer_is_good(bestrun, home, tiny_npz):
-    words = words_of(tiny_npz, "training.keyframe_every_steps=20")
-    assert bestrun("train", *words, "training.max_steps=60", "name=r").code == 0
-    folder = RunFolder(home / "mlruns" / "runs" / "r")
-    for path in (folder.last, *folder.bests(), folder.keyframe(60)):
+def test_a_run_goes_on_from_a_keyframe_where_nothing_newer_is_good(bestrun, honest):
+    folder = RunFolder(honest.path.with_name("k"))
+    for path in (folder.last, *folder.bests(), folder.keyframe(80)):
         path.write_bytes(path.read_bytes()[:-1])
-    result = bestrun("resume", "r", "training.max_steps=80")
+    result = bestrun("resume", "k", "training.max_steps=100")
     assert result.code == 0 and "goes on from keyframe-40.safetensors" in result.err + result.out
 
 
-def test_a_keyframe_of_another_step_is_told(forged, bestrun, home, tiny_npz):
-    assert bestrun("train", *words_of(tiny_npz, "training.keyframe_every_steps=20"), "name=k").code == 0
-    folder = RunFolder(home / "mlruns" / "runs" / "k")
-    shutil.copyfile(folder.keyframe(40), folder.keyframe(20))
-    rewrite(folder, lambda events: line_at(events, 20).update(keyframe_sha256=line_at(events, 40)["keyframe_sha256"]))
+def test_a_keyframe_of_another_step_is_told(bestrun, honest):
+    folder = RunFolder(honest.path.with_name("k"))
+    shutil.copyfile(folder.keyframe(80), folder.keyframe(40))
+    rewrite(folder, lambda events: line_at(events, 40).update(keyframe_sha256=line_at(events, 80)["keyframe_sha256"]))
     found = verified(bestrun, "k")
-    assert found.code == 5 and "keyframe-20.safetensors is of step 40" in found.told
+    assert found.code == 5 and "keyframe-40.safetensors is of step 80" in found.told
 
 
 def test_a_keyframe_between_evaluations_is_refused(bestrun, home, tiny_npz):
@@ -456,10 +480,8 @@ def test_a_seed_chooses_the_same_again_and_the_best_always():
 # ---- the state at an evaluation
 
 
-def test_fetch_at_is_what_a_run_of_so_many_steps_ends_with(bestrun, home, tiny_npz, tmp_path):
-    assert bestrun("train", *words_of(tiny_npz, "optimizer.ema=0.9"), "name=r").code == 0
-    short = ["training.max_steps=40", "optimizer.ema=0.9"]
-    assert bestrun("train", *words_of(tiny_npz, *short), "name=short").code == 0
+def test_fetch_at_is_what_a_run_of_so_many_steps_ends_with(bestrun, honest, home, tiny_npz, tmp_path):
+    assert bestrun("train", *words_of(tiny_npz, AVERAGED, "training.max_steps=40", "name=short")).code == 0
     result = bestrun("fetch", "r", "--at", "40", "--out", str(tmp_path / "out"))
     assert result.code == 0 and "proved: 2 evaluations on the way are as recorded to the bit" in result.out
     found, expected = (
