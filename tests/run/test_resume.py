@@ -4,6 +4,7 @@ R2 to R5 of the test plan, changed settings, `from_run`, runs rebuilt from MLflo
 signals are real signals, and what a resumed run left is compared with what an uninterrupted one did.
 """
 
+import functools
 import json
 import os
 import random
@@ -17,17 +18,20 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from bestrun.settings.compose import read_config
 from bestrun.storage.checkpoint import load
 from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
-from support.looks import assert_same_checkpoint, assert_same_tensors, evaluations, figures, wait_for
+from support.lines import with_pictures
+from support.looks import ELSEWHERE, assert_same_checkpoint, assert_same_tensors, evaluations, figures, wait_for
 from support.processes import Command, Starter, bestrun_command
 from support.stores import assert_record_agrees, make_home, mlflow_record, run_folder, sqlite_uri
+from support.stubbed import Stubbed, stubbed
 
 NETWORK = ["model.num_filters=[4,8]", "model.fc_size=16", "training.batch_size=16", "training.evaluate_every_steps=20"]
 NETWORK += ["tracking.log_model=none"]
-STEPS = ["training.max_steps=300", "training.patience_steps=300", "optimizer.learning_rate=2e-3"]
+STEPS = ["training.max_steps=300", "training.patience_steps=300", "optimizer.learning_rate=2e-3", "pictures=false"]
 SHORT = ["training.max_steps=40", "training.patience_steps=40", "optimizer.learning_rate=2e-3", "pictures=false"]
 FILES = {"config.yaml", "overrides.yaml", "journal.jsonl", "last.safetensors", "run.log", "lock", "mirror.json"}
 
@@ -64,10 +68,10 @@ class Reference:
         return len(passed), when - (passed[-1] if passed else self.began)
 
 
-def make_reference(tmp_path_factory, store, words):
+def make_reference(tmp_path_factory, store, words, command=Command):
     """One run in a home of its own, for all tests of a session."""
     home = make_home(tmp_path_factory.mktemp("reference"), store)
-    process = Command(Starter(tmp_path_factory.mktemp("processes")), home).start(
+    process = command(Starter(tmp_path_factory.mktemp("processes")), home).start(
         "train", *words, "name=uninterrupted", env={"BESTRUN_MLRUNS": str(home / "mlruns")}
     )
     began = time.time()
@@ -83,8 +87,23 @@ def uninterrupted(_forkserver, tmp_path_factory, ready_made_store, small_mnist_n
     return make_reference(tmp_path_factory, ready_made_store, words)
 
 
+@pytest.fixture(scope="session")
+def stub_uninterrupted(_forkserver, tmp_path_factory, ready_made_store, small_mnist_npz):
+    """The same of three arrays in place of a network."""
+    words = ["data=npz", f"data.path={small_mnist_npz}", *NETWORK, *STEPS]
+    return make_reference(tmp_path_factory, ready_made_store, words, Stubbed)
+
+
+@pytest.fixture
+def stub_bestrun(start_process, home):
+    return Stubbed(start_process, home)
+
+
 def assert_equals_uninterrupted(reference, home, name):
-    """All that a run leaves: tensors, best, end, every evaluation once in journal and MLflow, and no litter."""
+    """All that a run leaves: tensors, best, end, every evaluation once in journal and MLflow, and no litter.
+
+    A run with pictures equals one without, but for them.
+    """
     folder, uri = run_folder(home, name), sqlite_uri(home)
     events, _ = read_journal(folder.journal)
     assert figures(folder) == figures(reference.folder)
@@ -98,7 +117,8 @@ def assert_equals_uninterrupted(reference, home, name):
     best = load(folder.path / found["best"]["checkpoint"], sha256=found["best"]["sha256"])
     assert_same_checkpoint(best, load(reference.folder.path / expected["best"]["checkpoint"]))
     left = {path.name for path in folder.path.iterdir()} - {"uncommitted.diff", "environment.txt"}
-    assert left == FILES | {"pictures", "result.json", found["best"]["checkpoint"]}
+    is_drawn = read_config(folder.config).pictures
+    assert left == FILES | {"result.json", found["best"]["checkpoint"]} | ({"pictures"} if is_drawn else set())
 
     run = assert_record_agrees(uri, folder)
     _, rows, artifacts = mlflow_record(uri, name)
@@ -106,13 +126,13 @@ def assert_equals_uninterrupted(reference, home, name):
     for key in [key for key in rows if key == "images_per_second" or key.startswith("system/")]:  # are never the same
         assert [step for step, _ in rows.pop(key)] == [step for step, _ in expected_rows.pop(key)]
     assert rows == expected_rows
-    # Which improvements are drawn may differ by one set: a kill may come between the drawing and its journal line
-    drawn = artifacts.pop("images", []), expected_artifacts.pop("images", [])
     for found_artifacts in (artifacts, expected_artifacts):  # of a tree that somebody edits while it is tested
         found_artifacts.pop("code", None)
-    assert all(len(images) <= 2 * 4 * 6 for images in drawn) and all(drawn)
+    assert ("pictures/curves.png" in artifacts.pop("pictures", [])) is is_drawn
+    # Which improvements are drawn may differ by one set: a kill may come between the drawing and its journal line
+    assert (0 < len(artifacts.pop("images", [])) <= 2 * 4 * 6) is is_drawn
     assert artifacts == expected_artifacts
-    assert {**run.data.params, "name": None} == {**other.data.params, "name": None}
+    assert {**run.data.params, "name": None, "pictures": None} == {**other.data.params, "name": None, "pictures": None}
     assert (run.info.status, run.data.tags["bestrun.stop_reason"]) == ("FINISHED", found["stop_reason"])
     assert found["run_id"] == run.info.run_id
     return run
@@ -150,10 +170,8 @@ def phase_of(folder):
     return f"in training, {len(evaluations(folder))} evaluations"
 
 
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize(
-    "number", [*range(3), *(pytest.param(number, marks=pytest.mark.slow) for number in range(3, 105))]
-)
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("number", [3, *(number for number in range(105) if number != 3)])  # the quick one in training
 def test_run_killed_at_a_random_moment_and_resumed_equals_uninterrupted_run(
     bestrun, home, data, uninterrupted, number, record_property
 ):
@@ -188,7 +206,7 @@ def test_run_killed_at_a_random_moment_and_resumed_equals_uninterrupted_run(
 def test_run_killed_ten_times_equals_uninterrupted_run(bestrun, home, data, uninterrupted, seed):
     dice = random.Random(seed)
     folder = run_folder(home, "often")
-    process = bestrun.start("train", *data, *STEPS, "name=often")
+    process = bestrun.start("train", *data, *with_pictures(STEPS), "name=often")
     phases = []
     for number in range(10):
         wait_for(folder.exists, process)
@@ -214,21 +232,20 @@ def test_run_killed_ten_times_equals_uninterrupted_run(bestrun, home, data, unin
 
 PATIENT = [
     *("training.max_steps=600", "training.evaluate_every_steps=10", "training.patience_steps=40"),
-    "optimizer.learning_rate=2e-2",
+    *("optimizer.learning_rate=2e-2", "pictures=false"),
 ]
 
 
 @pytest.fixture(scope="session")
 def patient(_forkserver, tmp_path_factory, ready_made_store, small_mnist_npz):
-    """By seed: a run that really stops because nothing improves."""
-    made = {}
+    """By command and seed: a run that really stops because nothing improves."""
 
-    def get(seed):
-        if seed not in made:
-            words = ["data=npz", f"data.path={small_mnist_npz}", *NETWORK, *PATIENT, f"seed={seed}"]
-            made[seed] = make_reference(tmp_path_factory, ready_made_store, words)
-            assert read_json(made[seed].folder.result)["stop_reason"] == "patience"
-        return made[seed]
+    @functools.cache
+    def get(command, seed):
+        words = ["data=npz", f"data.path={small_mnist_npz}", *NETWORK, *PATIENT, f"seed={seed}"]
+        made = make_reference(tmp_path_factory, ready_made_store, words, command)
+        assert read_json(made.folder.result)["stop_reason"] == "patience"
+        return made
 
     return get
 
@@ -248,21 +265,15 @@ def _die_while_saving(name, argv):
     bestrun_command(argv)
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
-    "moment",
-    [
-        "saving best",
-        "after stop",
-        *(
-            pytest.param(moment, marks=pytest.mark.slow)
-            for moment in ("patience - 1", "wait 0", "wait 1", "on improvement")
-        ),
-    ],
+    ("command", "seed"),
+    [(Stubbed, 0), *(pytest.param(Command, seed, marks=pytest.mark.slow) for seed in (0, 1))],
+    ids=["three arrays", "network 0", "network 1"],
 )
-def test_patience_survives_resume(bestrun, start_process, home, data, patient, moment, seed):
-    reference = patient(seed)
+@pytest.mark.parametrize("moment", ["saving best", "after stop", "patience - 1", "wait 0", "wait 1", "on improvement"])
+def test_patience_survives_resume(start_process, home, data, patient, moment, command, seed):
+    reference, bestrun = patient(command, seed), command(start_process, home)
     lines = reference.evaluations
     best = max(number for number, line in enumerate(lines) if line["improved"])  # F9 and F10 pass once an evaluation
     assert 0 < best < len(lines) - 3
@@ -277,7 +288,8 @@ def test_patience_survives_resume(bestrun, start_process, home, data, patient, m
     argv = ("train", *data, *PATIENT, f"seed={seed}", "name=patient")
     folder = run_folder(home, "patient")
     if moment == "saving best":
-        result = start_process(_die_while_saving, lines[best]["checkpoint"], argv, cwd=home).wait()
+        around = [stubbed] if command is Stubbed else []
+        result = start_process(*around, _die_while_saving, lines[best]["checkpoint"], argv, cwd=home).wait()
     else:
         result = bestrun(*argv, env={"BESTRUN_FAULT": fault})
     assert result.code == -signal.SIGKILL
@@ -358,9 +370,8 @@ PHASES = [
 SLOW = [(number, phase) for number in NAMES for phase in PHASES if (number, phase) not in QUICK]
 
 
-def start_and_signal(start_process, home, number, phase, argv, times=1):
+def end_by_signal(process, phase):
     """Returns how it ended, and how many seconds after the signal."""
-    process = start_process(_signal_in, phase, number, times, argv, cwd=home)
     result = process.wait()
     marks = [line for line in result.out.splitlines() if line.startswith("SIGNAL")]
     assert marks, f"it never came to {phase}: {result.out}{result.err}"
@@ -378,7 +389,8 @@ def test_interrupted_run_says_how_to_resume_and_resumes_to_the_same_result(
 ):
     argv = ("train", *data, *STEPS, "name=stopped")
     folder = run_folder(home, "stopped")
-    result, seconds = start_and_signal(start_process, home, number, phase, argv)
+    process = start_process(_signal_in, phase, number, 1, argv, cwd=home)
+    result, seconds = end_by_signal(process, phase)
     assert seconds < 10
     assert "Traceback" not in result.err
     if phase == "data":  # nothing has begun: SIGTERM ends it as it ends any program, a shell says 143
@@ -408,15 +420,18 @@ def test_interrupted_run_says_how_to_resume_and_resumes_to_the_same_result(
 @pytest.mark.parametrize(
     "phase", ["saving:9", *(pytest.param(p, marks=pytest.mark.slow) for p in ("step", "validation:3"))]
 )
-def test_a_second_ctrl_c_leaves_at_once_and_breaks_nothing(bestrun, start_process, home, data, uninterrupted, phase):
+def test_a_second_ctrl_c_leaves_at_once_and_breaks_nothing(
+    stub_bestrun, start_process, home, data, stub_uninterrupted, phase
+):
     argv = ("train", *data, *STEPS, "name=hurried")
-    result, seconds = start_and_signal(start_process, home, signal.SIGINT, phase, argv, times=2)
+    process = start_process(stubbed, _signal_in, phase, signal.SIGINT, 2, argv, cwd=home)
+    result, seconds = end_by_signal(process, phase)
     assert result.code == 130 and seconds < 1
     folder = run_folder(home, "hurried")
     assert read_journal(folder.journal)[0][-1]["event"] != "stopped"  # it did not wait to say so
-    again = bestrun("resume")
+    again = stub_bestrun("resume")
     assert again.code == 0, again.err
-    assert_equals_uninterrupted(uninterrupted, home, "hurried")
+    assert_equals_uninterrupted(stub_uninterrupted, home, "hurried")
 
 
 # ---- resuming with changed settings ----
@@ -430,7 +445,8 @@ def runs_json(bestrun, name):
     return row
 
 
-def test_a_finished_run_trained_further_equals_one_that_had_the_later_end(bestrun, home, data, uninterrupted):
+def test_a_finished_run_trained_further_equals_one_that_had_the_later_end(stub_bestrun, home, data, stub_uninterrupted):
+    bestrun, uninterrupted = stub_bestrun, stub_uninterrupted
     assert bestrun("train", *data, *STEPS, "training.max_steps=40", "name=longer").code == 0
     first = mlflow_record(sqlite_uri(home), "longer")[0].info.run_id
     refused = bestrun("resume", "longer")
@@ -456,9 +472,12 @@ def test_a_finished_run_trained_further_equals_one_that_had_the_later_end(bestru
     assert (row["state"], row["stop_reason"]) == ("finished", "max_steps")
 
 
-def test_settings_that_would_make_another_experiment_are_refused_with_both_values(bestrun, home, data):
-    assert bestrun("train", *data, *SHORT, "name=fixed", env={"BESTRUN_FAULT": "F9:3"}).code == -signal.SIGKILL
-    folder = run_folder(home, "fixed")
+def test_settings_that_would_make_another_experiment_are_refused_with_both_values(bestrun, home, uninterrupted):
+    folder = run_folder(home, "uninterrupted")
+    shutil.copytree(uninterrupted.folder.path, folder.path, ignore=ELSEWHERE)
+    folder.result.unlink()
+    *lines, _ = folder.journal.read_bytes().splitlines(keepends=True)
+    folder.journal.write_bytes(b"".join(lines))  # as if it had been killed before it could say that it stopped
     before = {path.name: path.read_bytes() for path in folder.path.iterdir() if path.is_file() and path.name != "lock"}
     for words, old, new in (
         ("model.fc_size=32", "16", "32"),
@@ -469,7 +488,7 @@ def test_settings_that_would_make_another_experiment_are_refused_with_both_value
         ("training.evaluate_every_steps=10", "20", "10"),
         ("objective.metric=val/loss", "val/accuracy", "val/loss"),
     ):
-        result = bestrun("resume", "fixed", *words.split())
+        result = bestrun("resume", "uninterrupted", *words.split())
         assert result.code == 2, words
         key = words.partition("=")[0]
         line = next(line for line in result.err.splitlines() if key in line)
@@ -480,10 +499,11 @@ def test_settings_that_would_make_another_experiment_are_refused_with_both_value
     }
 
 
-def test_a_run_that_is_running_is_not_resumed_by_a_second_process(bestrun, home, data):
+def test_a_live_run_shows_as_running_and_is_not_resumed_by_a_second_process(bestrun, home, data):
     process = bestrun.start("train", *data, *STEPS, "training.max_steps=100000", "name=busy")
     folder = run_folder(home, "busy")
-    assert wait_for(lambda: folder.exists() and evaluations(folder), process), process.err
+    assert wait_for(lambda: folder.exists() and evaluations(folder) and is_in_mlflow(home), process), process.err
+    assert runs_json(bestrun, "busy")["state"] == "running"
     named, unnamed = bestrun("resume", "busy"), bestrun("resume")
     assert named.code == 2 and f"in use by process {process.pid}" in named.err
     assert unnamed.code == 2 and "no interrupted run" in unnamed.err
@@ -503,25 +523,29 @@ def parent(bestrun, home, data):
     return load(folder.path / best["checkpoint"], sha256=best["sha256"])
 
 
-def first_checkpoint(bestrun, home, *argv):
+def first_checkpoint(bestrun, home, *argv, env=None):
     """The state of a run right after its evaluation at step 0, where it is killed."""
-    result = bestrun("train", *argv, env={"BESTRUN_FAULT": "F10:1"})
+    result = bestrun("train", *argv, env={"BESTRUN_FAULT": "F10:1", **(env or {})})
     assert result.code == -signal.SIGKILL, result.err
     name = next(word for word in argv if word.startswith("name=")).partition("=")[2]
     return load(run_folder(home, name).last)
 
 
 @pytest.mark.parametrize("place", [pytest.param("its folder", marks=pytest.mark.slow), "MLflow alone"])
-def test_from_run_takes_weights_and_starts_at_step_0(bestrun, home, data, parent, place):
-    if place == "MLflow alone":
-        shutil.rmtree(run_folder(home, "parent").path)
+def test_from_run_takes_weights_and_starts_at_step_0(bestrun, home, data, uninterrupted, place):
+    if place == "its folder":
+        shutil.copytree(uninterrupted.folder.path, run_folder(home, "uninterrupted").path)
+    there = {"MLFLOW_TRACKING_URI": uninterrupted.uri}
+    best = read_json(uninterrupted.folder.result)["best"]
+    parent = load(uninterrupted.folder.path / best["checkpoint"], sha256=best["sha256"])
     weights = {name for name in parent.tensors if name.startswith("model/")}
-    same = first_checkpoint(bestrun, home, *data, *SHORT, "from_run=parent", "name=same")
+    words = (*data, *SHORT, "from_run=uninterrupted")
+    same = first_checkpoint(bestrun, home, *words, "name=same", env=there)
     assert same.state.step == 0 and same.state.best_step == 0
     assert_same_tensors(same, parent)  # Adam to Adam: its moments, too
     assert same.tensors["optimizer/iteration"] > 0
     other = first_checkpoint(
-        bestrun, home, *data, *SHORT, "optimizer=sgd", "optimizer.learning_rate=0.01", "from_run=parent", "name=other"
+        bestrun, home, *words, "optimizer=sgd", "optimizer.learning_rate=0.01", "name=other", env=there
     )
     for name in weights:
         np.testing.assert_array_equal(other.tensors[name], parent.tensors[name], err_msg=name)
@@ -532,7 +556,8 @@ def test_from_run_takes_weights_and_starts_at_step_0(bestrun, home, data, parent
 
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("other", ["network", "image size", "classes"])
-def test_from_run_of_another(other, bestrun, home, data, parent, small_mnist_npz, tmp_path):
+def test_from_run_of_another(other, bestrun, home, data, uninterrupted, small_mnist_npz, tmp_path):
+    shutil.copytree(uninterrupted.folder.path, run_folder(home, "uninterrupted").path, ignore=ELSEWHERE)
     arrays = dict(np.load(small_mnist_npz))
     for name in arrays:
         if other == "image size" and name.startswith("x"):
@@ -541,8 +566,8 @@ def test_from_run_of_another(other, bestrun, home, data, parent, small_mnist_npz
             arrays[name] //= 2
     np.savez(tmp_path / "other.npz", **arrays)
     change = "model.fc_size=8" if other == "network" else f"data.path={tmp_path / 'other.npz'}"
-    result = bestrun("train", *data, *SHORT, change, "from_run=parent", "name=child")
-    assert result.code == 2 and result.err.startswith("error: from_run=parent: it"), result.err
+    result = bestrun("train", *data, *SHORT, change, "from_run=uninterrupted", "name=child")
+    assert result.code == 2 and result.err.startswith("error: from_run=uninterrupted: it"), result.err
     found = {
         "network": "'fc_size': 16",
         "image size": "of 28x28x1 pixels and 10 classes, here 27x28x1 pixels and 10 classes",
@@ -590,7 +615,10 @@ def test_a_child_whose_only_state_is_damaged_starts_from_its_parent_again(bestru
 # ---- a run that only MLflow has ----
 
 
-def test_run_known_to_mlflow_alone_is_rebuilt_and_ends_as_the_uninterrupted_one(bestrun, home, data, uninterrupted):
+def test_run_known_to_mlflow_alone_is_rebuilt_and_ends_as_the_uninterrupted_one(
+    stub_bestrun, home, data, stub_uninterrupted
+):
+    bestrun, uninterrupted = stub_bestrun, stub_uninterrupted
     lines = uninterrupted.evaluations
     first_worse = next(n for n, line in enumerate(lines) if n > 3 and not line["improved"])
     fault = {"BESTRUN_FAULT": f"F10:{first_worse + 1}"}  # so that evaluations after the best have been recorded
@@ -685,15 +713,8 @@ def is_in_mlflow(home):
         return database.execute("select count(*) from runs").fetchone()[0] > 0
 
 
-def test_a_live_run_shows_as_running(bestrun, home, data):
-    process = bestrun.start("train", *data, "training.max_steps=100000", "training.patience_steps=100000", "name=live")
-    assert wait_for(lambda: is_in_mlflow(home), process), process.err
-    assert runs_json(bestrun, "live")["state"] == "running"
-    process.kill()
-
-
 def test_a_dead_run_shows_as_interrupted_sync_says_so_to_mlflow_and_it_resumes(bestrun, home, data, uninterrupted):
-    process = bestrun.start("train", *data, *STEPS, "name=dead")
+    process = bestrun.start("train", *data, *with_pictures(STEPS), "name=dead")
     folder = run_folder(home, "dead")
     assert wait_for(lambda: is_in_mlflow(home) and b'"evaluation"' in folder.journal.read_bytes(), process), process.err
     process.kill()

@@ -7,7 +7,17 @@ import numpy as np
 
 from bestrun.data.dataset import Dataset, Split
 
-ACCURACY = [0.10, 0.30, 0.50, 0.40, 0.60, 0.70, 0.65, 0.80, 0.75]  # of the evaluations at step 0, 10, ..., 80
+ACCURACY = [
+    0.10,
+    0.30,
+    0.50,
+    0.40,
+    0.60,
+    0.70,
+    0.65,
+    0.80,
+    0.75,
+]  # of the evaluations at step 0, 10, ..., 80, and later
 
 
 def _split(count):
@@ -50,7 +60,8 @@ def replace_what_computes(loop):
         from bestrun.training.evaluation import Figures
 
         loss = float(sum(model[name].sum() for name in sorted(model) if name.startswith("model/")))
-        return Figures(loss, int(ACCURACY[int(model["optimizer/iteration"]) // 10] * 100), 100)
+        number = min(int(model["optimizer/iteration"]) // 10, len(ACCURACY) - 1)
+        return Figures(loss, int(ACCURACY[number] * 100), 100)
 
     loop.build_model, loop.build_optimizer = build_model, lambda **_: None
     loop.named_variables, loop.assign_variables, loop.read_variables = named_variables, assign_variables, dict
