@@ -1,5 +1,6 @@
 """How programs, shells and people call it: threads, signals, odd streams, no name, other libraries' state."""
 
+import functools
 import json
 import os
 import runpy
@@ -20,10 +21,20 @@ from bestrun.settings.compose import compose
 from bestrun.storage import provenance
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
+from support.lines import SMALL_NETWORK
+from support.processes import Starter
+from support.stores import copy_home, make_home
+from support.stubbed import stubbed
 
 SHORT = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
 LONG = ["training.max_steps=100000", "training.evaluate_every_steps=20", "training.patience_steps=100000"]
 LONG += ["pictures=false"]
+
+
+@pytest.fixture
+def settings(settings):
+    """Of a network of three arrays as well, whose data are few."""
+    return [*settings, "training.batch_size=16"]
 
 
 def events(home, name):
@@ -54,10 +65,19 @@ def _without_a_name(settings):
     cli.main()
 
 
-def test_a_user_without_a_name_trains_and_is_recorded_by_number(start_process, home, settings):
-    result = start_process(_without_a_name, [*settings, *SHORT], cwd=home).wait()
+@pytest.fixture(scope="module")
+def nameless(_forkserver, tmp_path_factory, ready_made_store, small_mnist_npz):
+    """A home in which a user without a name has trained the run r."""
+    home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
+    words = ["data=npz", f"data.path={small_mnist_npz}", *SMALL_NETWORK, *SHORT, "tracking.log_model=none"]
+    start = Starter(tmp_path_factory.mktemp("processes"))
+    result = start(_without_a_name, words, cwd=home, env={"BESTRUN_MLRUNS": str(home / "mlruns")}).wait()
     assert result.code == 0, result.err
-    assert events(home, "r")[0]["user"] == f"uid {os.getuid()}"
+    return home
+
+
+def test_a_user_without_a_name_trains_and_is_recorded_by_number(nameless):
+    assert events(nameless, "r")[0]["user"] == f"uid {os.getuid()}"
 
 
 # ---- where: threads, and what other libraries have done
@@ -139,7 +159,7 @@ def _two_runs(settings):
 
 
 def test_ctrl_c_in_a_script_of_runs_saves_and_ends_the_script(start_process, home, settings):
-    process = start_process(_two_runs, [*settings, *LONG], cwd=home)
+    process = start_process(stubbed, _two_runs, [*settings, *LONG], cwd=home)
     until_evaluated(home, "first", process)
     process.kill(signal.SIGINT)
     result = process.wait()
@@ -149,7 +169,7 @@ def test_ctrl_c_in_a_script_of_runs_saves_and_ends_the_script(start_process, hom
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_other_signals_end_a_script_with_their_code(start_process, home, settings, number, code):
-    process = start_process(_two_runs, [*settings, *LONG], cwd=home)
+    process = start_process(stubbed, _two_runs, [*settings, *LONG], cwd=home)
     until_evaluated(home, "first", process)
     process.kill(number)
     assert process.wait().code == code
@@ -164,7 +184,7 @@ def _with_a_handler(settings):
 
 
 def test_a_programs_own_handler_is_called_after_saving(start_process, home, settings):
-    process = start_process(_with_a_handler, [*settings, *LONG], cwd=home)
+    process = start_process(stubbed, _with_a_handler, [*settings, *LONG], cwd=home)
     until_evaluated(home, "first", process)
     process.kill(signal.SIGTERM)
     result = process.wait()
@@ -179,7 +199,7 @@ def bestrun_command(words, ignored=None):
 
 
 def test_a_lost_terminal_saves_and_exits_129(start_process, home, settings):
-    process = start_process(bestrun_command, ["train", *settings, *LONG, "name=r"], cwd=home)
+    process = start_process(stubbed, bestrun_command, ["train", *settings, *LONG, "name=r"], cwd=home)
     until_evaluated(home, "r", process)
     process.kill(signal.SIGHUP)
     result = process.wait()
@@ -190,15 +210,8 @@ def test_a_lost_terminal_saves_and_exits_129(start_process, home, settings):
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start_process, home, settings, number):
-    words = [
-        "train",
-        *settings,
-        "training.max_steps=200",
-        "training.evaluate_every_steps=20",
-        "pictures=false",
-        "name=r",
-    ]
-    process = start_process(bestrun_command, words, number, cwd=home)
+    words = ["train", *settings, *LONG, "training.max_steps=400", "name=r"]
+    process = start_process(stubbed, bestrun_command, words, number, cwd=home)
     until_evaluated(home, "r", process)
     process.kill(number)
     result = process.wait()
@@ -207,7 +220,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start_process, hom
 
 def test_a_sweep_that_loses_its_terminal_saves_and_exits_129(start_process, home, settings):
     words = ["train", "-m", *settings, *LONG, "seed=1,2", "sweep.name=s"]
-    process = start_process(bestrun_command, words, cwd=home)
+    process = start_process(stubbed, bestrun_command, words, cwd=home)
     until_evaluated(home, "s-000", process)
     process.kill(signal.SIGHUP)
     result = process.wait()
@@ -231,13 +244,33 @@ def test_a_stdout_that_has_no_umlauts_ends_a_run_well(home, settings, tmp_path):
     assert found.returncode == 0 and b"Traceback" not in found.stderr, found.stderr
 
 
-@pytest.mark.parametrize(
-    "closed", ["<&- >&- 2>&-", *(pytest.param(which, marks=pytest.mark.slow) for which in (">&- 2>&-", "2>&-"))]
-)
-def test_closed_streams_do_not_end_a_run_or_get_into_its_files(home, settings, closed):
+def _with_closed_streams(words, numbers):
+    """As Python has them where they were closed before its start."""
+    for number in numbers:
+        os.close(number)
+        setattr(sys, ("stdin", "stdout", "stderr")[number], None)
+    sys.argv = ["bestrun", *words]
+    cli.main()
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (1, 2), (2,)])
+def test_closed_streams_do_not_end_a_run_or_get_into_its_files(start_process, home, settings, numbers):
+    words = ["train", *settings, *SHORT, "name=r"]
+    assert start_process(_with_closed_streams, words, numbers, cwd=home).wait().code == 0
+    assert_ended_well(home)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&- 2>&-", "2>&-"])
+def test_a_new_process_without_streams_is_the_same(home, settings, closed):
     words = [sys.executable, "-m", "bestrun", "train", *settings, *SHORT, "name=r"]
     found = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], cwd=home, timeout=200)
     assert found.returncode == 0
+    assert_ended_well(home)
+
+
+def assert_ended_well(home):
     folder = RunFolder(home / "mlruns" / "runs" / "r")
     assert json.loads(folder.result.read_text())["stop_reason"] == "max_steps"
     assert [event["event"] for event in events(home, "r")][-1] == "stopped"
@@ -280,7 +313,7 @@ def _with_streams(words, paths):
 @pytest.mark.parametrize("numbers", [(1,), (2,), (1, 2)])
 def test_a_full_disk_behind_a_stream_costs_a_run_nothing(start_process, home, settings, numbers):
     words = ["train", *settings, *SHORT, "name=r"]
-    result = start_process(_with_streams, words, dict.fromkeys(numbers, "/dev/full"), cwd=home).wait()
+    result = start_process(stubbed, _with_streams, words, dict.fromkeys(numbers, "/dev/full"), cwd=home).wait()
     assert result.code == 0 and "Exception ignored" not in result.err, result.err
     assert result.err.count("stdout takes no more lines (No space left on device)") == (numbers == (1,))
     assert events(home, "r")[-1]["reason"] == "max_steps"
@@ -290,7 +323,7 @@ def test_a_reader_that_leaves_costs_a_run_nothing(start_process, home, settings,
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     process = start_process(
-        _with_streams, ["train", *settings, *SHORT, "name=r"], {1: str(tmp_path / "pipe")}, cwd=home
+        stubbed, _with_streams, ["train", *settings, *SHORT, "name=r"], {1: str(tmp_path / "pipe")}, cwd=home
     )
     deadline = time.monotonic() + 60
     while not _read(reader) and time.monotonic() < deadline:
@@ -307,10 +340,10 @@ def _read(descriptor):
         return b""
 
 
-def _on_a_terminal_that_is_closed(start_process, words, home, when):
+def _on_a_terminal_that_is_closed(start, words, home, when):
     """The exit code of a command whose terminal is closed once it has shown `when`."""
     ours, theirs = os.openpty()
-    process = start_process(_with_streams, words, dict.fromkeys((0, 1, 2), os.ttyname(theirs)), cwd=home)
+    process = start(_with_streams, words, dict.fromkeys((0, 1, 2), os.ttyname(theirs)), cwd=home)
     seen = b""
     while when not in seen:
         seen += os.read(ours, 4096)
@@ -331,7 +364,7 @@ def test_a_closed_terminal_with_its_bar_costs_a_run_nothing(start_process, home,
 
 def test_a_closed_terminal_with_its_table_costs_a_sweep_nothing(start_process, home, settings):
     words = ["train", "-m", *settings, *SHORT, "seed=1,2", "sweep.name=s"]
-    assert _on_a_terminal_that_is_closed(start_process, words, home, b"running") == 0
+    assert _on_a_terminal_that_is_closed(functools.partial(start_process, stubbed), words, home, b"running") == 0
     assert [events(home, f"s-00{number}")[-1]["reason"] for number in (0, 1)] == ["max_steps"] * 2
 
 
@@ -342,7 +375,7 @@ def _without_streams(words):
 
 
 def test_a_program_that_closed_its_streams_trains(start_process, home, settings):
-    start_process(_without_streams, [*settings, *SHORT, "name=r"], cwd=home).wait()
+    start_process(stubbed, _without_streams, [*settings, *SHORT, "name=r"], cwd=home).wait()
     assert events(home, "r")[-1]["reason"] == "max_steps"
 
 
@@ -376,9 +409,8 @@ def test_the_package_lists_its_public_names():
     assert {"Run", "load_run", "runs", "train"} <= set(dir(package))
 
 
-def test_null_in_a_table_of_runs_is_none(bestrun, start_process, home, settings):
-    assert bestrun("train", *settings, *SHORT, "name=r").code == 0
-    result = start_process(_print_settings, cwd=home).wait()
+def test_null_in_a_table_of_runs_is_none(start_process, nameless):
+    result = start_process(_print_settings, cwd=nameless, env={"BESTRUN_MLRUNS": str(nameless / "mlruns")}).wait()
     assert result.out.split() == ["None", "0"], result.err
 
 
@@ -401,8 +433,8 @@ def test_a_run_shorter_than_the_interval_is_evaluated_at_its_end_and_that_is_tol
     assert compose(["training.max_steps=200"]).config.training.evaluate_every_steps == 100
 
 
-def test_a_model_is_registered_without_an_alias(bestrun, home, settings):
-    assert bestrun("train", *settings, *SHORT, "name=r").code == 0
+def test_a_model_is_registered_without_an_alias(bestrun, home, nameless):
+    copy_home(nameless, home)
     report = json.loads(bestrun("register", "r", "--name", "digits", "--json").out)
     assert (report["alias"], report["uri"]) == (None, "models:/digits/1")
     assert "models:/digits/1 is version 1" in bestrun("register", "r", "--name", "digits").out
