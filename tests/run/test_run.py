@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,17 +12,44 @@ import pytest
 from bestrun.storage.checkpoint import load
 from bestrun.storage.journal import read_journal
 from support.lines import SHORT, SMALL_NETWORK, with_pictures
-from support.stores import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
+from support.processes import Command, Result, Starter
+from support.stores import assert_record_agrees, make_home, mlflow_record, run_folder, sqlite_uri
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(small_mnist_npz):
     return ["data=npz", f"data.path={small_mnist_npz}", *SMALL_NETWORK, *SHORT]
 
 
-def test_run_leaves_the_designed_record(bestrun, home, settings):
-    result = bestrun("train", *with_pictures(settings), "name=first", "tags.author=ada", "note=hello")
-    assert result.code == 0, result.err
+@dataclass(frozen=True)
+class Trained:
+    """A home with three finished runs, and what their commands printed: first, with pictures; again, the same without
+    them, told as JSON; and other, of another seed, which goes by its loss.
+    """
+
+    home: Path
+    bestrun: Command
+    first: Result
+    again: Result
+    other: Result
+
+
+@pytest.fixture(scope="module")
+def three(_forkserver, tmp_path_factory, ready_made_store, settings):
+    home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
+    bestrun = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+    results = (
+        bestrun("train", *with_pictures(settings), "name=first", "tags.author=ada", "note=hello"),
+        bestrun("train", *settings, "name=again", "--json"),
+        bestrun("train", *settings, "name=other", "seed=1", "objective.metric=val/loss"),
+    )
+    for result in results:
+        assert result.code == 0, result.err
+    return Trained(home, bestrun, *results)
+
+
+def test_run_leaves_the_designed_record(three):
+    home, result = three.home, three.first
     folder = run_folder(home, "first")
     names = {path.name for path in folder.path.iterdir()}
     best = json.loads(folder.result.read_text())["best"]
@@ -53,15 +82,11 @@ def test_a_real_server_gets_the_same_record_and_restores(bestrun, home, settings
     assert mlflow_record(uri, "served")[0].data.metrics["test/accuracy"] == json.loads(result.out)["test"]["accuracy"]
 
 
-def test_same_settings_and_seed_give_bit_identical_tensors(bestrun, home, settings):
-    for name in ("a", "b"):
-        assert bestrun("train", *settings, f"name={name}").code == 0
-    one, two = (load(run_folder(home, name).last) for name in ("a", "b"))
+def test_same_settings_and_seed_give_bit_identical_tensors(three):
+    one, two, other = (load(run_folder(three.home, name).last) for name in ("first", "again", "other"))
     assert one.tensors.keys() == two.tensors.keys()
     for name, tensor in one.tensors.items():
         np.testing.assert_array_equal(tensor, two.tensors[name], err_msg=name)
-    assert bestrun("train", *settings, "name=c", "seed=1").code == 0
-    other = load(run_folder(home, "c").last)
     assert any((one.tensors[name] != tensor).any() for name, tensor in other.tensors.items())
 
 
@@ -111,7 +136,7 @@ def test_images_of_another_size_colour_and_number_of_classes_train(bestrun, home
                 b"\0\0\x08\x01" + len(labels).to_bytes(4, "big") + labels.tobytes()
             )
         data = ["data=idx", f"data.dir={folder}", "data.validation_size=0.2"]
-    steps = ["training.max_steps=150", "training.evaluate_every_steps=50", "training.patience_steps=150"]
+    steps = ["training.max_steps=150", "training.evaluate_every_steps=50", "training.patience_steps=150", *SHORT[-2:]]
     result = bestrun("train", *data, *SMALL_NETWORK, *steps, "name=other", "optimizer.learning_rate=5e-3")
     assert result.code == 0, result.err
     shape = "12 x 10 x 3" if kind == "colour npz" else "12 x 10 x 1"
@@ -122,20 +147,18 @@ def test_images_of_another_size_colour_and_number_of_classes_train(bestrun, home
     assert np.array(json.loads(report.out)["confusion_matrix"]).shape == (5, 5)
 
 
-def test_an_objective_of_loss_keeps_the_lowest_loss(bestrun, home, settings):
-    result = bestrun("train", *settings, "name=low", "objective.metric=val/loss")
-    assert result.code == 0, result.err
-    events, _ = read_journal(run_folder(home, "low").journal)
+def test_an_objective_of_loss_keeps_the_lowest_loss(three):
+    folder = run_folder(three.home, "other")
+    events, _ = read_journal(folder.journal)
     losses = {event["step"]: event["val/loss"] for event in events if event["event"] == "evaluation" and event["step"]}
-    best = json.loads(run_folder(home, "low").result.read_text())["best"]
+    best = json.loads(folder.result.read_text())["best"]
     assert best["value"] == min(losses.values()) and losses[best["step"]] == best["value"]
 
 
-def test_json_result_is_one_document_on_stdout(bestrun, home, settings):
-    result = bestrun("train", *settings, "--json")
-    document = json.loads(result.out)
+def test_json_result_is_one_document_on_stdout(three):
+    document = json.loads(three.again.out)
     assert document["stop_reason"] == "max_steps" and len(document["run_id"]) == 32
-    assert "val acc" in result.err
+    assert "val acc" in three.again.err
 
 
 @pytest.mark.parametrize(
@@ -158,10 +181,9 @@ def test_refused_command_says_one_line_and_leaves_nothing_on_disk(
     assert list(empty.iterdir()) == []
 
 
-def test_a_taken_name_is_refused(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=twice").code == 0
-    result = bestrun("train", *settings, "name=twice")
-    assert result.code == 2 and "bestrun resume twice" in result.err
+def test_a_taken_name_is_refused(three, settings):
+    result = three.bestrun("train", *settings, "name=first")
+    assert result.code == 2 and "bestrun resume first" in result.err
 
 
 HEAVY = {"tensorflow", "keras", "mlflow", "optuna", "matplotlib", "sklearn"}
