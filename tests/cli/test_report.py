@@ -94,8 +94,13 @@ def settings(data):
 
 @pytest.fixture(scope="module")
 def runs(bestrun, settings):
-    """Two finished runs, and one that was killed, resumed and trained further."""
-    for words in (["name=first"], ["name=second", "optimizer.learning_rate=1e-3", "seed=1"], ["name=third", "seed=2"]):
+    """Two finished runs, the second with words of people, and one that was trained further."""
+    people = [f"note={json.dumps(NASTY)}", f"tags.author={json.dumps(NASTY)}"]
+    for words in (
+        ["name=first"],
+        ["name=second", "optimizer.learning_rate=1e-3", "seed=1", *people],
+        ["name=third", "seed=2"],
+    ):
         result = bestrun("train", *settings, *words)
         assert result.code == 0, result.err
     result = bestrun("resume", "third", "training.max_steps=80")
@@ -120,11 +125,42 @@ def made(bestrun, out: Path, *words, **how) -> Page:
     return page
 
 
-def test_one_run_is_told_with_its_curves_confusions_errors_and_filters(bestrun, home, runs, tmp_path):
-    page = made(bestrun, tmp_path / "one.html", "first")
+@pytest.fixture(scope="module")
+def page_of_first(bestrun, home, runs, tmp_path_factory):
+    """The report of one run under its own name, in a folder that had an older one."""
+    place = tmp_path_factory.mktemp("reports")
+    path = place / "report-first.html"
+    path.write_text("an older one")
+    result = bestrun("report", "first", cwd=place, env={"BESTRUN_MLRUNS": str(home / "mlruns")})
+    assert result.code == 0 and result.out.startswith("report-first.html  "), result.err
+    assert result.out.rstrip().endswith("MB") and list(place.iterdir()) == [path]
+    return Page(path)
+
+
+@pytest.fixture(scope="module")
+def page_of_three(bestrun, runs, tmp_path_factory):
+    return made(bestrun, tmp_path_factory.mktemp("reports") / "three.html", *runs, "first")  # twice is once
+
+
+@pytest.fixture(scope="module")
+def page_of_damaged(bestrun, home, runs, tmp_path_factory):
+    """The report of the second run, while its best checkpoint is damaged."""
+    (best,) = (home / "mlruns" / "runs" / "second").glob("best-*.safetensors")
+    whole = best.read_bytes()
+    best.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        return made(bestrun, tmp_path_factory.mktemp("reports") / "damaged.html", "second")
+    finally:
+        best.write_bytes(whole)
+
+
+def test_one_run_is_told_with_its_curves_confusions_errors_and_filters(home, page_of_first):
+    page = page_of_first
+    assert_self_contained(page)
     best = json.loads((home / "mlruns" / "runs" / "first" / "result.json").read_text())["best"]
     assert f"val/accuracy {100 * best['value']:.2f} % at step {best['step']:,}" in page.text
     assert " reached" in page.text and "optimizer.learning_rate" in page.text
+    assert "Its classes" in page.text
     assert "commit" in page.text and "tensorflow" in page.text and "digest" in page.text
     begins = [
         "Accuracy and loss",
@@ -136,11 +172,10 @@ def test_one_run_is_told_with_its_curves_confusions_errors_and_filters(bestrun, 
     assert [alt.startswith(begin) for alt, begin in zip(page.alts, begins, strict=True)] == [True] * 5
     wrong = round((1 - best["value"]) * 500)
     assert f"{wrong:,} of 500 images are wrong" in page.alts[1]
-    assert list(tmp_path.iterdir()) == [tmp_path / "one.html"]
 
 
-def test_several_runs_are_told_by_what_differs(bestrun, runs, tmp_path):
-    page = made(bestrun, tmp_path / "three.html", *runs, "first")  # twice is once
+def test_several_runs_are_told_by_what_differs(page_of_three):
+    page = page_of_three
     assert "3 runs compared" in page.text and "A first" in page.text and "C third" in page.text
     differing = page.text.partition("What differs")[2].partition("The same in all of them")[0]
     assert "optimizer.learning_rate" in differing and "seed" in differing and "fc_size" not in differing
@@ -165,11 +200,10 @@ def test_a_sweep_is_told_by_its_trials_and_what_mattered(bestrun, home, sweep, t
     assert f"Run {found['best']['runs'][0]['run_name']}" in best.text
 
 
-def test_a_run_known_to_mlflow_alone_is_told_as_from_its_folder(bestrun, home, runs, tmp_path):
+def test_a_run_known_to_mlflow_alone_is_told_as_from_its_folder(bestrun, home, page_of_first, tmp_path):
     run_id = from_folder(RunFolder(home / "mlruns" / "runs" / "first")).run_id
     elsewhere = {"cwd": tmp_path, "env": {"MLFLOW_TRACKING_URI": sqlite_uri(home)}}
-    here, there = made(bestrun, tmp_path / "a.html", "first"), made(bestrun, tmp_path / "b.html", run_id, **elsewhere)
-    assert there.alts == here.alts
+    assert made(bestrun, tmp_path / "there.html", run_id, **elsewhere).alts == page_of_first.alts
 
 
 def test_without_its_data_a_report_says_so_and_how_to_say_where_it_is(bestrun, runs, data, tmp_path):
@@ -192,25 +226,13 @@ def test_without_its_data_a_report_says_so_and_how_to_say_where_it_is(bestrun, r
         moved.rename(data)
 
 
-def test_a_damaged_checkpoint_is_not_looked_at_and_is_said(bestrun, home, runs, tmp_path):
-    (best,) = (home / "mlruns" / "runs" / "second").glob("best-*.safetensors")
-    whole = best.read_bytes()
-    best.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    try:
-        page = made(bestrun, tmp_path / "damaged.html", "second")
-    finally:
-        best.write_bytes(whole)
-    assert "best checkpoint is not at hand" in page.text
-    assert [alt.split()[0] for alt in page.alts] == ["Accuracy", "Who"]
+def test_a_damaged_checkpoint_is_not_looked_at_and_is_said(page_of_damaged):
+    assert "best checkpoint is not at hand" in page_of_damaged.text
+    assert [alt.split()[0] for alt in page_of_damaged.alts] == ["Accuracy", "Who"]
 
 
-def test_what_people_wrote_is_shown_and_never_run(bestrun, home, settings, runs, tmp_path):
-    assert (
-        bestrun("train", *settings, "name=nasty", f"note={json.dumps(NASTY)}", f"tags.author={json.dumps(NASTY)}").code
-        == 0
-    )
-    for words in (["nasty"], ["nasty", "first"]):
-        page = made(bestrun, tmp_path / "nasty.html", *words)
+def test_what_people_wrote_is_shown_and_never_run(page_of_damaged, page_of_three):
+    for page in (page_of_damaged, page_of_three):
         assert NASTY in page.text and f"author={NASTY}" in page.text
         assert b"<script" not in page.bytes and b"<img src=x" not in page.bytes
 
@@ -236,13 +258,8 @@ def test_names_of_many_classes_stand_in_the_report_and_are_never_run(tmp_path):
     assert names[0] in page.text and names[2] in page.text and b"<script" not in page.bytes
 
 
-def test_a_report_is_named_after_its_run_and_replaces_the_last_one(bestrun, home, runs):
-    path = home / "report-first.html"
-    path.write_text("an older one")
-    result = bestrun("report", "first")
-    assert result.code == 0 and result.out.startswith("report-first.html  "), result.err
-    assert path.read_bytes().startswith(b"<!doctype html>")
-    path.unlink()
+def test_a_report_is_named_after_its_run_and_replaces_the_last_one(home, page_of_first):
+    assert page_of_first.bytes.startswith(b"<!doctype html>")
     first, second = (from_folder(RunFolder(home / "mlruns" / "runs" / name)) for name in ("first", "second"))
     assert sections.file_name([first, second], None) == "report-first-and-1-more.html"
     assert sections.file_name([], "rates") == "report-rates.html"
