@@ -17,6 +17,7 @@ from support.lines import SHORT, SMALL_NETWORK
 from support.looks import evaluations
 from support.processes import Command, Starter
 from support.stores import make_home, mlflow_record, sqlite_uri
+from support.stubbed import Stubbed
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,17 @@ def bestrun(_forkserver, home, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def settings(small_mnist_npz):
-    return ["data=npz", f"data.path={small_mnist_npz}", *SMALL_NETWORK, *SHORT]
+def drawn_npz(tmp_path_factory, small_mnist_npz):
+    """The images without validation images, which are drawn."""
+    path = tmp_path_factory.mktemp("data") / "drawn.npz"
+    with np.load(small_mnist_npz) as arrays:
+        np.savez(path, **{name: array for name, array in arrays.items() if "val" not in name})
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(drawn_npz):
+    return ["data=npz", f"data.path={drawn_npz}", "data.validation_size=500", *SMALL_NETWORK, *SHORT]
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +136,11 @@ def test_rerun_gives_the_same_tensors_and_says_so(bestrun, home, first):
     shutil.rmtree(again)
 
 
-def test_rerun_takes_overrides_and_a_name(bestrun, home, first):
-    result = bestrun("rerun", "first", "training.max_steps=20", "training.patience_steps=20", "name=shorter", "--json")
-    assert result.code == 0, result.err
-    assert (json.loads(result.out)["run_name"], json.loads(result.out)["steps"]) == ("shorter", 20)
-    told = json.loads(bestrun("show", "shorter", "--json").out)
-    assert told["rerun_of"] == "first" and told["settings"]["optimizer.learning_rate"] == "0.002"
-
-
 def test_rerun_from_mlflow_alone(bestrun, first, elsewhere):
     run_id = json.loads(first.result.read_text())["run_id"]
-    result = bestrun("rerun", run_id[:12], "name=there", **elsewhere)
+    result = bestrun("rerun", run_id[:12], "name=there", "--json", **elsewhere)
     assert result.code == 0, result.err
+    assert (json.loads(result.out)["run_name"], json.loads(result.out)["steps"]) == ("there", 60)
     old, new = evaluations(first), evaluations(RunFolder(elsewhere["cwd"] / "mlruns" / "runs" / "there"))
     assert [line["val/loss"] for line in old] == [line["val/loss"] for line in new]
 
@@ -153,20 +156,22 @@ def test_rerun_of_a_changed_run_has_its_first_settings(bestrun, home, settings):
     assert told["settings"]["optimizer.learning_rate"] == "0.002" and told["steps"] == 60
 
 
-def test_rerun_refuses_other_data_and_names_a_changed_split(bestrun, home, tmp_path, settings, small_mnist_npz):
-    arrays = dict(np.load(small_mnist_npz))
-    arrays = {key: value for key, value in arrays.items() if "val" not in key}
-    np.savez(tmp_path / "mine.npz", **arrays)
-    words = [f"data.path={tmp_path / 'mine.npz'}" if "path" in word else word for word in settings]
-    assert bestrun("train", *words, "name=mine").code == 0
-    split = bestrun("rerun", "mine", "data.validation_size=100", "name=other")
+def test_rerun_refuses_other_data_and_names_a_changed_split(bestrun, first, tmp_path, drawn_npz):
+    split = bestrun("rerun", "first", "data.validation_size=100", "name=other")
     assert (split.code, split.err.count("\n")) == (3, 1) and "another split" in split.err and "--allow" in split.err
-    allowed = bestrun("rerun", "mine", "data.validation_size=100", "name=other", "--allow-other-data")
-    assert allowed.code == 0 and "another split" in allowed.out
-    arrays["x_test"] = arrays["x_test"][::-1]
-    np.savez(tmp_path / "mine.npz", **arrays)
-    changed = bestrun("rerun", "mine")
+    with np.load(drawn_npz) as arrays:
+        np.savez(tmp_path / "other.npz", **{**arrays, "x_test": arrays["x_test"][::-1]})
+    changed = bestrun("rerun", "first", f"data.path={tmp_path / 'other.npz'}")
     assert changed.code == 3 and "other images or labels" in changed.err
+
+
+def test_rerun_takes_overrides_a_name_and_other_data_where_that_is_allowed(bestrun, first):
+    steps = ["training.max_steps=20", "training.patience_steps=20", "name=shorter"]
+    result = bestrun("rerun", "first", *steps, "data.validation_size=100", "--allow-other-data")
+    assert result.code == 0 and "another split" in result.out, result.err
+    told = json.loads(bestrun("show", "shorter", "--json").out)
+    assert (told["rerun_of"], told["steps"]) == ("first", 20)
+    assert told["settings"]["optimizer.learning_rate"] == "0.002"
 
 
 def test_rerun_of_a_child_starts_from_the_same_parent_state(bestrun, home, settings, first):
@@ -203,8 +208,9 @@ def test_what_is_no_run_is_one_line(bestrun, first, verb, reference):
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
 
 
-def test_a_sweep_is_no_run_and_the_line_names_its_verb(bestrun, home, settings):
-    result = bestrun("train", "-m", *settings, "seed=0,1", "sweep.name=two")
+def test_a_sweep_is_no_run_and_the_line_names_its_verb(bestrun, start_process, home, settings):
+    stub = Stubbed(start_process, home)
+    result = stub("train", "-m", *settings, "training.batch_size=8", "seed=0,1", "sweep.name=two")
     assert result.code == 0, result.err
     parent = json.loads((home / "mlruns" / "sweeps" / "two" / "manifest.json").read_text())["parent_run_id"]
     refused = bestrun("show", parent)
