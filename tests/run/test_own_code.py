@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,18 @@ from safetensors.numpy import load_file
 from bestrun.storage.journal import read_journal
 from support.labs import CODE, make_lab
 from support.processes import Command, Starter
-from support.stores import make_home
+from support.stores import copy_home, make_home
+
+NIGHT = ["recipe=night", "tracking.log_model=none"]
 
 
 @dataclass(frozen=True)
 class Lab:
-    """A home with a run `r` of recipe=night of the folder `lab`."""
+    """A home with a run `r` of recipe=night of the folder `lab`; `kept` is a copy from before any test."""
 
     folder: Path
     home: Path
+    kept: Path
     bestrun: Command
     printed: str
 
@@ -55,9 +58,17 @@ def lab(_forkserver, tmp_path_factory, ready_made_store):
     home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
     folder = make_lab(tmp_path_factory.mktemp("labs") / "my lab")
     command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
-    result = command("train", "--config-dir", folder, "recipe=night", "name=r", "tracking.log_model=none")
+    result = command("train", "--config-dir", folder, *NIGHT, "name=r")
     assert result.code == 0, result.out + result.err
-    return Lab(folder, home, command, result.out)
+    kept = shutil.copytree(home, tmp_path_factory.mktemp("kept") / "home")
+    return Lab(folder, home, kept, command, result.out)
+
+
+@pytest.fixture
+def copied(lab, start_process, home):
+    """A copy of it, with what its MLflow has, for a test that goes on with the run."""
+    copy_home(lab.kept, home)
+    return replace(lab, home=home, bestrun=Command(start_process, home))
 
 
 SHA256 = hashlib.sha256(CODE.encode()).hexdigest()
@@ -134,7 +145,7 @@ def test_with_the_folder_every_verb_does_what_it_does(lab, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_tensors(lab):
-    lab.within("train", "recipe=night", "name=killed", code=-9, env={"BESTRUN_FAULT": "F9:3"})
+    lab.within("train", *NIGHT, "name=killed", code=-9, env={"BESTRUN_FAULT": "F9:3"})
     line = lab.refused("resume", "killed")
     assert "takes network gap, dataset scans" in line
     lab("resume", "killed", env={"BESTRUN_CONFIG_DIR": str(lab.folder)})
@@ -146,17 +157,16 @@ def test_a_killed_run_goes_on_to_the_same_tensors(lab):
     assert [line["step"] for line in lab.events("killed", "evaluation")] == [0, 10, 20, 30]
 
 
-def test_another_code_py_is_told_recorded_and_kept(lab, tmp_path):
+def test_another_code_py_is_told_recorded_and_kept(copied, tmp_path):
     other = make_lab(tmp_path / "other", CODE + "\n# another\n")
-    lab.within("train", "recipe=night", "name=told", "training.max_steps=20")
-    said = lab("resume", "told", "training.max_steps=30", "--config-dir", other)
+    said = copied("resume", "r", "training.max_steps=40", "--config-dir", other)
     assert "another code.py (SHA-256 " + SHA256[:12] in said.out + said.err
-    (resumed,) = lab.events("told", "resumed")
+    (resumed,) = copied.events("r", "resumed")
     sha256 = hashlib.sha256((CODE + "\n# another\n").encode()).hexdigest()
     assert resumed["own_code_sha256"] == sha256 and any(SHA256[:12] in line for line in resumed["differs"])
-    assert (lab.run("told") / f"code/code-{sha256[:12]}.py").read_text() == CODE + "\n# another\n"
-    assert (lab.run("told") / "code/code.py").read_text() == CODE
-    assert len(list(lab.home.glob(f"mlruns/artifacts/scans/*/artifacts/code/code-{sha256[:12]}.py"))) == 1
+    assert (copied.run("r") / f"code/code-{sha256[:12]}.py").read_text() == CODE + "\n# another\n"
+    assert (copied.run("r") / "code/code.py").read_text() == CODE
+    assert len(list(copied.home.glob(f"mlruns/artifacts/scans/*/artifacts/code/code-{sha256[:12]}.py"))) == 1
 
 
 def test_a_network_that_is_another_function_now_is_not_restored(lab, tmp_path):
@@ -237,14 +247,14 @@ def test_a_metric_that_is_no_number_now_and_then_is_null_and_never_the_best(lab,
     count = "CALLS.append(1)\n    return float('nan') if len(CALLS) % 2 else float("  # the first call is a try
     code = CODE.replace("return float(", count).replace("import bestrun\n", "import bestrun\n\nCALLS = []\n", 1)
     other = make_lab(tmp_path / "other", code)
-    lab("train", "--config-dir", other, "recipe=night", "name=nan", "optimizer.learning_rate=0.1")
+    lab("train", "--config-dir", other, *NIGHT, "name=nan", "optimizer.learning_rate=0.1")
     lines = lab.events("nan", "evaluation")
     assert [line["val/margin"] is None for line in lines] == [False, True, False, True]
     assert [line["improved"] for line in lines] == [False, False, True, False]
 
 
 def test_a_run_of_ours_records_no_code_of_ones_own(lab):
-    words = ["data=scans", "training.max_steps=1", "training.batch_size=8", "pictures=false"]
+    words = ["data=scans", "training.max_steps=1", "training.batch_size=8", "pictures=false", *NIGHT[1:]]
     other = make_lab(lab.home.parent / "only data", CODE.partition("@bestrun.augmentation")[0])
     small = ["model.filter_sizes=[3]", "model.num_filters=[2]", "model.fc_size=4"]
     lab("train", "--config-dir", other, *words, *small, "name=ours")
@@ -300,7 +310,7 @@ def test_a_folder_that_never_became_a_run_goes_with_the_code_that_was_kept(tmp_p
 def _in_python(folder):
     import bestrun
 
-    run = bestrun.train("recipe=night", "name=p", config_dir=folder, quiet=True)
+    run = bestrun.train(*NIGHT, "name=p", config_dir=folder, quiet=True)
     report = run.restore()
     again = bestrun.load_run("p", config_dir=folder)
     print(json.dumps([report["test"]["margin"], again.restore()["test"]["margin"], again.model.output_shape[-1]]))
@@ -342,17 +352,16 @@ def test_a_worker_on_a_machine_without_the_folder_says_so(lab):
     assert ended.error and ended.error.startswith("--config-dir /gone: there is no such folder")
 
 
-def test_a_run_rebuilt_from_mlflow_keeps_the_text_and_goes_on(lab):
-    lab.within("train", "recipe=night", "name=moved", "training.max_steps=20")
-    shutil.rmtree(lab.run("moved"))
+def test_a_run_rebuilt_from_mlflow_keeps_the_text_and_goes_on(copied):
+    shutil.rmtree(copied.run("r"))
     assert (
-        f"takes network gap, dataset scans, augmentation flip, metric margin of {lab.folder}/code.py"
-        in lab("resume", "moved", "training.max_steps=30", code=2).err
+        f"takes network gap, dataset scans, augmentation flip, metric margin of {copied.folder}/code.py"
+        in copied("resume", "r", "training.max_steps=40", code=2).err
     )
-    lab.within("resume", "moved", "training.max_steps=30")
-    assert (lab.run("moved") / "code/code.py").read_text() == CODE
-    assert [line["step"] for line in lab.events("moved", "evaluation")] == [0, 10, 20, 30]
-    assert all("val/margin" in line for line in lab.events("moved", "evaluation"))
+    copied.within("resume", "r", "training.max_steps=40")
+    assert (copied.run("r") / "code/code.py").read_text() == CODE
+    assert [line["step"] for line in copied.events("r", "evaluation")] == [0, 10, 20, 30, 40]
+    assert all("val/margin" in line for line in copied.events("r", "evaluation"))
 
 
 @pytest.mark.slow
