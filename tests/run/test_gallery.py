@@ -13,16 +13,32 @@ from bestrun.settings.compose import compose
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.views import tiles
-from support.lines import with_pictures
-from support.stores import mlflow_record, run_folder, sqlite_uri
+from support.lines import SMALL_NETWORK, with_pictures
+from support.processes import Command, Starter
+from support.stores import copy_home, make_home, mlflow_record, run_folder, sqlite_uri
 
-LONGER = ["training.max_steps=160", "training.evaluate_every_steps=10", "training.patience_steps=160"]
+WORDS = [*SMALL_NETWORK, "augmentation=images", "training.max_steps=80", "training.evaluate_every_steps=10"]
+WORDS += ["training.patience_steps=80", "tracking.log_model=none"]
 KEYS = {"confusion matrix", "example errors", "filters layer_conv1", "filters layer_conv2"}
 
 
 @pytest.fixture
 def settings(settings):
     return with_pictures(settings)
+
+
+@pytest.fixture(scope="module")
+def words(small_mnist_npz):
+    return ["data=npz", f"data.path={small_mnist_npz}", *WORDS]
+
+
+@pytest.fixture(scope="module")
+def drawn(_forkserver, tmp_path_factory, ready_made_store, words):
+    """A home with a run k that has drawn its pictures."""
+    home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
+    result = Command(Starter(tmp_path_factory.mktemp("processes")), home)("train", *words, "name=k")
+    assert result.code == 0, result.err
+    return home
 
 
 def events(folder, kind):
@@ -38,16 +54,14 @@ def sets(folder) -> dict[int, set[str]]:
     return found
 
 
-def test_a_run_has_at_most_six_sets_of_pictures_the_last_of_the_best(bestrun, home, settings):
-    result = bestrun("train", *settings, *LONGER, "name=k")
-    assert result.code == 0, result.err
-    folder = run_folder(home, "k")
+def test_a_run_has_at_most_six_sets_of_pictures_the_last_of_the_best(drawn):
+    folder = run_folder(drawn, "k")
     best, found = json.loads(folder.result.read_text())["best"]["step"], sets(folder)
     assert 0 in found and max(found) == best and 3 <= len(found) <= 6
     assert all(keys == KEYS for keys in found.values())
     improved = {line["step"] for line in events(folder, "evaluation") if line["improved"]}
     assert found.keys() - {0} <= improved
-    for due in (10, 20, 40, 80):  # of 160 steps; the first improvement from there on, or the best
+    for due in (5, 10, 20, 40):  # of 80 steps; the first improvement from there on, or the best
         later = {step for step in improved if step >= due}
         assert not later or min(later) in found or max(later) in found
     for event in events(folder, "picture"):
@@ -55,14 +69,14 @@ def test_a_run_has_at_most_six_sets_of_pictures_the_last_of_the_best(bestrun, ho
             picture.verify()
 
 
-def test_mlflow_has_each_picture_once_under_its_step_also_when_sent_again(bestrun, home, settings):
-    assert bestrun("train", *settings, "augmentation=images", "name=k").code == 0
+def test_mlflow_has_each_picture_once_under_its_step_also_when_sent_again(bestrun, drawn, home):
+    copy_home(drawn, home)
     folder, uri = run_folder(home, "k"), sqlite_uri(home)
     run, _, artifacts = mlflow_record(uri, "k")
-    drawn = [(event["key"], event["step"]) for event in events(folder, "picture") if "key" in event]
+    pictures = [(event["key"], event["step"]) for event in events(folder, "picture") if "key" in event]
     full = [path for path in artifacts["images"] if path.endswith(".png")]
     assert sorted(tuple(path.split("/")[1].split("+")[:3:2]) for path in full) == sorted(
-        (key, str(step)) for key, step in drawn
+        (key, str(step)) for key, step in pictures
     )
     assert len(artifacts["images"]) == 2 * len(full) and run.data.tags["mlflow.loggedImages"] == "True"
     assert {"pictures/curves.png", "pictures/augmentation.png"} <= set(artifacts["pictures"])
@@ -139,12 +153,11 @@ def test_pictures_are_off_where_asked_and_in_sweeps(bestrun, home, settings):
     assert any(path.is_dir() for path in (home / "mlruns" / "runs").glob("drawn-*/pictures"))
 
 
-def test_pictures_do_not_change_the_result(bestrun, home, settings):
-    for name, wish in (("with", "true"), ("without", "false")):
-        assert bestrun("train", *settings, f"name={name}", f"pictures={wish}").code == 0
+def test_pictures_do_not_change_the_result(bestrun, drawn, home, words):
+    assert bestrun("train", *words, "name=k", "pictures=false").code == 0
     with_, without = (
-        [[line["val/loss"], line["train/loss"]] for line in events(run_folder(home, name), "evaluation")]
-        for name in ("with", "without")
+        [[line["val/loss"], line["train/loss"]] for line in events(run_folder(each, "k"), "evaluation")]
+        for each in (drawn, home)
     )
     assert with_ == without
 
