@@ -18,6 +18,7 @@ from bestrun.storage.history import History
 from bestrun.sweep.first import first_run
 from support.labs import make_lab as make_newcomers_lab
 from support.looks import wait_for
+from support.made_runs import make_run
 from support.networks import make_lab, unsteady
 
 SMALL = [
@@ -73,7 +74,7 @@ def test_what_is_decoded_for_a_check_goes_with_it_and_what_a_run_has_decoded_is_
     words = [*words, "data.in_memory=false"]
     first = bestrun("check", "--quick", *words)
     assert first.code == 0 and "looked through, once" in first.err and listed(home) == before
-    assert bestrun("train", *words, "training.max_steps=20", "pictures=false").code == 0
+    assert bestrun("train", *words, "training.max_steps=20", "tracking.log_model=none", "pictures=false").code == 0
     before = {path: path.read_bytes() for path in (home / "mlruns" / "cache").iterdir()}
     second = bestrun("check", "--quick", *words)
     assert second.code == 0 and "once" not in second.err
@@ -114,7 +115,7 @@ def test_data_that_is_missing_fails_and_the_rest_is_looked_at(bestrun, home, tmp
 
 
 def test_a_name_that_is_taken_fails(bestrun, home, words):
-    assert bestrun("train", *words, "training.max_steps=20", "pictures=false", "name=taken").code == 0
+    make_run(home, "taken")
     found = checked(bestrun, "--quick", *words, "name=taken", code=2)
     assert [line.remedy for line in found.lines if line.state == FAILED] == [
         "another name, or go on with it: bestrun resume taken"
