@@ -152,7 +152,7 @@ def terminal(request: pytest.FixtureRequest, home: Path):
     opened.close()
 
 
-def test_a_person_sees_the_words_completed(terminal: Terminal) -> None:
+def test_a_person_sees_the_words_completed_and_what_may_follow(terminal: Terminal) -> None:
     """What it came to is read by putting `echo` before it: what the command would be given."""
     for typed, expected, words in (
         ("train training.ba", "tch_size=", "train training.batch_size=32"),
@@ -164,11 +164,6 @@ def test_a_person_sees_the_words_completed(terminal: Terminal) -> None:
         terminal.type("\t", expected)
         ending = "32" if words.endswith("32") else ""
         terminal.type(f"{ending}\x01echo '<' \x05 '>'\r", f"< bestrun {words} >")
-
-
-def test_a_person_sees_what_may_follow(terminal: Terminal) -> None:
-    if terminal.shell == "fish":
-        pytest.skip("fish lists in a pager, which a plain terminal does not show")
-    terminal.type("bestrun train model=", "model=")
-    terminal.type("\t\t\t", "cnn_bn")  # bash completes what is common, rings, lists
-    terminal.type("\x03", "")
+    if terminal.shell != "fish":  # which lists in a pager that a plain terminal does not show
+        terminal.type("bestrun train model=", "model=")
+        terminal.type("\t\t\t", "cnn_bn")  # bash completes what is common, rings, lists
