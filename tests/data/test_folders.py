@@ -498,7 +498,7 @@ def test_a_folder_and_what_pack_makes_of_it_are_the_same_data(photos, tmp_path, 
 
 def test_a_run_finds_its_folder_again_says_which_is_missing_and_takes_another_place(bestrun, home, photos, tmp_path):
     words = ("training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false")
-    words = (*words, "training.batch_size=8", "data.test_size=0.3")
+    words = (*words, "training.batch_size=8", "data.test_size=0.3", "tracking.log_model=none")
     draw(photos / "cat/damaged.png", 1).write_bytes(b"")
     (photos / "cat/.DS_Store").write_bytes(b"")
     refused = bestrun("train", "data=folder", f"data.dir={photos}", *words, "name=a")

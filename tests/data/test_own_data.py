@@ -309,6 +309,7 @@ def test_what_is_left_out_is_listed_by_kind(tmp_path):
 def test_an_old_run_of_turned_images_says_how_it_was_read_and_that_reads_it(bestrun, home, tmp_path):
     data = f"data.path={save(tmp_path, planes(1, (8, 8)))}"
     words = ("data=npz", data, "training.max_steps=4", "training.evaluate_every_steps=2", "pictures=false")
+    words = (*words, "tracking.log_model=none")
     as_then = "data.layout=channels_last"
     result = bestrun("train", *words, "training.patience_steps=4", as_then, "name=old", "training.batch_size=8")
     assert result.code == 0, result.err
@@ -330,7 +331,7 @@ def test_an_old_run_of_clipped_pixels_is_told_so_and_may_be_restored(bestrun, ho
     np.savez(tmp_path / "then.npz", **with_pixel(1.0) | LABELS)
     np.savez(tmp_path / "now.npz", **with_pixel(1.0000001) | LABELS | {"x_test": UNIT["x_test"] * 0.5})
     words = ("data=npz", "training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4")
-    words = (*words, "pictures=false", "name=old", "training.batch_size=8")
+    words = (*words, "pictures=false", "name=old", "training.batch_size=8", "tracking.log_model=none")
     assert bestrun("train", *words, f"data.path={tmp_path}/then.npz").code == 0
     refused = bestrun("restore", "old", f"data.path={tmp_path}/now.npz")
     assert refused.code == 3 and "were clipped" in refused.err and "--allow-other-data" in refused.err
