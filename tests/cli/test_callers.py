@@ -1,6 +1,5 @@
 """How programs, shells and people call it: threads, signals, odd streams, no name, other libraries' state."""
 
-import functools
 import json
 import os
 import runpy
@@ -340,10 +339,10 @@ def _read(descriptor):
         return b""
 
 
-def _on_a_terminal_that_is_closed(start, words, home, when):
+def _on_a_terminal_that_is_closed(start_process, words, home, when):
     """The exit code of a command whose terminal is closed once it has shown `when`."""
     ours, theirs = os.openpty()
-    process = start(_with_streams, words, dict.fromkeys((0, 1, 2), os.ttyname(theirs)), cwd=home)
+    process = start_process(_with_streams, words, dict.fromkeys((0, 1, 2), os.ttyname(theirs)), cwd=home)
     seen = b""
     while when not in seen:
         seen += os.read(ours, 4096)
@@ -364,7 +363,7 @@ def test_a_closed_terminal_with_its_bar_costs_a_run_nothing(start_process, home,
 
 def test_a_closed_terminal_with_its_table_costs_a_sweep_nothing(start_process, home, settings):
     words = ["train", "-m", *settings, *SHORT, "seed=1,2", "sweep.name=s"]
-    assert _on_a_terminal_that_is_closed(functools.partial(start_process, stubbed), words, home, b"running") == 0
+    assert _on_a_terminal_that_is_closed(start_process, words, home, b"running") == 0
     assert [events(home, f"s-00{number}")[-1]["reason"] for number in (0, 1)] == ["max_steps"] * 2
 
 
