@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from types import SimpleNamespace
@@ -293,11 +294,12 @@ def another_end(folder):
 
 
 def as_if_of_an_older_version(folder):
-    """Other optimizer variables, and a journal that does not say which tensors and is no chain."""
+    """Other moments of the optimizer, and a journal that does not say which tensors and is no chain."""
     for path in (folder.last, *folder.bests()):
         found = load(path)
         tensors = {
-            name: array * 2 if array.ndim and "optimizer/" in name else array for name, array in found.tensors.items()
+            name: array * 2 if array.ndim and re.match("optimizer/(?!average/)", name) else array
+            for name, array in found.tensors.items()
         }
         save(path, _encoded(found, tensors))
     best = folder.bests()[0]
