@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -305,12 +306,14 @@ def replaced_names(text: str) -> Iterator[tuple[str, str]]:
             for target in node.targets if isinstance(node, ast.Assign) else []:
                 if isinstance(target, ast.Attribute) and ast.unparse(target.value) in files:
                     yield files[ast.unparse(target.value)], target.attr
-            if isinstance(node, ast.Call) and "setattr" in ast.unparse(node.func) and len(node.args) > 1:
-                where, name = node.args[:2]
-                if ast.unparse(where) in files and isinstance(name, ast.Constant):
-                    yield files[ast.unparse(where)], name.value
+            if not (isinstance(node, ast.Call) and len(node.args) > 1 and isinstance(node.args[1], ast.Constant)):
+                continue
+            where, name = node.args[:2]
+            if "setattr" in ast.unparse(node.func) and ast.unparse(where) in files:
+                yield files[ast.unparse(where)], name.value
 
 
+@functools.cache
 def names_at_the_top(text: str) -> set[str]:
     """What a module has: functions, classes, constants, and what it imports, wherever in a branch that stands."""
     found: set[str] = set()
