@@ -7,17 +7,7 @@ import numpy as np
 
 from bestrun.data.dataset import Dataset, Split
 
-ACCURACY = [
-    0.10,
-    0.30,
-    0.50,
-    0.40,
-    0.60,
-    0.70,
-    0.65,
-    0.80,
-    0.75,
-]  # of the evaluations at step 0, 10, ..., 80, and later
+ACCURACY = [0.10, 0.30, 0.50, 0.40, 0.60, 0.70, 0.65, 0.80, 0.75]  # of evaluations at step 0, 10, ..., 80 and later
 
 
 def _split(count):
