@@ -18,11 +18,14 @@ START_MS = 1_700_000_000_000
 LARGEST = 1.7976931348623157e308  # how MLflow keeps infinity; NaN it keeps as 0, and says so beside it
 
 
-def make_store(path: Path, runs: int = 5000, evaluations: int = 100) -> str:
+def make_store(path: Path, runs: int = 5000, evaluations: int = 100, settings: int = SETTINGS) -> str:
     """Add runs to an SQLite store, which is made if there is none; returns its tracking URI.
 
     Of a hundred runs about ten minimize val/loss, twenty are not finished, three are deleted, and the best of ten is
     NaN, infinite or missing. The accuracies are those of 500 images and starts are drawn, so some are equal.
+
+    Args:
+        settings: of each run, which are most of what MLflow reads of it.
     """
     store = connect(f"sqlite:///{path}")
     experiments = [store.experiment_id(name) for name in ("digits", "clothes")]
@@ -31,13 +34,19 @@ def make_store(path: Path, runs: int = 5000, evaluations: int = 100) -> str:
         database.execute("pragma synchronous = off")
         database.execute("pragma cache_size = -500000")  # kB; the keys of metrics do not come in order
         for number in range(runs):
-            _add(database, draw, experiments[number % 10 == 0], f"run-{number:05d}", runs, evaluations)
+            _add(database, draw, experiments[number % 10 == 0], f"run-{number:05d}", runs, evaluations, settings)
     database.close()
     return store.uri
 
 
 def _add(
-    database: sqlite3.Connection, draw: random.Random, experiment: str, name: str, runs: int, evaluations: int
+    database: sqlite3.Connection,
+    draw: random.Random,
+    experiment: str,
+    name: str,
+    runs: int,
+    evaluations: int,
+    settings: int,
 ) -> None:
     def insert(table: str, columns: str, rows: list[tuple[object, ...]]) -> None:
         marks = ", ".join("?" * len(rows[0]))
@@ -53,13 +62,13 @@ def _add(
         "run_uuid, name, source_type, user_id, status, start_time, lifecycle_stage, artifact_uri, experiment_id",
         [(run, name, "UNKNOWN", "ada", status, start, stage, f"artifacts/{run}", experiment)],
     )
-    settings = {
+    typed = {
         "objective.metric": f"val/{kind}",
         "optimizer.learning_rate": f"{10 ** draw.uniform(-5, -1):.2e}",
         "seed": str(draw.randrange(5)),
     }
-    settings |= {f"setting.{number:02d}": f"value {number}" for number in range(SETTINGS - len(settings))}
-    insert("params", "run_uuid, key, value", [(run, *setting) for setting in settings.items()])
+    typed |= {f"setting.{number:02d}": f"value {number}" for number in range(settings - len(typed))}
+    insert("params", "run_uuid, key, value", [(run, *setting) for setting in typed.items()])
     tags = {
         "bestrun.run": name,
         "bestrun.folder": f"/nowhere/{name}",

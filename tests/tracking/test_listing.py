@@ -30,9 +30,9 @@ ODD = 'a "quoted", b\nsecond line \x1b[31m'
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, ready_made_store):
-    """One home for all tests here, which only read it: 300 runs, as years leave them."""
+    """One home for all tests here, which only read it: 300 runs, as years leave them, of few settings."""
     folder = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
-    make_store(folder / "mlruns" / "mlflow.db", 300, evaluations=2)
+    make_store(folder / "mlruns" / "mlflow.db", 300, evaluations=2, settings=5)
     return folder
 
 
