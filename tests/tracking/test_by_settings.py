@@ -1,15 +1,18 @@
 """`bestrun runs --by settings`: which runs are one configuration, which count, and what is said of them."""
 
 import json
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
 import scipy.stats
 
+from bench.store import make_store
 from bestrun.tracking import by_settings
 from bestrun.tracking.by_settings import Seen, configurations
+from bestrun.tracking.sender import Sender
 from bestrun.tracking.store import connect
+from support.made_runs import make_run
+from support.stores import sqlite_uri
 
 SETTINGS = {"objective.metric": "val/accuracy", "model": "cnn", "optimizer": "adam", "optimizer.learning_rate": "1e-3"}
 
@@ -77,13 +80,11 @@ def test_the_best_mean_comes_first_whichever_way_is_better():
     assert [each.runs for each in configurations(losses, 1)] == [["b"]]
 
 
-def test_the_tables_say_what_mlflow_says(tmp_path):
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from tests.bench.store import make_store
-
+def test_the_tables_say_what_mlflow_says(tmp_path, ready_made_store):
     path = tmp_path / "a#b c" / "mlflow.db"
     path.parent.mkdir()
-    store = connect(make_store(path, 150, 3))
+    shutil.copyfile(ready_made_store, path)
+    store = connect(make_store(path, 150, 3, settings=10))
     quick = by_settings._of_database(path, list(store.experiments(None)))
     slow = by_settings._of_mlflow(store, list(store.experiments(None)), None, None, False)
     assert len(quick) > 100
@@ -94,19 +95,22 @@ def test_the_tables_say_what_mlflow_says(tmp_path):
     assert sorted(quick, key=key) == sorted(slow, key=key)
 
 
-def test_the_verb(trained):
-    path = json.loads(trained.bestrun("show", "trained", "--json").out)["settings"]["data.path"]
-    words = ["data=npz", f"data.path={path}", "training.max_steps=20", "training.evaluate_every_steps=10"]
-    for seed in (1, 2):
-        assert trained.bestrun("train", *words, f"seed={seed}", "pictures=false").code == 0
-    found = json.loads(trained.bestrun("runs", "--by", "settings", "--json").out)
+def test_the_verb(bestrun, home):
+    settings = SETTINGS | {"seed": "0", "training.max_steps": "60", "data.path": "/one"}
+    folders = [make_run(home, "one", settings=settings)]
+    for seed, best in (("1", 10), ("2", 20)):
+        of_two = settings | {"seed": seed, "training.max_steps": "20", "data.path": f"/{seed}"}
+        folders.append(make_run(home, f"two-{seed}", improved=(best,), settings=of_two))
+    for folder in folders:
+        Sender(folder, sqlite_uri(home)).catch_up()
+    found = json.loads(bestrun("runs", "--by", "settings", "--json").out)
     assert sorted(each["seeds"] for each in found) == [1, 2]
     (two,) = [each for each in found if each["seeds"] == 2]
-    assert two["low"] < two["mean"] < two["high"] and two["worst"] <= two["best"]
-    text = trained.bestrun("runs", "--by", "settings").out
+    assert two["low"] < two["mean"] < two["high"] and (two["worst"], two["best"]) == (0.1, 0.2)
+    text = bestrun("runs", "--by", "settings").out
     assert "95 %" in text and "training.max_steps" in text and "data.path" not in text
-    assert trained.bestrun("runs", "--by", "settings", "--csv").out.splitlines()[0].startswith("objective,seeds,mean")
-    assert "leave it out" in trained.bestrun("runs", "--by", "settings", "--sort", "started").err
-    some = json.loads(trained.bestrun("runs", "--by", "settings", "--json", "--filter", 'params.seed = "1"').out)
+    assert bestrun("runs", "--by", "settings", "--csv").out.splitlines()[0].startswith("objective,seeds,mean")
+    assert "leave it out" in bestrun("runs", "--by", "settings", "--sort", "started").err
+    some = json.loads(bestrun("runs", "--by", "settings", "--json", "--filter", 'params.seed = "1"').out)
     assert [each["seeds"] for each in some] == [1]
-    assert trained.bestrun("runs", "--by", "settings", "--filter", "nonsense").code == 2
+    assert bestrun("runs", "--by", "settings", "--filter", "nonsense").code == 2
