@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.lines import SMALL
+from support.lines import SHORT, SMALL, SMALL_NETWORK
 from support.processes import LIBRARIES, OURS, Command, Starter, print_missing
 from support.stores import Server, make_home
 
@@ -209,6 +209,25 @@ def trained(
     result = command("train", "data=npz", f"data.path={small_mnist_npz}", *SMALL, "name=trained", "--json")
     assert result.code == 0, result.err
     return Trained(home, command, home / "mlruns" / "runs" / "trained", json.loads(result.out)["run_id"])
+
+
+@pytest.fixture(scope="session")
+def finished(
+    _forkserver: None, tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path, small_mnist_npz: Path
+) -> Path:
+    """A home in which a small run, `k`, has finished, without an MLflow model; tests look at it or at a copy of it."""
+    home = make_home(tmp_path_factory.mktemp("finished"), ready_made_store)
+    command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+    words = ["data=npz", f"data.path={small_mnist_npz}", *SMALL_NETWORK, *SHORT, "name=k", "tags.author=ada"]
+    result = command("train", *words)
+    assert result.code == 0, result.err
+    return home
+
+
+@pytest.fixture
+def copied(finished: Path, home: Path) -> Path:
+    """The test's home as a copy of `finished`, to do anything with."""
+    return Path(shutil.copytree(finished, home, dirs_exist_ok=True))
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from bestrun.results.record import from_folder, from_mlflow
-from bestrun.storage.folder import RunFolder
 from bestrun.storage.history import History
 from bestrun.storage.journal import read_lines
 from bestrun.tracking import names
@@ -35,37 +34,34 @@ def tags_of_before(started) -> dict[str, str]:
 
 
 @pytest.fixture
-def started(trained):
-    return from_folder(RunFolder(trained.folder)).started
+def started(finished):
+    return from_folder(run_folder(finished, "k")).started
 
 
-def test_only_what_is_searched_or_listed_is_a_tag(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=k", "tags.author=ada").code == 0
-    run, _, artifacts = mlflow_record(sqlite_uri(home), "k")
+def test_only_what_is_searched_or_listed_is_a_tag(finished):
+    run, _, artifacts = mlflow_record(sqlite_uri(finished), "k")
     assert {tag.removeprefix("bestrun.") for tag in run.data.tags if tag.startswith("bestrun.")} == TAGS
     assert FILE in artifacts and "environment.txt" in artifacts and run.data.tags["author"] == "ada"
     assert next(iter(run.data.tags)) == "author"  # in this order MLflow's page has them
 
 
-def test_what_mlflow_has_is_how_the_run_began(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=k").code == 0
-    folder = run_folder(home, "k")
-    here = History.read(folder.journal).started
-    there = from_mlflow(connect(sqlite_uri(home)), mlflow_record(sqlite_uri(home), "k")[0]).started
+def test_what_mlflow_has_is_how_the_run_began(finished, started):
+    run = mlflow_record(sqlite_uri(finished), "k")[0]
+    there = from_mlflow(connect(sqlite_uri(finished)), run).started
+    here = History.read(run_folder(finished, "k").journal).started
     lost = {"user", "command"} | {key for key in here if here[key] is None}
     assert {key for key in here if key not in there or there[key] != here[key]} - lost == set()
     assert there["command"] == here["command"]
 
 
-def test_a_rebuilt_run_began_as_it_did(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=k").code == 0
-    folder = run_folder(home, "k")
+def test_a_rebuilt_run_began_as_it_did(bestrun, finished, copied):
+    folder = run_folder(copied, "k")
     before, installed = History.read(folder.journal), folder.environments[0].read_text()
-    run = mlflow_record(sqlite_uri(home), "k")[0]
-    kept = Path(run.info.artifact_uri.removeprefix("file://")) / "environment.txt"
+    run = mlflow_record(sqlite_uri(finished), "k")[0]
+    kept = copied / Path(run.info.artifact_uri.removeprefix("file://")).relative_to(finished) / "environment.txt"
     assert kept.read_text() == installed
     kept.write_text("other==1\n")  # that of another machine, on which the run began
-    shutil.move(folder.path, home / "elsewhere")
+    shutil.move(folder.path, copied / "elsewhere")
     assert bestrun("resume", "k", "training.max_steps=80", "training.patience_steps=80").code == 0
     after = History.read(folder.journal)
     assert after.started == before.started and len(read_lines(folder.journal)) > len(before.events)

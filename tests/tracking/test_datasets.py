@@ -11,7 +11,9 @@ from bestrun.results.record import from_mlflow
 from bestrun.storage.journal import read_journal
 from bestrun.tracking.datasets import data_of, digest_of, profile_of, schema
 from bestrun.tracking.names import TAG_DATA_DIGEST
+from bestrun.tracking.sender import Sender
 from bestrun.tracking.store import connect
+from support.made_runs import make_run
 from support.stores import mlflow_record, run_folder, sqlite_uri
 
 SPLITS = ["train", "validation", "test"]
@@ -31,11 +33,11 @@ def test_a_digest_fits_into_what_mlflow_takes():
     assert max(len(digest_of("f" * 64, split)) for split in SPLITS) <= 36
 
 
-def test_a_run_has_an_input_for_each_split_and_its_data_is_read_again(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=k").code == 0
-    assert bestrun("train", *settings, "name=other", "seed=1").code == 0
-    started = read_journal(run_folder(home, "k").journal)[0][0]
-    run, other = (mlflow_record(sqlite_uri(home), name)[0] for name in ("k", "other"))
+def test_a_run_has_an_input_for_each_split_and_its_data_is_read_again(copied):
+    uri, started = sqlite_uri(copied), read_journal(run_folder(copied, "k").journal)[0][0]
+    same = {key: started[key] for key in ("data", "data_digest")}
+    Sender(make_run(copied, "other", **same), uri).catch_up()
+    run, other = (mlflow_record(uri, name)[0] for name in ("k", "other"))
     inputs = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
     assert sorted(inputs) == sorted(SPLITS)
     for split, dataset in inputs.items():
@@ -46,19 +48,18 @@ def test_a_run_has_an_input_for_each_split_and_its_data_is_read_again(bestrun, h
         item.dataset.digest for item in other.inputs.dataset_inputs
     }  # the same data is one
     assert data_of(run) == started["data"]
-    assert from_mlflow(connect(sqlite_uri(home)), run).started["data"] == started["data"]
+    assert from_mlflow(connect(uri), run).started["data"] == started["data"]
 
 
-def test_the_one_input_of_a_run_of_before_is_read(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=k").code == 0
-    started = read_journal(run_folder(home, "k").journal)[0][0]
-    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
+def test_the_one_input_of_a_run_of_before_is_read(copied):
+    started = read_journal(run_folder(copied, "k").journal)[0][0]
+    with sqlite3.connect(copied / "mlruns" / "mlflow.db") as database:
         others = "SELECT dataset_uuid FROM datasets WHERE digest NOT LIKE '%-train'"
         database.execute(f"DELETE FROM inputs WHERE source_id IN ({others})")
         database.execute(f"DELETE FROM datasets WHERE dataset_uuid IN ({others})")
         database.execute("UPDATE datasets SET digest = ?", [started["data_digest"][:32]])
         database.execute("UPDATE input_tags SET value = 'training'")
-    run = mlflow_record(sqlite_uri(home), "k")[0]
+    run = mlflow_record(sqlite_uri(copied), "k")[0]
     assert len(run.inputs.dataset_inputs) == 1 and data_of(run) == started["data"]
 
 
