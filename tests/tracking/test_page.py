@@ -9,9 +9,12 @@ import zlib
 import pytest
 
 from bestrun.class_names import cleaned
+from bestrun.storage.journal import Journal
 from bestrun.tracking import page
+from bestrun.tracking.sender import Sender
 from bestrun.tracking.store import connect
 from support.hostile_names import HOSTILE, assert_tame
+from support.made_runs import add_stop, make_run
 from support.stores import mlflow_record, sqlite_uri
 
 
@@ -29,10 +32,10 @@ def state(tag: str) -> dict:
         (["objective.metric=val/loss", "objective.direction=minimize"], "bestrun-loss", "metrics.`best/loss`", True),
     ],
 )
-def test_a_run_leaves_a_view_with_the_best_first_and_a_link_to_its_page(
+def test_a_run_leaves_a_view_with_the_best_first_a_link_to_its_page_and_its_result_below_the_user_s_own_words(
     bestrun, home, settings, objective, key, column, ascending
 ):
-    result = bestrun("train", *settings, *objective, "name=k")
+    result = bestrun("train", *settings, *objective, "name=k", "note=my words")
     assert result.code == 0, result.err
     run = mlflow_record(sqlite_uri(home), "k")[0]
     experiment = connect(sqlite_uri(home)).client.get_experiment(run.info.experiment_id)
@@ -41,6 +44,11 @@ def test_a_run_leaves_a_view_with_the_best_first_and_a_link_to_its_page(
     assert {column, "metrics.`best/step`", "tags.`bestrun.stop_reason`"} <= set(view["selectedColumns"])
     (line,) = [line for line in result.out.splitlines() if line.startswith("page ")]
     assert f"/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}?workflowType=" in line
+    note, ours = run.data.tags["mlflow.note.content"].split(page.RULE)
+    assert note == "my words" and "max_steps" in ours and "`bestrun restore k`" in ours
+    best, kind = run.data.metrics, key.removeprefix("bestrun-")
+    told = f"{100 * best['best/accuracy']:.2f} %" if kind == "accuracy" else f"{best['best/loss']:.4f}"
+    assert f"{told} at step {best['best/step']:.0f}" in ours
 
 
 def test_charts_stand_in_the_order_people_look():
@@ -58,38 +66,32 @@ def test_charts_stand_in_the_order_people_look():
     assert len(tags[0][2]) < 5000  # more MLflow does not take
 
 
-def test_a_view_that_a_person_changed_is_left_alone(bestrun, home, settings):
-    assert bestrun("train", *settings).code == 0
-    client = connect(sqlite_uri(home)).client
-    (experiment,) = [e for e in client.search_experiments() if e.name == "npz"]
-    client.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.bestrun-accuracy", "mine")
-    assert bestrun("train", *settings).code == 0
-    tags = client.get_experiment(experiment.experiment_id).tags
-    assert tags["mlflow.sharedViewState.bestrun-accuracy"] == "mine"
+def test_a_view_and_a_description_that_a_person_changed_are_left_alone(home):
+    folder, client = make_run(home, reason=None), connect(sqlite_uri(home)).client
+    sender = Sender(folder, sqlite_uri(home))
+    sender.catch_up()
+    changed = "mlflow.sharedViewState.bestrun-accuracy"
+    assert changed in client.get_experiment(sender.experiment_id).tags
+    client.set_experiment_tag(sender.experiment_id, changed, "mine")
+    client.set_tag(sender.run_id, "mlflow.note.content", "rewritten by a person")
+    with Journal(folder.journal) as journal:
+        add_stop(journal, "max_steps")
+    sender.catch_up()
+    Sender(make_run(home, "other"), sqlite_uri(home)).catch_up()
+    run = client.get_run(sender.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["mlflow.note.content"] == "rewritten by a person"
+    assert client.get_experiment(sender.experiment_id).tags[changed] == "mine"
 
 
 def test_a_sweep_leaves_a_view_of_its_runs_and_a_link_to_it(bestrun, home, settings):
-    result = bestrun("train", "-m", *settings, "seed=0,1", "sweep.name=two")
+    short = ["training.max_steps=20", "training.patience_steps=20"]
+    result = bestrun("train", "-m", *settings, *short, "seed=0,1", "sweep.name=two")
     assert result.code == 0, result.err
     (line,) = [line for line in result.out.splitlines() if line.startswith("page ")]
     assert "viewStateShareKey=bestrun-accuracy-two&workflowType=machine_learning" in line
     (experiment,) = [e for e in connect(sqlite_uri(home)).client.search_experiments() if e.name == "npz"]
     view = state(experiment.tags["mlflow.sharedViewState.bestrun-accuracy-two"])
     assert "params.`seed`" in view["selectedColumns"] and "'two'" in view["searchFilter"]
-
-
-def test_the_description_tells_the_result_below_the_user_s_own_words(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=k", "note=my words").code == 0
-    run = mlflow_record(sqlite_uri(home), "k")[0]
-    note, ours = run.data.tags["mlflow.note.content"].split(page.RULE)
-    best = run.data.metrics
-    assert note == "my words" and "max_steps" in ours and "`bestrun restore k`" in ours
-    assert f"{100 * best['best/accuracy']:.2f} % at step {best['best/step']:.0f}" in ours
-    client = connect(sqlite_uri(home)).client
-    client.set_tag(run.info.run_id, "mlflow.note.content", "rewritten by a person")
-    more = ["training.max_steps=80", "training.patience_steps=80"]
-    assert bestrun("resume", "k", *more).code == 0
-    assert client.get_run(run.info.run_id).data.tags["mlflow.note.content"] == "rewritten by a person"
 
 
 def test_a_server_s_address_has_no_credentials():
