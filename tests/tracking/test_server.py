@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from bestrun.tracking.sender import Sender
+from support.made_runs import make_run
 from support.pages import until_served
+from support.stores import sqlite_uri
 
 
 @pytest.fixture
@@ -44,24 +47,6 @@ def serving(port: str) -> list[str]:
     return found
 
 
-def test_another_port_is_taken_the_link_works_and_ctrl_c_leaves_no_process(ui, bestrun, home, settings):
-    assert bestrun("train", *settings, "name=k", "training.max_steps=20", "training.patience_steps=20").code == 0
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        process = ui("--port", str(port))
-    link = re.search(
-        r"http://127.0.0.1:(\d+)(/#/experiments/\d+/runs\?viewStateShareKey=bestrun-accuracy\S*)", process.out
-    )
-    assert link and int(link[1]) != port
-    assert b"<html" in urllib.request.urlopen(f"http://127.0.0.1:{link[1]}/", timeout=20).read().lower()
-    assert serving(link[1])
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(30).code == 0
-    assert not serving(link[1])
-
-
 @pytest.mark.slow
 def test_an_empty_store_is_said_to_be_empty(ui, home):
     process = ui()
@@ -80,9 +65,7 @@ def asked(port: str, host: str, method: str = "GET", path: str = "/", **headers:
             return answer.status, answer.getheader("X-Frame-Options")
 
 
-def test_only_this_machine_and_no_foreign_page_can_ask(ui, bestrun, home, settings):
-    process = ui()
-    port = re.search(r"http://127.0.0.1:(\d+)", process.out)[1]
+def assert_only_this_machine_and_no_foreign_page_can_ask(port: str, home: Path) -> None:
     with socket.socket() as elsewhere, pytest.raises(ConnectionRefusedError):
         elsewhere.connect(("127.0.0.2", int(port)))  # bound to one address, not to all
     create = "/api/2.0/mlflow/experiments/create"
@@ -98,3 +81,22 @@ def test_only_this_machine_and_no_foreign_page_can_ask(ui, bestrun, home, settin
     assert answers == {"own page": (200, "SAMEORIGIN")} | {row: 403 for row in list(answers)[1:]}
     with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
         assert ("from-a-page",) not in database.execute("SELECT name FROM experiments").fetchall()
+
+
+def test_another_port_is_taken_the_link_works_no_foreign_page_can_ask_and_ctrl_c_leaves_no_process(ui, home):
+    Sender(make_run(home), sqlite_uri(home)).catch_up()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = ui("--port", str(port))
+    link = re.search(
+        r"http://127.0.0.1:(\d+)(/#/experiments/\d+/runs\?viewStateShareKey=bestrun-accuracy\S*)", process.out
+    )
+    assert link and int(link[1]) != port
+    assert b"<html" in urllib.request.urlopen(f"http://127.0.0.1:{link[1]}/", timeout=20).read().lower()
+    assert_only_this_machine_and_no_foreign_page_can_ask(link[1], home)
+    assert serving(link[1])
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(30).code == 0
+    assert not serving(link[1])
