@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bestrun.errors import SettingsError
+from bestrun.settings.compose import compose
 from bestrun.storage.checkpoint import encode, load
 from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
@@ -116,10 +118,10 @@ def test_a_run_that_was_stopped_goes_on_elsewhere_from_its_last_step_to_the_bit(
 
 
 @pytest.mark.parametrize("last_minutes", ["-1", "much", "10001"])
-def test_minutes_that_are_none_are_refused_in_one_line(bestrun, line, last_minutes):
-    result = bestrun(*line, f"tracking.mirror_last_minutes={last_minutes}")
-    assert result.code == 2
-    assert "takes a number from 0 to 10000" in result.err and len(result.err.splitlines()) == 1
+def test_minutes_that_are_none_are_refused_in_one_line(last_minutes):
+    with pytest.raises(SettingsError, match="takes a number from 0 to 10000") as refused:
+        compose([f"tracking.mirror_last_minutes={last_minutes}"])
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_by_default_nothing_of_it_is_in_mlflow(bestrun, line, uri):
