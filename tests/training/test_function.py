@@ -20,6 +20,7 @@ from bestrun.storage.journal import read_journal
 from bestrun.training import proof
 
 QUICK = ["training.max_steps=20", "training.evaluate_every_steps=10", "training.patience_steps=20", "pictures=false"]
+LONGER = ["training.max_steps=80", "training.patience_steps=80"]  # than the run `k`
 
 
 def folder_of(home, name):
@@ -75,11 +76,10 @@ def _with_keras_of_another_mind(settings, floatx):
     package.train(*settings, "name=other", quiet=True)
 
 
-def test_keras_settings_of_another_mind_change_nothing(bestrun, start_process, home, settings, tmp_path):
-    assert bestrun("train", *settings, *QUICK, "name=usual").code == 0
-    other = start_process(_with_keras_of_another_mind, [*settings, *QUICK], "float16", cwd=home).wait()
+def test_keras_settings_of_another_mind_change_nothing(start_process, home, finished, settings):
+    other = start_process(_with_keras_of_another_mind, settings, "float16", cwd=home).wait()
     assert other.code == 0, other.err
-    usual, other = best_of(home, "usual"), best_of(home, "other")
+    usual, other = best_of(finished, "k"), best_of(home, "other")
     assert usual.tensors.keys() == other.tensors.keys()
     for name, tensor in usual.tensors.items():
         assert np.array_equal(tensor, other.tensors[name]), name
@@ -98,6 +98,7 @@ def test_a_keras_json_of_another_mind_changes_nothing(bestrun, home, settings, t
         assert np.array_equal(tensor, best_of(home, "other").tensors[name]), name
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("backend", ["torch", "jax", "nonsense"])
 def test_another_backend_is_refused_in_one_line_before_anything_is_made(home, settings, backend):
     found = command("train", *settings, cwd=home, env={"KERAS_BACKEND": backend})
@@ -109,17 +110,16 @@ def test_another_backend_is_refused_in_one_line_before_anything_is_made(home, se
 # ---- recorded and told
 
 
-def test_what_computes_is_recorded_at_the_start_and_in_each_checkpoint(bestrun, home, settings):
-    assert bestrun("train", *settings, *QUICK, "name=r").code == 0
-    started = read_journal(folder_of(home, "r").journal)[0][0]
+def test_what_computes_is_recorded_at_the_start_and_in_each_checkpoint(bestrun, copied):
+    started = read_journal(folder_of(copied, "k").journal)[0][0]
     assert started["machine"] == machine.machine() and started["machine"]["processor"]
     assert started["machine"]["flags"]["TF_ENABLE_ONEDNN_OPTS"] == "1"
     assert started["code_sha256"] == machine.code_sha256()
-    best = best_of(home, "r")
+    best = best_of(copied, "k")
     assert best.made_on["machine"] == started["machine"] and best.answers.shape == (8, 10)
-    shown = bestrun("show", "r").out
+    shown = bestrun("show", "k").out
     assert f"computed on  {started['machine']['processor']}" in shown
-    assert json.loads(bestrun("show", "r", "--json").out)["machine"] == started["machine"]
+    assert json.loads(bestrun("show", "k", "--json").out)["machine"] == started["machine"]
 
 
 def _flag(then, **flag):
@@ -170,9 +170,8 @@ def test_a_resume_with_other_code_and_flags_says_so_first_and_keeps_it(home, set
     assert "other code" not in again.stdout + again.stderr
 
 
-def test_a_resume_on_the_same_machine_says_nothing(bestrun, home, settings):
-    assert bestrun("train", *settings, *QUICK, "name=r").code == 0
-    found = bestrun("resume", "r", "training.max_steps=40")
+def test_a_resume_on_the_same_machine_says_nothing(bestrun, copied):
+    found = bestrun("resume", "k", *LONGER)
     assert found.code == 0 and "it was trained with" not in found.out + found.err
     assert "another one now" not in found.out + found.err
 
@@ -261,10 +260,11 @@ def test_every_verb_that_computes_refuses_another_function_and_goes_on_if_told(r
     assert not tested, "what other code gives is not the run's"
 
 
-def test_the_same_function_is_told_bit_by_bit(bestrun, run, tmp_path):
-    assert "it answers eight test images as it did then, bit by bit" in bestrun("restore", "r").out
-    assert "step 20, verified; in" in bestrun("fetch", "r", "--out", tmp_path / "out").out
-    assert json.loads(bestrun("restore", "r", "--json").out)["function"]["is_same"] is True
+def test_the_same_function_is_told_bit_by_bit(bestrun, copied, tmp_path):
+    assert "it answers eight test images as it did then, bit by bit" in bestrun("restore", "k").out
+    step = best_of(copied, "k").state.step
+    assert f"step {step}, verified; in" in bestrun("fetch", "k", "--out", tmp_path / "out").out
+    assert json.loads(bestrun("restore", "k", "--json").out)["function"]["is_same"] is True
 
 
 @pytest.mark.slow
@@ -274,13 +274,13 @@ def test_another_number_of_threads_or_flag_is_near_and_said(run, tmp_path):
     assert "but for the last digits (TF_ENABLE_ONEDNN_OPTS 1, now 0)" in found.stdout or "bit by bit" in found.stdout
 
 
-def test_a_run_without_answers_is_restored_and_that_is_said(bestrun, run):
-    folder, best = folder_of(run, "r"), best_of(run, "r")
+def test_a_run_without_answers_is_restored_and_that_is_said(bestrun, copied):
+    folder, best = folder_of(copied, "k"), best_of(copied, "k")
     names = {"run_name": best.run_name, "config_digest": best.config_digest, "data_digest": best.data_digest}
     path = folder.path / best.path.name
     sha256 = save(path, encode(best.tensors, best.state, **names))
     folder.journal.write_text(folder.journal.read_text().replace(best.sha256, sha256))
-    found = bestrun("restore", "r", "--local")
+    found = bestrun("restore", "k", "--local")
     assert found.code == 0 and "network     its function could not be verified: the run is older" in found.out, (
         found.err
     )

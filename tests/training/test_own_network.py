@@ -71,7 +71,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     source = Path(package.__file__).parent
     shutil.copytree(source.parents[1] / "conf", folder / "conf")
-    shutil.copytree(source, folder / "src" / "bestrun", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(source, folder / "src" / "bestrun")
     for name, function in NETWORKS.items():
         (folder / "src" / "bestrun" / "training" / "networks" / f"{name}.py").write_text(COMMON + function)
         (folder / "conf" / "model" / f"{name}.yaml").write_text(f"name: {name}\n")

@@ -33,7 +33,8 @@ def images(small_mnist_npz):
 @pytest.mark.parametrize("recipe", ["quick", "fast", *(pytest.param(name, marks=pytest.mark.slow) for name in LONGER)])
 def test_recipe_killed_and_resumed_equals_uninterrupted(bestrun, home, small_mnist_npz, recipe):
     filters = "model.num_filters=[4,8,8,8]" if recipe in ("accurate", "photos") else "model.num_filters=[4,8]"
-    steps = ["training.max_steps=90", "training.evaluate_every_steps=30", "training.patience_steps=90"]
+    steps = ["training.max_steps=150", "training.evaluate_every_steps=30", "training.patience_steps=150"]
+    steps += ["pictures=false", "tracking.log_model=none"]
     words = [f"recipe={recipe}", "data=npz", f"data.path={small_mnist_npz}", filters, "training.batch_size=16", *steps]
     if recipe == "finetune":
         assert bestrun("train", *words[1:], "name=source").code == 0

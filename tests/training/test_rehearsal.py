@@ -42,21 +42,35 @@ def small_data():
     return Dataset("small", split, split, split, 4, "d" * 64, ())
 
 
-def rehearse(config_dir, *words):
-    """In a process of its own: how a batch is learned, and what is not steady."""
-    lab.use(config_dir)
-    config = compose([*([] if config_dir else WORDS), *words]).config
-    from bestrun.training import device, rehearsal
+def learn(config, data):
+    """Whether a batch is learned, and in how many steps."""
+    from bestrun.training import rehearsal
 
+    learned = rehearsal.by_heart(config, data, None)
+    return learned.is_learned, len(learned.losses)
+
+
+def find_unsteady(config, data):
+    """What is not steady."""
+    from bestrun.training import rehearsal
+
+    return rehearsal.unsteady_part(config, data)
+
+
+def rehearse(config_dir, looks, *lines):
+    """In a process of its own: what each of these finds, with each line of settings."""
+    lab.use(config_dir)
+    from bestrun.training import device
+
+    configs = [compose([*([] if config_dir else WORDS), *line]).config for line in lines]
     device.load_code(2)
-    learned = rehearsal.by_heart(config, small_data(), None)
-    print(json.dumps([learned.is_learned, len(learned.losses), rehearsal.unsteady_part(config, small_data())]))
+    print(json.dumps([look(config, small_data()) for config in configs for look in looks]))
 
 
 @pytest.fixture
 def rehearsed(start_process, tmp_path):
-    def run(*words, config_dir=None):
-        result = start_process(rehearse, config_dir, *words, cwd=tmp_path).wait()
+    def run(looks, *lines, config_dir=None):
+        result = start_process(rehearse, config_dir, looks, *lines, cwd=tmp_path).wait()
         assert result.code == 0, result.err
         return json.loads(result.out.splitlines()[-1])
 
@@ -64,36 +78,28 @@ def rehearsed(start_process, tmp_path):
 
 
 def test_a_network_of_ours_learns_a_batch_and_is_steady(rehearsed):
-    assert rehearsed("augmentation=images", "training.mixup_share=0.5", "training.class_weights=balanced") == [
-        True,
-        60,
-        None,
-    ]
+    line = ["augmentation=images", "training.mixup_share=0.5", "training.class_weights=balanced"]
+    assert rehearsed([learn, find_unsteady], line) == [[True, 60], None]
 
 
 def test_what_does_not_learn_is_seen(rehearsed):
-    assert rehearsed("optimizer.learning_rate=1e-9")[0] is False
-    assert rehearsed("optimizer=sgd", "optimizer.learning_rate=1e9", "optimizer.momentum=0.9")[0] is False
+    too_low = ["optimizer.learning_rate=1e-9"]
+    too_high = ["optimizer=sgd", "optimizer.learning_rate=1e9", "optimizer.momentum=0.9"]
+    assert [is_learned for is_learned, _ in rehearsed([learn], too_low, too_high)] == [False, False]
 
 
-@pytest.mark.parametrize(
-    ("build", "words"),
-    [
-        (unsteady, "layer noise draws numbers from a state that no checkpoint has"),
-        (drawn, "layer logits begins with other numbers at each build"),
-        (nested, None),
-    ],
-)
-def test_the_part_that_is_not_steady_is_named(rehearsed, tmp_path, build, words):
-    folder = make_lab(tmp_path / "lab", build)
-    name = build.__name__
-    assert rehearsed(f"model={name}", *WORDS[:2], *WORDS[5:], config_dir=folder)[2] == words
-
-
-def test_an_augmentation_that_draws_without_a_seed_is_named(rehearsed, tmp_path):
-    folder = make_lab(tmp_path / "lab", nested)
+def test_the_part_that_is_not_steady_is_named(rehearsed, tmp_path):
+    folder = make_lab(tmp_path / "lab", unsteady, drawn, nested)
     (folder / "code.py").write_text((folder / "code.py").read_text() + JITTER)
     (folder / "augmentation").mkdir()
     (folder / "augmentation" / "jitter.yaml").write_text("name: jitter\n")
-    found = rehearsed("model=nested", "augmentation=jitter", *WORDS[:2], *WORDS[5:], config_dir=folder)
-    assert found[2] == "augmentation=jitter varies the same images of the same step otherwise each time"
+    told = {
+        "model=unsteady": "layer noise draws numbers from a state that no checkpoint has",
+        "model=drawn": "layer logits begins with other numbers at each build",
+        "model=nested": None,
+        "model=nested augmentation=jitter": (
+            "augmentation=jitter varies the same images of the same step otherwise each time"
+        ),
+    }
+    lines = [[*words.split(), *WORDS[:2], *WORDS[5:]] for words in told]
+    assert rehearsed([find_unsteady], *lines, config_dir=folder) == list(told.values())
