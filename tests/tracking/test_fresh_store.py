@@ -22,6 +22,8 @@ from bestrun.errors import SettingsError
 from bestrun.storage.files import StorageError
 from bestrun.tracking import database
 from bestrun.tracking.store import connect, import_mlflow
+from support.looks import until
+from support.processes import Starter
 
 # ---- databases, whole and half made ----
 
@@ -46,17 +48,24 @@ def _tables_in_place(path, statements=0, pause=0.0):
     print(passed)
 
 
-@pytest.fixture
-def half_made(start_process, tmp_path):
-    """`half_made(300)`: the path of a database, alone in its folder, whose 300th statement never came."""
+@pytest.fixture(scope="module")
+def killed_before(_forkserver, tmp_path_factory):
+    """`killed_before(300)`: the folder of a database whose 300th statement never came; it stays as it is."""
+    starter = Starter(tmp_path_factory.mktemp("processes"))
 
-    def make(statements, name="half"):
-        path = tmp_path / name / "mlflow.db"
-        path.parent.mkdir(parents=True)
-        assert start_process(_tables_in_place, path, statements).wait().code == -signal.SIGKILL
-        return path
+    @functools.cache
+    def make(statements):
+        path = tmp_path_factory.mktemp("half") / "mlflow.db"
+        assert starter(_tables_in_place, path, statements).wait().code == -signal.SIGKILL
+        return path.parent
 
     return make
+
+
+@pytest.fixture
+def half_made(killed_before, tmp_path):
+    """`half_made(300)`: the path of such a database, alone in its folder."""
+    return lambda statements: shutil.copytree(killed_before(statements), tmp_path / "half") / "mlflow.db"
 
 
 @pytest.fixture
@@ -100,11 +109,26 @@ def impatient(monkeypatch):
     monkeypatch.setattr(database, "QUIET_SECONDS", 0.3)
 
 
+@pytest.fixture
+def made_at_once(ready_made_store, monkeypatch):
+    """A new database is a copy of a whole one, where it does not matter that a child takes 5 s to make it."""
+
+    def make(path, lock, load):
+        new = Path(shutil.copyfile(ready_made_store, path.with_name(".mlflow.db.1.new")))
+        default = f"0, 'Default', '{(path.parent / 'artifacts' / 'Default').as_uri()}', 'active'"
+        columns = "experiment_id, name, artifact_location, lifecycle_stage"
+        rows(new, f"INSERT INTO experiments ({columns}) VALUES ({default})")
+        database._publish(new, path)
+        new.unlink(missing_ok=True)
+
+    monkeypatch.setattr(database, "_make", make)
+
+
 # ---- what an earlier version, or MLflow, left half made ----
 
 
 @pytest.mark.parametrize("statements", [300, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 900))])
-def test_a_half_made_database_is_made_anew_and_the_old_one_kept(half_made, impatient, statements, caplog):
+def test_a_half_made_database_is_made_anew_and_the_old_one_kept(half_made, made_at_once, impatient, statements, caplog):
     path = half_made(statements)
     before = path.read_bytes()
     with caplog.at_level(logging.WARNING, "bestrun"):
@@ -146,13 +170,6 @@ def test_wherever_mlflow_was_killed_there_is_nothing_to_lose(start_process, tmp_
     assert len(list(tmp_path.iterdir())) > 30
 
 
-def test_an_empty_file_counts_as_half_made(tmp_path, impatient):
-    path = tmp_path / "mlflow.db"
-    path.touch()
-    assert use(path) == 1
-    assert_good(path)
-
-
 def _write_until_killed(path):
     with contextlib.closing(sqlite3.connect(path)) as opened:
         opened.execute("PRAGMA cache_size = 1")
@@ -162,7 +179,7 @@ def _write_until_killed(path):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_journal_whose_database_is_gone_is_not_applied_to_the_new_one(whole, start_process):
+def test_a_journal_whose_database_is_gone_is_not_applied_to_the_new_one(whole, made_at_once, start_process):
     start_process(_write_until_killed, whole).wait()
     journal = whole.with_name("mlflow.db-journal")
     undone = journal.read_bytes()
@@ -399,8 +416,9 @@ def test_the_schema_is_the_one_that_mlflow_asks_for(whole):
     assert rows(whole, "SELECT version_num FROM alembic_version") == [(head,)]
 
 
-def test_a_new_database_holds_no_row_but_those_known(tmp_path):
+def test_an_empty_file_counts_as_half_made_and_the_new_database_holds_no_row_but_those_known(tmp_path, impatient):
     path = tmp_path / "mlflow.db"
+    path.touch()
     ready(path)
     connect(f"sqlite:///{path}").client.search_registered_models()
     assert_good(path)
@@ -449,16 +467,19 @@ def _gone(folder):
     return not _makers(folder)
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def _until_it_is_made(folder, process):
+    """Wait until one child is making the database, under the lock."""
+    until(lambda: list(folder.glob(".mlflow.db.*.new")), process)
+    assert len(_makers(folder)) == 1
+    assert not _lock_is_free(folder / "mlflow.db.lock")
+
+
+@pytest.mark.slow  # its quick sibling is a first run that is killed, at the end
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 def test_the_maker_dies_with_its_parent_and_the_next_removes_what_it_left(start_process, tmp_path, number):
     path = tmp_path / "home" / "mlflow.db"
     process = start_process(_first_use, path)
-    while not list(path.parent.glob(".mlflow.db.*.new")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    assert len(_makers(path.parent)) == 1
-    assert not _lock_is_free(f"{path}.lock")
+    _until_it_is_made(path.parent, process)
     process.kill(number)
     assert process.wait(10).code == -number
     assert _gone(path.parent) and not path.exists()
@@ -472,9 +493,7 @@ def test_the_maker_dies_with_its_parent_and_the_next_removes_what_it_left(start_
 def test_a_maker_that_is_killed_alone_is_an_error_and_the_next_makes_it(start_process, tmp_path):
     path = tmp_path / "home" / "mlflow.db"
     process = start_process(_first_use, path)
-    while not list(path.parent.glob(".mlflow.db.*.new")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    _until_it_is_made(path.parent, process)
     os.kill(*_makers(path.parent), signal.SIGKILL)
     assert "mlflow.db: cannot be made: its process ended with -9; mend that, then: the same again" in process.wait().err
     assert os.listdir(path.parent) == ["mlflow.db.lock"]
@@ -492,10 +511,10 @@ def kill(process, manner):
 
 MANNERS = ["SIGKILL", "SIGHUP", "SIGINT", "twice"]
 MOMENTS = [(MANNERS[n % 4], n * 10 / 100) for n in range(100)]  # of the first ten seconds
-SHARES = [pytest.param(MOMENTS[n::20], id=f"share {n:02}", marks=pytest.mark.slow) for n in range(20)]
 
 
-@pytest.mark.parametrize("moments", [pytest.param([("SIGKILL", 2.0)], id="one"), *SHARES])
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [pytest.param(MOMENTS[n::20], id=f"share {n:02}") for n in range(20)])
 def test_a_fresh_home_killed_at_any_moment_has_a_good_store_at_the_next_command(start_process, tmp_path, moments):
     for number, (manner, moment) in enumerate(moments):
         path = tmp_path / str(number) / "mlruns" / "mlflow.db"
@@ -512,19 +531,7 @@ def test_a_fresh_home_killed_at_any_moment_has_a_good_store_at_the_next_command(
         assert not list(path.parent.glob("*half-made*")) and _gone(path.parent)
 
 
-TRAINED = [pytest.param(n, id=f"moment {n}", marks=pytest.mark.slow) for n in range(16)]
-
-
-@pytest.mark.parametrize("number", [pytest.param(None, id="one"), *TRAINED])
-def test_a_first_run_killed_while_its_store_is_made_leaves_a_good_one(bestrun, settings, tmp_path, number):
-    manner, moment = ("twice", 3.0) if number is None else (MANNERS[number % 4], random.Random(number).uniform(0.5, 10))
-    home = tmp_path / "fresh" / "mlruns"
-    command = functools.partial(bestrun, env={"BESTRUN_MLRUNS": str(home)})
-    process = bestrun.start("train", *settings, "name=a", env={"BESTRUN_MLRUNS": str(home)})
-    time.sleep(moment)
-    kill(process, manner)
-    process.wait()
-    assert _gone(home)
+def _assert_the_next_run_finds_a_good_store(command, settings, home):
     listed = command("runs")
     assert listed.code in (0, 2) and "Traceback" not in listed.err
     assert listed.code == 0 or "there are no runs here yet" in listed.err, listed.err
@@ -535,3 +542,39 @@ def test_a_first_run_killed_while_its_store_is_made_leaves_a_good_one(bestrun, s
     assert_good(home / "mlflow.db")
     assert not list(home.glob("*half-made*"))
     assert rows(home / "mlflow.db", "SELECT status FROM runs WHERE name = 'b'") == [("FINISHED",)]
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A home that is not there yet."""
+    return tmp_path / "fresh" / "mlruns"
+
+
+@pytest.fixture
+def command(bestrun, fresh):
+    """`bestrun` in that home."""
+    return functools.partial(bestrun, env={"BESTRUN_MLRUNS": str(fresh)})
+
+
+def test_a_first_run_that_is_killed_takes_the_maker_of_its_store_along_and_the_next_run_makes_a_good_one(
+    bestrun, command, settings, fresh
+):
+    process = bestrun.start("train", *settings, "name=a", env={"BESTRUN_MLRUNS": str(fresh)})
+    _until_it_is_made(fresh, process)
+    process.kill()
+    assert process.wait(10).code == -signal.SIGKILL
+    assert _gone(fresh) and not (fresh / "mlflow.db").exists()
+    assert _lock_is_free(fresh / "mlflow.db.lock")
+    assert list(fresh.glob(".mlflow.db.*"))  # what it left, which the next one removes
+    _assert_the_next_run_finds_a_good_store(command, settings, fresh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(16))
+def test_a_first_run_killed_while_its_store_is_made_leaves_a_good_one(bestrun, command, settings, fresh, number):
+    process = bestrun.start("train", *settings, "name=a", env={"BESTRUN_MLRUNS": str(fresh)})
+    time.sleep(random.Random(number).uniform(0.5, 10))
+    kill(process, MANNERS[number % 4])
+    process.wait()
+    assert _gone(fresh)
+    _assert_the_next_run_finds_a_good_store(command, settings, fresh)
