@@ -21,12 +21,13 @@ from bestrun.training.networks import backbone
 from support.stores import run_folder
 
 SIDE = 32
+SMALL = "MobileNet"  # has the fewest layers of those with batch norm
 APPLICATIONS = {
     name for name, kind in vars(keras.applications).items() if inspect.isfunction(kind) and name[0].isupper()
 }
 
 
-def _build(application="MobileNetV2", shape=(SIDE, SIDE, 3), **settings):
+def _build(application=SMALL, shape=(SIDE, SIDE, 3), **settings):
     settings = {"weights": None, "pooling": "avg", "dropout": 0.0, **settings}
     return backbone.build(shape, 4, application=application, **settings)
 
@@ -38,7 +39,17 @@ def test_the_list_of_applications_is_that_of_keras():
         assert callable(getattr(keras.applications, family).preprocess_input)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("nasnet", "densenet")])
+LARGE = ("inception_v3", "inception_resnet_v2")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=pytest.mark.slow if family in LARGE else ())
+        for family in FAMILIES
+        if family not in ("nasnet", "densenet")
+    ],
+)
 def test_the_smallest_image_is_the_one_that_keras_takes(family):
     name = FAMILIES[family][0]
     side = smallest_side(name)
@@ -59,7 +70,7 @@ def test_every_application_can_be_trained_as_far_as_a_sketch_tells(name):
     assert network.output.shape == (None, 4) and network.get_layer("backbone").trainable_variables
 
 
-@pytest.mark.parametrize(("application", "family"), [("MobileNetV2", "mobilenet_v2"), ("ResNet50", "resnet")])
+@pytest.mark.parametrize(("application", "family"), [(SMALL, "mobilenet"), ("VGG16", "vgg16")])
 def test_pixels_are_scaled_as_the_family_wants_them(application, family):
     network = _build(application)
     images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
@@ -112,9 +123,9 @@ def test_a_wrong_setting_is_answered_before_tensorflow_is_imported(typed, words)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Weights of MobileNetV2 without its top, in both ways in which Keras writes them."""
+    """Weights of a network without its top, in both ways in which Keras writes them, and files that do not fit it."""
     keras.utils.clear_session()
-    network = keras.applications.MobileNetV2((SIDE, SIDE, 3), include_top=False, weights=None)
+    network = getattr(keras.applications, SMALL)((SIDE, SIDE, 3), include_top=False, weights=None)
     folder = tmp_path_factory.mktemp("weights")
     network.save_weights(folder / "net.weights.h5")
     network.save(folder / "net_whole.h5")
@@ -127,13 +138,20 @@ def saved(tmp_path_factory):
         file["layers/batch_normalization/vars/0"][3] = np.nan
     (folder / "text.weights.h5").write_text("no weights\n")
     (folder / "folder.weights.h5").mkdir()
-    other = keras.applications.VGG16(input_shape=(SIDE, SIDE, 3), include_top=False, weights=None)
-    other.save_weights(folder / "other.weights.h5")
     return folder, network.get_weights()
 
 
+@pytest.fixture(scope="module")
+def of_another_network(saved):
+    """Beside them a file of another network's weights."""
+    network = keras.applications.VGG16(input_shape=(SIDE, SIDE, 3), include_top=False, weights=None)
+    path = saved[0] / "other.weights.h5"
+    network.save_weights(path)
+    return path
+
+
 def _config(path, *words):
-    return compose(["model=backbone", "model.application=MobileNetV2", f"model.weights={path}", *words]).config
+    return compose(["model=backbone", f"model.application={SMALL}", f"model.weights={path}", *words]).config
 
 
 @pytest.mark.parametrize("name", ["net.weights.h5", "net_whole.h5"])
@@ -151,11 +169,10 @@ def test_weights_are_those_of_the_file_and_its_hash_is_kept(saved, name):
     [
         ("gone.weights.h5", "there is no such file; nothing is downloaded"),
         ("folder.weights.h5", "there is no such file"),
-        ("half.weights.h5", "not weights of MobileNetV2 without its top"),
-        ("thin.weights.h5", "not weights of MobileNetV2 without its top"),
+        ("half.weights.h5", f"not weights of {SMALL} without its top"),
+        ("thin.weights.h5", f"not weights of {SMALL} without its top"),
         ("nan.weights.h5", "has no numbers for .*, or some that are not finite"),
-        ("text.weights.h5", "not weights of MobileNetV2 without its top"),
-        ("other.weights.h5", "not weights of MobileNetV2 without its top"),
+        pytest.param("text.weights.h5", "not weights of", marks=pytest.mark.slow),  # its quick sibling is half a file
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_line(saved, name, words):
@@ -164,9 +181,15 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(saved, name, words):
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.slow  # its quick sibling is a file that lacks a layer
+def test_weights_of_another_network_are_refused(of_another_network):
+    with pytest.raises(SettingsError, match=f"not weights of {SMALL} without its top"):
+        pretrained.from_file(_config(of_another_network), (SIDE, SIDE, 1), 4)
+
+
 @pytest.mark.slow  # the weights read from a file, and frozen layers, have quick siblings
 def test_a_frozen_backbone_from_a_file_trains_its_logits_and_the_file_is_read_for_a_fresh_start_only(
-    bestrun, home, saved, tmp_path
+    bestrun, home, saved, of_another_network, tmp_path
 ):
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 4
@@ -174,7 +197,7 @@ def test_a_frozen_backbone_from_a_file_trains_its_logits_and_the_file_is_read_fo
     np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:8], y_test=labels[:8])
     path = tmp_path / "my net.weights.h5"
     path.write_bytes((saved[0] / "net.weights.h5").read_bytes())
-    words = ["data=npz", f"data.path={tmp_path / 'd.npz'}", "model=backbone", "model.application=MobileNetV2"]
+    words = ["data=npz", f"data.path={tmp_path / 'd.npz'}", "model=backbone", f"model.application={SMALL}"]
     words += [f"model.weights='{path}'", "training.freeze=[backbone]", "training.max_steps=2", "training.batch_size=4"]
     words += ["training.evaluate_every_steps=1", "training.patience_steps=2", "pictures=false", "name=r"]
     killed = bestrun("train", *words, env={"BESTRUN_FAULT": "F9"})
@@ -185,7 +208,7 @@ def test_a_frozen_backbone_from_a_file_trains_its_logits_and_the_file_is_read_fo
 
     moved = path.rename(tmp_path / "moved.weights.h5")  # nothing is saved yet, so it is needed once more
     assert "there is no such file" in bestrun("resume", "r").err
-    path.write_bytes((saved[0] / "other.weights.h5").read_bytes())
+    path.write_bytes(of_another_network.read_bytes())
     other = bestrun("resume", "r")
     assert other.code == VerificationError.exit_code and "started from" in other.err and "Traceback" not in other.err
     cut = bestrun("resume", "r", f"model.weights={moved}", env={"BESTRUN_FAULT": "F9:2"})
