@@ -33,6 +33,26 @@ def _vit():
     return _built(networks.vit, width=8, heads=2, dropout=0.1)
 
 
+@pytest.fixture(scope="module")
+def transformer():
+    """One for all tests that look at it."""
+    return _vit()
+
+
+@pytest.fixture(scope="module")
+def with_backbone():
+    """As `transformer`, with a model inside the model."""
+    return _built(networks.nested)
+
+
+@pytest.fixture
+def thawed(with_backbone):
+    """That network, of which a test may freeze what it likes."""
+    yield with_backbone
+    for _, layer in layers_inside(with_backbone):
+        layer.trainable = True
+
+
 @pytest.mark.parametrize("line", ["model=cnn", "model=cnn optimizer=sgd", "recipe=accurate"])
 def test_a_network_of_plain_layers_has_the_names_that_format_1_has(line):
     config = compose(line.split()).config
@@ -42,18 +62,18 @@ def test_a_network_of_plain_layers_has_the_names_that_format_1_has(line):
     assert now.keys() == then.keys() and all(now[name] is then[name] for name in now)
 
 
-def test_a_layer_inside_a_layer_has_the_path_to_it_as_its_name():
-    names = list(named_variables(_vit()))
+def test_a_layer_inside_a_layer_has_the_path_to_it_as_its_name(transformer, with_backbone):
+    names = list(named_variables(transformer))
     assert "model/multi_head_attention/query/kernel" in names and "model/sequential/dense_1/bias" in names
     assert "model/multi_head_attention/dropout/seed_generator_state" in names
-    nested = list(named_variables(_built(networks.nested)))
+    nested = list(named_variables(with_backbone))
     assert "model/backbone/conv/kernel" in nested and "model/backbone/block/conv/kernel" in nested
     assert "model/backbone/norm/moving_mean" in nested
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("build", [_vit, lambda: _built(networks.nested), lambda: _built(networks.mobile)])
 @pytest.mark.parametrize("name", ["adam", "sgd"])
+@pytest.mark.parametrize("build", [_vit, lambda: _built(networks.nested), lambda: _built(networks.mobile)])
 def test_every_variable_has_one_name_and_a_checkpoint_brings_all_of_them_back(build, name):
     network = build()
     more = {"momentum": 0.9} if name == "sgd" else {}
@@ -196,11 +216,10 @@ def test_what_keras_does_not_promise_is_as_it_was():
         (["backbone/conv", "*/norm"], {"backbone/conv", "backbone/norm"}),
     ],
 )
-def test_a_pattern_freezes_the_layers_whose_path_it_matches_and_what_is_inside(patterns, frozen):
-    network = _built(networks.nested)
-    freeze(network, patterns)
-    training = {id(variable) for variable in network.trainable_variables}
-    having = {path: layer for path, layer in layers_inside(network) if own_variables(layer) and layer.weights}
+def test_a_pattern_freezes_the_layers_whose_path_it_matches_and_what_is_inside(thawed, patterns, frozen):
+    freeze(thawed, patterns)
+    training = {id(variable) for variable in thawed.trainable_variables}
+    having = {path: layer for path, layer in layers_inside(thawed) if own_variables(layer) and layer.weights}
     for path, layer in having.items():
         assert all(id(variable) not in training for variable in layer.weights) == (path in frozen), path
 
@@ -215,13 +234,13 @@ def test_a_pattern_freezes_the_layers_whose_path_it_matches_and_what_is_inside(p
         (["*"], "nothing is left to train; leave the layer logits out"),
     ],
 )
-def test_a_pattern_that_freezes_nothing_or_everything_is_refused(patterns, words):
+def test_a_pattern_that_freezes_nothing_or_everything_is_refused(thawed, patterns, words):
     with pytest.raises(SettingsError, match=words):
-        freeze(_built(networks.nested), patterns)
+        freeze(thawed, patterns)
 
 
-def test_the_head_is_the_last_layer_with_weights_also_inside_a_model():
-    assert head_of(_vit())[0] == "logits" and head_of(_built(networks.nested))[0] == "logits"
+def test_the_head_is_the_last_layer_with_weights_also_inside_a_model(transformer, with_backbone):
+    assert head_of(transformer)[0] == "logits" and head_of(with_backbone)[0] == "logits"
     keras.utils.clear_session()
     images = keras.Input((4,))
     head = keras.Sequential([layers.Dense(8), layers.Dropout(0.5), layers.Dense(3, name="out")], name="head")
@@ -239,9 +258,9 @@ def _first_unsteady(network):
     return found
 
 
-def test_a_layer_that_draws_numbers_of_its_own_is_found_and_dropout_is_none():
+def test_a_layer_that_draws_numbers_of_its_own_is_found_and_dropout_is_none(transformer, with_backbone):
     assert _first_unsteady(_built(networks.unsteady)) == "noise"
-    assert _first_unsteady(_vit()) is None and _first_unsteady(_built(networks.nested)) is None
+    assert _first_unsteady(transformer) is None and _first_unsteady(with_backbone) is None
 
 
 def test_a_weight_that_does_not_lead_to_the_logits_stays(small_mnist_npz):

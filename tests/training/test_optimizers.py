@@ -1,5 +1,7 @@
 """Settings of optimizers do what Keras' own optimizers do by them; averages of weights are what the formula says."""
 
+from functools import cache
+
 import keras
 import numpy as np
 import pytest
@@ -26,17 +28,24 @@ def _made(*words, network=PLAIN):
     return config, network, build_optimizer(model=network, **dict(config.optimizer))
 
 
-def _trained(*words, steps):
-    """All variables after each of some steps, under their names."""
+@cache
+def _trained(*words):
+    """All variables after each of three steps, under their names; not to be changed."""
     config, network, optimizer = _made(*words)
     run = compile_steps(network, optimizer, TRAIN, config)
     variables, found = named_variables(network, optimizer), []
     found.append(read_variables(variables))
-    for step in range(steps):
+    for step in range(3):
         batches = batch_indices(0, step, 1, 16, 64)
         run(batches, np.full(1, 0.05, "float32"), step, 0.0, 0)
         found.append(read_variables(variables))
     return found
+
+
+@pytest.fixture(scope="module")
+def network():
+    """One that optimizers are tried on, whatever its weights are."""
+    return _made()[1]
 
 
 @pytest.mark.parametrize(
@@ -53,8 +62,8 @@ def _trained(*words, steps):
         ("optimizer=sgd optimizer.clip_norm=0.5", lambda: keras.optimizers.SGD(0.05, 0.9, global_clipnorm=0.5)),
     ],
 )
-def test_each_setting_is_what_keras_makes_of_it_and_makes_a_difference(words, theirs):
-    _, network, ours = _made(*words.split())
+def test_each_setting_is_what_keras_makes_of_it_and_makes_a_difference(network, words, theirs):
+    ours = build_optimizer(model=network, **dict(compose(words.split()).config.optimizer))
     begin = [weight.numpy() for weight in network.trainable_variables]
     gradients = [[RANDOM.normal(0, 1, weight.shape).astype("float32") for weight in begin] for _ in range(3)]
 
@@ -77,8 +86,8 @@ def test_each_setting_is_what_keras_makes_of_it_and_makes_a_difference(words, th
 
 
 def test_averages_begin_as_the_weights_and_follow_them_by_their_share():
-    alone = _trained("optimizer=sgd", steps=3)
-    found = _trained("optimizer=sgd", "optimizer.ema=0.75", steps=3)
+    alone = _trained("optimizer=sgd")
+    found = _trained("optimizer=sgd", "optimizer.ema=0.75")
     weights = [name for name in alone[0] if name.startswith("model/")]
     for name in weights:
         expected = alone[0][name]
@@ -119,7 +128,7 @@ def _checkpoint(tensors, tmp_path):
 @pytest.mark.parametrize("words", [[], ["optimizer.ema=0.5"]])
 @pytest.mark.parametrize("parent_words", [[], ["optimizer.ema=0.9"]])
 def test_a_run_begins_with_what_another_one_is_used_with(words, parent_words, tmp_path):
-    parent = _trained(*parent_words, steps=3)[-1]
+    parent = _trained(*parent_words)[-1]
     config, network, optimizer = _made(*words, "from_run=parent")
     start_from(_checkpoint(parent, tmp_path), network, optimizer, config)
     found = read_variables(named_variables(network, optimizer))
@@ -136,7 +145,7 @@ def test_every_variable_of_an_optimizer_with_averages_comes_back():
     rest = {id(optimizer.iterations), id(optimizer.learning_rate)}
     assert kept == {id(variable) for variable in optimizer.variables} - rest
     assert len(optimizer.variables) == len(kept) + len(rest), "none of them twice"
-    tensors = _trained("optimizer.ema=0.9", steps=2)[-1]
+    tensors = _trained("optimizer.ema=0.9")[-1]
     assign_variables(named_variables(network, optimizer), tensors, "it")
     found = read_variables(named_variables(network, optimizer))
     assert all(np.array_equal(found[name], tensors[name]) for name in tensors)
