@@ -1,5 +1,7 @@
 """augmentation=images and mixed images: each image by its own draws, from (seed, step), and no further than said."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -28,10 +30,21 @@ def prepared():
     device.prepare(None)
 
 
-def varied(images, seed=0, step=0, **settings):
+@cache
+def compiled(seed, **settings):
+    """As in a step: else each operation on each image is a call into TensorFlow."""
+    import tensorflow as tf
+
     from bestrun.training.per_image import images as vary
 
-    return np.asarray(vary(np.asarray(images), seed, step, **dict.fromkeys(SETTINGS, 0) | settings))
+    chosen = dict.fromkeys(SETTINGS, 0) | settings
+    return tf.function(lambda images, step: vary(images, seed, step, **chosen), autograph=False)
+
+
+def varied(images, seed=0, step=0, **settings):
+    import tensorflow as tf
+
+    return np.asarray(compiled(seed, **settings)(tf.constant(images), tf.constant(step, tf.int64)))
 
 
 def copies(image, count):
@@ -199,7 +212,7 @@ def test_a_rectangle_counts_by_its_exact_area():
 def test_shares_say_how_many_images_are_mixed_and_no_image_is_mixed_twice():
     images, labels, others, share = (
         np.concatenate(parts)
-        for parts in zip(*(mixed(step=step, mixup_share=0.25, cutmix_share=0.25) for step in range(40)), strict=True)
+        for parts in zip(*(mixed(step=step, mixup_share=0.25, cutmix_share=0.25) for step in range(20)), strict=True)
     )
     kinds = np.array([len(np.unique(each)) for each in images[..., 0]])
     whole = share == 1
@@ -229,7 +242,8 @@ def test_shares_of_blends_have_the_distribution_that_they_say(alpha):
     assert draws.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("parts", [2, 1])
 def test_a_step_learns_from_both_labels_of_the_images_that_the_picture_shows(monkeypatch, parts):
     """The loss of a step of mixed, smoothed labels is the one that Keras gives for the images that the picture has."""
     import keras
@@ -242,7 +256,8 @@ def test_a_step_learns_from_both_labels_of_the_images_that_the_picture_shows(mon
 
     monkeypatch.setattr(device, "parts", lambda: parts)
     words = ["augmentation=images", "training.mixup_share=0.4", "training.mixup_alpha=1", "training.cutmix_share=0.4"]
-    sizes = ["training.batch_size=15", "training.label_smoothing=0.1", "model.num_filters=[4,4]", "model.fc_size=8"]
+    sizes = ["training.batch_size=15", "training.label_smoothing=0.1"]
+    sizes += ["model.num_filters=[4]", "model.filter_sizes=[3]", "model.fc_size=8"]
     config = compose([*words, *sizes]).config
     labels = RANDOM.integers(0, 5, 40)
     data = dataset(RANDOM.integers(0, 256, (40, 8, 8, 3), np.uint8), labels, 5)

@@ -14,9 +14,9 @@ from support.made_runs import make_run
 
 
 def cases():
-    """200 times logits and labels: ties, classes that are missing, never predicted, or both."""
+    """100 times logits and labels: ties, classes that are missing, never predicted, or both."""
     random = np.random.default_rng(23)
-    for number in range(200):
+    for number in range(100):
         classes, images = int(random.integers(2, 30)), int(random.integers(1, 200))
         among = random.choice(classes, max(1, classes // (1 + number % 3)), replace=False)
         logits = random.normal(size=(images, classes)).astype(np.float32)
@@ -50,7 +50,7 @@ def test_metrics_are_those_of_scikit_learn_ties_and_missing_classes_included():
         seen["missing"] += len(set(labels)) < len(classes)
         seen["never predicted"] += any(c.images and not c.predicted for c in found)
         seen["neither"] += any(not c.images and not c.predicted for c in found)
-    assert min(seen.values()) >= 40, seen
+    assert min(seen.values()) >= 20, seen
 
 
 def test_figures_of_many_images_are_those_of_all_at_once(monkeypatch):
