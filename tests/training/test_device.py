@@ -4,7 +4,7 @@ A second logical processor, CPU:1, stands for the card. And TensorFlow's package
 registered where there is none, too.
 """
 
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,16 +14,24 @@ from bestrun.errors import SettingsError
 from support.stores import run_folder
 
 HOST, CARD = "CPU:0", "CPU:1"
-SETTINGS = {
-    "default": ["model.num_filters=[4,8]", "model.fc_size=16"],
-    "weighted": ["training.label_smoothing=0.1", "training.class_weights=balanced", "optimizer.ema=0.9"],
-    "in parts": ["training.micro_batches=4", "optimizer=sgd", "optimizer.momentum=0.9"],
-    "batch norm, turned": ["model=cnn_bn", "augmentation=affine", "optimizer=adamw", "optimizer.clip_norm=1"],
-    "mixed": ["training.mixup_share=0.3", "training.cutmix_share=0.3"],
-    "recoloured": ["augmentation=images", "augmentation.cutout_pixels=4", "augmentation.flip_vertical_share=0.5"],
-    "bfloat16": ["precision=mixed_bfloat16"],
+SMALL = ["model.num_filters=[4,8]", "model.fc_size=16"]
+SETTINGS = {  # what goes together is in one: the operations are those of each
+    "default": SMALL,
+    "in parts, weighted, mixed": [
+        *(*SMALL, "training.micro_batches=4", "optimizer=sgd", "optimizer.momentum=0.9", "optimizer.ema=0.9"),
+        *("training.label_smoothing=0.1", "training.class_weights=balanced"),
+        *("training.mixup_share=0.3", "training.cutmix_share=0.3"),
+    ],
+    "batch norm, turned": [
+        *("model=cnn_bn", "model.num_filters=[4,4]", "model.filter_sizes=[3,3]"),
+        *("augmentation=affine", "optimizer=adamw", "optimizer.clip_norm=1"),
+    ],
+    "recoloured, bfloat16": [
+        *(*SMALL, "precision=mixed_bfloat16", "augmentation=images"),
+        *("augmentation.cutout_pixels=4", "augmentation.flip_vertical_share=0.5"),
+    ],
 }
-VARIED_BY_HOST = ("recoloured",)  # the processor varies these images
+VARIED_BY_HOST = ("recoloured, bfloat16",)  # the processor varies these images
 
 
 def made(words, images, where=HOST):
@@ -206,7 +214,7 @@ def test_what_a_graphics_card_cannot_do_is_seen(on_a_card, monkeypatch):
 
     monkeypatch.setattr(device, "cards", list)
     monkeypatch.setattr(device, "parts", lambda: 2)
-    nodes, pinned = traced(made(SETTINGS["recoloured"], drawn()).run_steps)
+    nodes, pinned = traced(made(SETTINGS["recoloured, bfloat16"], drawn()).run_steps)
     assert {node.op for node in nodes if not has_card_kernel(node)} == {"GatherV2", "SplitV"}
     assert "TensorListStack" in {node.op for node in pinned if not has_card_kernel(node)}
     assert "AdjustContrastv2" in {node.op for node in pinned} & REFUSED
@@ -263,41 +271,43 @@ def build(image_shape, num_classes):
 """
 
 
-@pytest.mark.parametrize(
-    ("batch", "evaluated", "said", "again"),
-    [
-        (
-            64,
-            32,
-            "training.batch_size=64: the memory is too small for it (refused: float[32,549755813888] on CPU:0); "
-            "type training.micro_batches=2 for a new run, whose steps are the same, in smaller parts",
-            ["rerun", "greedy", "training.micro_batches=2"],
-        ),
-        (
-            32,
-            64,
-            "training.evaluation_batch_size=64: the memory is too small for it (refused: float[32,549755813888] on "
-            "CPU:0); type a smaller training.evaluation_batch_size",
-            ["resume", "greedy", "training.evaluation_batch_size=32"],
-        ),
-    ],
-    ids=["a step", "an evaluation"],
-)
-def test_too_little_memory_is_a_line_that_says_what_to_type_and_that_helps(
-    bestrun, home, settings, tmp_path, batch, evaluated, said, again
-):
+TOO_LARGE = {  # name of a run: its batch size, that of evaluations, the message, what it says to type
+    "steps": (
+        32,
+        16,
+        "training.batch_size=32: the memory is too small for it (refused: float[32,549755813888] on CPU:0); "
+        "type training.micro_batches=2 for a new run, whose steps are the same, in smaller parts",
+        ["rerun", "steps", "training.micro_batches=2"],
+    ),
+    "evaluations": (
+        16,
+        32,
+        "training.evaluation_batch_size=32: the memory is too small for it (refused: float[32,549755813888] on "
+        "CPU:0); type a smaller training.evaluation_batch_size",
+        ["resume", "evaluations", "training.evaluation_batch_size=16"],
+    ),
+}
+
+
+def test_too_little_memory_is_a_line_that_says_what_to_type_and_that_helps(bestrun, home, settings, tmp_path):
+    """Both at once, and each in one piece: TensorFlow waits ten seconds for the memory of each."""
     lab = tmp_path / "lab"
     (lab / "model").mkdir(parents=True)
     (lab / "model" / "greedy.yaml").write_text("name: greedy\n")
     (lab / "code.py").write_text(GREEDY)
-    words = [word for word in settings if not word.startswith("model.")] + ["model=greedy", "name=greedy"]
-    words += ["threads=2", f"training.batch_size={batch}", f"training.evaluation_batch_size={evaluated}"]
-    environment = {"BESTRUN_CONFIG_DIR": str(lab)}
-    result = bestrun("train", *words, "pictures=false", env=environment)
-    assert result.code == 2 and result.err.endswith(f"error: {said}\n"), result.err
-    assert "ResourceExhaustedError" in (run_folder(home, "greedy").path / "run.log").read_text()
-    result = bestrun(*again, env=environment)
-    assert result.code == 0, result.err
+    words = [word for word in settings if not word.startswith("model.")] + ["model=greedy", "threads=1"]
+    command = partial(bestrun.start, env={"BESTRUN_CONFIG_DIR": str(lab)})
+    started = []
+    for name, (batch, evaluated, *_) in TOO_LARGE.items():
+        sizes = [f"training.batch_size={batch}", f"training.evaluation_batch_size={evaluated}"]
+        started.append(command("train", *words, *sizes, f"name={name}"))
+    for process, (name, (*_, said, _)) in zip(started, TOO_LARGE.items(), strict=True):
+        result = process.wait()
+        assert result.code == 2 and result.err.endswith(f"error: {said}\n"), result.err
+        assert "ResourceExhaustedError" in (run_folder(home, name).path / "run.log").read_text()
+    for process in [command(*again) for *_, again in TOO_LARGE.values()]:
+        result = process.wait()
+        assert result.code == 0, result.err
 
 
 def test_other_errors_of_tensorflow_stay_what_they_are():
