@@ -5,6 +5,7 @@ import time
 import pytest
 
 from bestrun.tracking.store import connect
+from support.looks import until
 
 
 def _log_the_same_datasets(uri, start):
@@ -32,23 +33,28 @@ def test_runs_that_log_the_same_data_at_once_are_not_refused(start_process, home
         assert result.code == 0, result.err[-500:]
 
 
-def _save_the_same_views(uri, start):
+def _save_the_same_views(uri, gate):
     from bestrun.tracking import page
     from bestrun.tracking.store import connect
 
     store = connect(uri)
     experiment = store.client.get_experiment_by_name("race")
-    time.sleep(max(0, start - time.time()))
-    for number in range(30):
+    print("ready", flush=True)
+    while not gate.exists():
+        pass
+    for number in range(60):
         page.save_view(store.client, experiment, "val/accuracy", sweep=f"s{number}")
 
 
-def test_runs_that_save_the_same_view_at_once_are_not_refused(start_process, home):
+def test_runs_that_save_the_same_view_at_once_are_not_refused(start_process, home, tmp_path):
     from bestrun.tracking.store import connect
 
-    uri = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}"
+    uri, gate = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}", tmp_path / "gate"
     connect(uri).experiment_id("race")
-    start = time.time() + 1.5
-    for process in [start_process(_save_the_same_views, uri, start) for _ in range(3)]:
+    processes = [start_process(_save_the_same_views, uri, gate) for _ in range(3)]
+    for process in processes:
+        until(lambda process=process: "ready" in process.out, process)
+    gate.touch()
+    for process in processes:
         result = process.wait(60)
         assert result.code == 0, result.err[-500:]
