@@ -198,7 +198,13 @@ def test_a_mistake_in_code_py_is_one_line_with_its_place(folder, code, words):
     (folder / "code.py").write_bytes(code.encode() if isinstance(code, str) else code)
     line = refusal(own.use, folder)
     assert line.startswith(str(folder / "code.py")) and words in line, line
-    assert lab.current() is None and compose([])
+    assert lab.current() is None
+
+
+def test_after_a_mistake_in_code_py_our_own_settings_are_what_they_were(folder):
+    before = compose([]).config
+    refusal(own.use, make_lab(folder, "import bestrun\ndef f(:\n"))
+    assert compose([]).config == before and "gap" not in options("model")
 
 
 def test_code_py_is_read_however_it_spells_the_decorators(folder):
@@ -386,10 +392,19 @@ def test_stored_settings_of_ones_own_are_data_and_load_no_code(named, tmp_path):
         load_dataset(**own.data_arguments(again.data))
 
 
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    """The stored settings of a run of `recipe=night`."""
+    own.use(make_lab(tmp_path_factory.mktemp("night") / "lab"))
+    settings = to_yaml(compose(["recipe=night"]).config)
+    own.use(None)
+    return settings
+
+
 @pytest.mark.parametrize("name", ["../../evil", "os.system", "a b", "", "x" * 200, "__init__", "/tmp/x", "é"])
 @pytest.mark.parametrize("group", ["model", "data", "augmentation"])
-def test_a_hostile_name_of_a_run_leads_to_no_code(named, tmp_path, group, name):
-    settings = yaml.safe_load(to_yaml(compose(["recipe=night"]).config))
+def test_a_hostile_name_of_a_run_leads_to_no_code(night, named, tmp_path, group, name):
+    settings = yaml.safe_load(night)
     settings[group] = {"name": name}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     try:
