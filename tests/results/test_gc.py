@@ -425,20 +425,20 @@ def gc_command(*words):
     main()
 
 
-@pytest.mark.parametrize("selects", [True, False])
+@pytest.mark.parametrize("selects", [(True, False), pytest.param((False, True), marks=pytest.mark.slow)])
 def test_a_removal_killed_anywhere_is_completed_by_the_next(bestrun, home, tmp_path, selects):
     """With the same selection, and without one: what was begun is a leftover."""
     create_home(home / "mlruns")
     best = made(home, "best", BETTER)
     stays = tree(home / "mlruns" / "runs" / "best") | tree(artifacts(home, best))
     points = ["G1", "G2", "G3", "G4", "G5", "G6"]
-    for point in points:
+    for point, is_selected in zip(points, 3 * selects, strict=True):
         run_id = made(home, point)
         log_model(sqlite_uri(home), run_id, tmp_path / "model")
         killed = bestrun("gc", point, "--yes", env={"BESTRUN_FAULT": point})
         assert killed.code == -signal.SIGKILL, killed.err
         assert (home / "mlruns" / "runs" / point).exists() == (point == "G1")
-        said = planned(home, **({"references": [point]} if point == "G1" else {"keep_best": 1} if selects else {}))
+        said = planned(home, **({"references": [point]} if point == "G1" else {"keep_best": 1} if is_selected else {}))
         before, outcome = size(home), carry_out(said)
         assert outcome.problems == [] and said.bytes == outcome.freed == before - size(home), point
         assert is_deleted(home, run_id) and not artifacts(home, run_id).parent.exists()
@@ -485,6 +485,15 @@ def test_without_yes_and_a_terminal_it_only_says_what_it_would_do(home):
     assert "nothing to remove" in run("--keep-best", "1").output
 
 
+@pytest.fixture(scope="module")
+def only(tmp_path_factory, ready_made_store):
+    """A home with one run, of which nothing goes."""
+    home = make_home(tmp_path_factory.mktemp("only"), ready_made_store)
+    create_home(home / "mlruns")
+    made(home, "only")
+    return home
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -498,10 +507,9 @@ def test_without_yes_and_a_terminal_it_only_says_what_it_would_do(home):
         (["best"], "stays: best of their experiment"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(home, words, said):
-    create_home(home / "mlruns")
-    made(home, "only")
-    before = tree(home)
+def test_what_makes_no_sense_is_refused_in_one_line(only, monkeypatch, words, said):
+    monkeypatch.setenv("BESTRUN_MLRUNS", str(only / "mlruns"))
+    home, before = only, tree(only)
     result = run(*words)
     assert isinstance(result.exception, SettingsError) and said in str(result.exception)
     assert "\n" not in str(result.exception) and tree(home) == before

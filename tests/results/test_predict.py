@@ -43,34 +43,39 @@ def test_local_and_mlflow_say_the_same(trained, digits, tmp_path):
     assert predicted(trained, tmp_path / "one.png") == predicted(trained, tmp_path / "one.png", "--local")
 
 
-def test_png_jpeg_and_npz_of_one_image_agree(trained, digits, tmp_path):
-    image = digits[0][3]
-    Image.fromarray(image).save(tmp_path / "a.png")
-    Image.fromarray(image).save(tmp_path / "a.jpg", quality=100)
-    np.savez(tmp_path / "a.npz", x=image[None])
-    png, jpeg, npz = predicted(trained, *(tmp_path / f"a.{kind}" for kind in ("png", "jpg", "npz")))["predictions"]
+@pytest.fixture(scope="module")
+def pictures(trained, small_mnist_npz, tmp_path_factory):
+    """One test image as people may have it: a folder of files, and what one call says of them, by their names."""
+    folder, image = tmp_path_factory.mktemp("pictures"), np.load(small_mnist_npz)["x_test"][3]
+    Image.fromarray(image).save(folder / "a.png")
+    Image.fromarray(image).save(folder / "a.jpg", quality=100)
+    np.savez(folder / "a.npz", x=image[None])
+    Image.fromarray(image).resize((280, 280)).save(folder / "large.png")
+    Image.fromarray(255 - image).save(folder / "dark.png")
+    names = ["a.png", "a.jpg", "a.npz", "large.png"]
+    return folder, dict(zip(names, predicted(trained, *(folder / name for name in names))["predictions"], strict=True))
+
+
+def test_png_jpeg_and_npz_of_one_image_agree(pictures):
+    png, jpeg, npz = (pictures[1][f"a.{kind}"] for kind in ("png", "jpg", "npz"))
     assert png["probabilities"] == npz["probabilities"] and png["class"] == jpeg["class"]
     assert np.allclose(png["probabilities"], jpeg["probabilities"], atol=0.05)
 
 
-def test_larger_pictures_are_scaled_and_dark_digits_inverted(trained, digits, tmp_path):
-    image = digits[0][3]
-    Image.fromarray(image).resize((280, 280)).save(tmp_path / "large.png")
-    Image.fromarray(255 - image).save(tmp_path / "dark.png")
-    Image.fromarray(image).save(tmp_path / "light.png")
-    large, light = predicted(trained, tmp_path / "large.png", tmp_path / "light.png")["predictions"]
-    (dark,) = predicted(trained, tmp_path / "dark.png", "--invert")["predictions"]
-    assert dark["probabilities"] == light["probabilities"] and large["class"] == light["class"]
+def test_larger_pictures_are_scaled_and_dark_digits_inverted(trained, pictures):
+    folder, said = pictures
+    (dark,) = predicted(trained, folder / "dark.png", "--invert")["predictions"]
+    assert dark["probabilities"] == said["a.png"]["probabilities"] and said["large.png"]["class"] == dark["class"]
 
 
-def test_people_read_the_two_best_classes(trained, digits, tmp_path):
-    Image.fromarray(digits[0][3]).save(tmp_path / "one.png")
-    (row,) = predicted(trained, tmp_path / "one.png")["predictions"]
-    heading, line = trained.bestrun("predict", "trained", tmp_path / "one.png").out.splitlines()
+def test_people_read_the_two_best_classes(trained, pictures):
+    folder, said = pictures
+    heading, line = trained.bestrun("predict", "trained", folder / "a.png").out.splitlines()
     assert heading.split() == ["image", "class", "probability", "second", "probability"]
-    order = np.argsort(row["probabilities"])[::-1]
-    first, second = (f"{100 * row['probabilities'][label]:.2f}" for label in order[:2])
-    assert line.split() == [str(tmp_path / "one.png"), str(order[0]), first, "%", str(order[1]), second, "%"]
+    probabilities = said["a.png"]["probabilities"]
+    order = np.argsort(probabilities)[::-1]
+    first, second = (f"{100 * probabilities[label]:.2f}" for label in order[:2])
+    assert line.split() == [str(folder / "a.png"), str(order[0]), first, "%", str(order[1]), second, "%"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image", b"\x89PNG\r\n\x1a\n"])

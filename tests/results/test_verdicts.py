@@ -13,6 +13,7 @@ from bestrun.results.record import find_record
 from bestrun.storage import right
 from bestrun.tracking.lookup import Lookup
 from bestrun.tracking.store import Place
+from support.lines import SMALL_NETWORK
 from support.made_runs import add_evaluation, add_stop, make_run
 
 IMAGES = 1000
@@ -120,7 +121,7 @@ def test_of_equal_runs_at_most_one_pair_in_twenty_is_told_apart(home):
 
 
 def test_checkpoints_say_what_the_journals_say_and_judge_runs_whose_journals_say_nothing(trained, small_mnist_npz):
-    words = ["seed=5", "training.max_steps=20", "training.evaluate_every_steps=10", "pictures=false"]
+    words = [*SMALL_NETWORK, "seed=5", "training.max_steps=20", "training.evaluate_every_steps=20", "pictures=false"]
     path = small_mnist_npz
     assert trained.bestrun("train", "data=npz", f"data.path={path}", *words, "name=weak").code == 0
     kept = compared(trained.bestrun, "trained", "weak")["verdicts"]
