@@ -17,6 +17,7 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.home import DATABASE, create_home, identity
 from bestrun.storage.journal import read_journal
 from support.lines import SMALL
+from support.made_runs import make_run
 from support.processes import Command, Starter
 
 FURTHER = ["training.max_steps=100", "training.patience_steps=100"]
@@ -57,6 +58,7 @@ class Home:
         create_home(self.mlruns)
         shutil.copyfile(store, self.mlruns / DATABASE)
         self("train", *settings, "name=whole")
+        settings = self.settings = [*settings, "tracking.log_model=none"]  # one model is enough
         self("train", *settings, "name=half", env={"BESTRUN_FAULT": "F9:3"}, code=-signal.SIGKILL)
         self("train", *settings, "name=child", "from_run=whole")
         shutil.move(self.mlruns, self.saved)
@@ -165,7 +167,7 @@ def registered(home):
 
 
 def another_of_this_name(home):
-    home("train", *home.settings, "seed=5", "name=whole", "training.max_steps=20", at=home.second)
+    make_run(home.second.parent, "whole")
 
 
 def in_the_way(home):

@@ -41,8 +41,10 @@ def trained(bestrun, home, settings):
 
 
 @pytest.fixture(scope="module")
-def worse(bestrun, trained, settings):
-    assert bestrun("train", *settings, "name=worse", "optimizer.learning_rate=1e-6").code == 0
+def further(bestrun, trained, settings):
+    """A run that began with the best of the other, and learned a little more."""
+    words = ["name=further", "from_run=trained", "optimizer.learning_rate=1e-3"]
+    assert bestrun("train", *settings, *words).code == 0
 
 
 def test_restored_best_scores_what_was_logged_in_another_folder(bestrun, home, trained, tmp_path):
@@ -140,9 +142,7 @@ def test_a_fresh_model_scores_chance_and_the_restored_one_what_it_learned(bestru
     assert "optimizer/momentum/layer_fc2/bias" in names and "optimizer/iteration" in names
 
 
-def test_training_continues_from_the_best_of_another_run(bestrun, home, trained, settings):
-    result = bestrun("train", *settings, "name=further", "from_run=trained", "optimizer.learning_rate=1e-4")
-    assert result.code == 0, result.err
+def test_training_continues_from_the_best_of_another_run(home, trained, further):
     _, rows, _ = mlflow_record(sqlite_uri(home), "further")
     assert rows["val/accuracy"][0] == (0, json.loads(trained.result.read_text())["best"]["value"])
     assert mlflow_record(sqlite_uri(home), "further")[0].data.tags["bestrun.parent_run"] == "trained"
@@ -192,15 +192,22 @@ def test_what_is_no_run_reference_is_refused(bestrun, home, trained, reference):
     assert result.code == 2 and "not a run reference" in result.err and result.err.count("\n") == 1
 
 
-def test_runs_lists_best_first_and_a_prefix_finds_a_run(bestrun, trained, worse):
+def test_runs_lists_best_first_and_a_prefix_finds_a_run(bestrun, trained, further):
     rows = json.loads(bestrun("runs", "--json").out)
     values = [row["best"] for row in rows]
-    assert values == sorted(values, reverse=True)
-    assert {row["run_name"]: row["state"] for row in rows}["trained"] == "finished"
-    assert rows[-1]["run_name"] == "worse"
+    assert values == sorted(values, reverse=True) and values[0] > values[1]
+    assert [(row["run_name"], row["state"]) for row in rows] == [("further", "finished"), ("trained", "finished")]
     table = bestrun("runs").out.splitlines()
     assert table[1].startswith(rows[0]["run_name"]) and rows[0]["run_id"][:8] in table[1]
     best = json.loads(bestrun("restore", "best", "--json").out)
     assert best["run_id"] == rows[0]["run_id"]
     prefix = json.loads(bestrun("restore", rows[-1]["run_id"][:8], "--json").out)
-    assert prefix["run_name"] == "worse"
+    assert prefix["run_name"] == "trained"
+
+
+def test_without_the_setting_no_model_is_made(home, trained):
+    from mlflow import MlflowClient
+
+    experiment = mlflow_record(sqlite_uri(home), "trained")[0].info.experiment_id
+    assert not (trained.path / "model").exists()
+    assert list(MlflowClient(sqlite_uri(home)).search_logged_models([experiment])) == []
