@@ -12,6 +12,7 @@ import pytest
 
 from bestrun.storage.checkpoint import load
 from support.looks import tree
+from support.processes import forget_bestrun
 
 
 def fetched(trained, reference, out, *words):
@@ -30,8 +31,30 @@ except ImportError:
 """
 
 
+def _use(model, npz):
+    """USE, in this process, once bestrun cannot be imported in it."""
+    forget_bestrun()
+    sys.argv = ["use", model, npz]
+    exec(USE, {})
+
+
+@pytest.fixture(params=["forked", pytest.param("new", marks=pytest.mark.slow)])
+def use(request, start_process, without_bestrun, tmp_path):
+    """`use(model, npz)`: what USE prints where bestrun is not installed; a new interpreter takes 10 s."""
+
+    def use(*words):
+        if request.param == "forked":
+            return start_process(_use, *map(str, words), cwd=tmp_path).wait().out
+        command = [sys.executable, "-c", USE, *words]
+        return subprocess.run(
+            command, env=without_bestrun, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=120
+        ).stdout
+
+    return use
+
+
 @pytest.mark.parametrize("local", [[], pytest.param(["--local"], marks=pytest.mark.slow)])
-def test_the_keras_file_needs_none_of_our_code(trained, tmp_path, small_mnist_npz, without_bestrun, local):
+def test_the_keras_file_needs_none_of_our_code(trained, tmp_path, small_mnist_npz, use, local):
     result = fetched(trained, "trained", tmp_path / "out", "--json", *local)
     assert result.code == 0, result.err
     report = json.loads(result.out)
@@ -40,11 +63,7 @@ def test_the_keras_file_needs_none_of_our_code(trained, tmp_path, small_mnist_np
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(report["files"])
     assert set(report["files"]) == {"model.keras", "config.yaml", best["checkpoint"]}
     assert load(tmp_path / "out" / best["checkpoint"], sha256=best["sha256"]).state.step == best["step"]
-    used = subprocess.run(
-        [sys.executable, "-c", USE, tmp_path / "out" / "model.keras", small_mnist_npz],
-        env=without_bestrun, cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    probabilities = np.array(json.loads(used.stdout))
+    probabilities = np.array(json.loads(use(tmp_path / "out" / "model.keras", small_mnist_npz)))
     assert probabilities.shape == (500, 10) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     restored = json.loads(trained.bestrun("restore", "trained", "--json").out)
     labels = np.load(small_mnist_npz)["y_test"]

@@ -211,6 +211,16 @@ def scheduler_command(argv: tuple[str, ...]) -> None:
     bestrun_command(argv)
 
 
+def forget_bestrun() -> None:
+    """From now on this process has what an interpreter has for which bestrun is not installed."""
+    import keras
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bestrun"]:
+        del sys.modules[name]
+    sys.modules["bestrun"] = None  # type: ignore[assignment]  # whoever imports it gets an ImportError
+    keras.saving.get_custom_objects().clear()
+
+
 def fork_workers_from_here() -> None:
     def fork(path: str, args: list[str], descriptors: list[int]) -> int:
         if "forkserver" not in args[-1]:
