@@ -7,6 +7,7 @@ import pytest
 from bestrun.errors import SettingsError
 from bestrun.settings.compose import compose
 from bestrun.storage.history import History
+from support.lines import SHORT, TINY_NETWORK
 from support.stores import mlflow_record, run_folder, sqlite_uri
 
 ID = "0123456789abcdef" * 2
@@ -16,6 +17,11 @@ ID = "0123456789abcdef" * 2
 def plain(monkeypatch):
     for name in ("RUN_ID", "EXPERIMENT_ID", "EXPERIMENT_NAME", "RUN_CONTEXT", "TAGS"):
         monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
+
+
+@pytest.fixture
+def settings(tiny_npz):
+    return ["data=npz", f"data.path={tiny_npz}", *TINY_NETWORK, *SHORT]
 
 
 def test_the_experiment_is_that_of_the_variable_where_none_is_typed(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 
 from bestrun.storage.files import read_json, write_json
 from bestrun.storage.journal import read_journal
+from support.lines import TINY_NETWORK
 from support.looks import own_until_killed, until
 from support.proxy import Proxy
 from support.stores import sqlite_uri
@@ -94,7 +95,7 @@ def test_a_sweep_that_is_at_work_is_left_alone_as_are_its_workers_after_it(bestr
 @pytest.fixture
 def complete(bestrun, home, settings):
     """A sweep that has ended, and the function that makes of it one that was killed just before."""
-    result = bestrun("train", "-m", *settings, *WORDS)
+    result = bestrun("train", "-m", *settings, *TINY_NETWORK, *WORDS)
     assert result.code == 0, result.err
     assert read_json(manifest_path(home))["closed"] == read_json(manifest_path(home))["ended"] == "FINISHED"
 

@@ -17,7 +17,7 @@ from bestrun.tracking.store import connect, own_store
 from support.processes import Command, Starter
 
 QUICK = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
-QUICK += ["training.batch_size=8"]
+QUICK += ["training.batch_size=8", "model.filter_sizes=[3]", "model.num_filters=[4]", "model.fc_size=8"]
 
 
 def images(path, seed):
@@ -89,12 +89,12 @@ def test_data_that_is_tried_may_differ_between_trials(bestrun, home, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def two(_forkserver, tmp_path_factory):
+def two(_forkserver, tmp_path_factory, ready_made_store):
     """Two homes on one store, each with a sweep called night: the store, and each one's environment."""
     folder = tmp_path_factory.mktemp("two")
     images(folder / "a.npz", 0)
-    store = f"sqlite:///{folder}/shared.db"
-    words = ["train", "-m", "data=npz", f"data.path={folder}/a.npz", "model.num_filters=[4,8]", "model.fc_size=16"]
+    store = f"sqlite:///{shutil.copy(ready_made_store, folder / 'shared.db')}"
+    words = ["train", "-m", "data=npz", f"data.path={folder}/a.npz"]
     words += [*QUICK, "seed=1,2", "sweep.name=night", f"tracking.uri={store}"]
     people = {}
     for name in ("eve", "ada"):
