@@ -16,7 +16,7 @@ from support.looks import wait_for
 
 SMALL = [
     *("data=npz", "model.filter_sizes=[3]", "model.num_filters=[4]", "model.fc_size=8", "training.batch_size=16"),
-    *("training.max_steps=40", "training.patience_steps=40", "training.evaluate_every_steps=20"),
+    *("training.max_steps=20", "training.patience_steps=20", "training.evaluate_every_steps=10"),
 ]
 
 
@@ -185,9 +185,9 @@ def _killed_and_given_again(bestrun, home, words, moments, total):
 
 
 def test_finalists_of_a_killed_grid_are_once_each_and_best_is_the_winner(bestrun, home, tiny_npz):
-    rates = "optimizer.learning_rate=1e-4,3e-3,1e-2"
+    rates = "optimizer.learning_rate=3e-3,1e-2"
     words = [*SMALL, f"data.path={tiny_npz}", rates, "sweep.name=s", "sweep.finalists=2", "sweep.finalist_seeds=2"]
-    found = _killed_and_given_again(bestrun, home, words, (5,), 7)
+    found = _killed_and_given_again(bestrun, home, words, (4,), 6)
     shown = json.loads(bestrun("show", "best", "--sweep", "s", "--json").out)
     assert shown["run_name"] == found["winner"] and found["winner"].startswith("s-final-")
     assert "finalists, with fresh seeds" in bestrun("sweep", "s").out
