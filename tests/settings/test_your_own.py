@@ -74,37 +74,45 @@ def test_a_network_with_a_file_and_no_class_has_the_settings_of_its_file(conf):
     assert isinstance(compose([]).config.model, Cnn)
 
 
-@pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        ("width=true", "takes a whole number from 0 to 1000000000; type model.width=32"),
-        ("width=1.5", "takes a whole number"),
-        ("width=-1", "takes a whole number"),
-        ("width=1e10", "takes a whole number"),
-        ("width=null", "takes a whole number"),
-        ("width=[3]", "takes a whole number"),
-        ("rate=fast", "takes a number; type model.rate=0.001"),
-        ("rate=nan", "takes a number"),
-        ("rate=inf", "takes a number"),
-        ("rate=true", "takes a number"),
-        ("bias=1", "takes true or false; type model.bias=true"),
-        ("activation=3", "takes a text on one line; type model.activation=relu"),
-        ("activation=''", "takes a text on one line"),
-        ("sizes=3", "takes a list of 1 to 100, each a whole number from 0 to 1000000000; type model.sizes=[3,5]"),
-        ("sizes=[]", "takes a list"),
-        ("sizes=[3,true]", "takes a list"),
-        ("sizes=[3,0.5]", "takes a list"),
-        ("shares=[a]", "each a number; type model.shares=[1,0.5]"),
-        ("fc_size=true", "takes a number; type model.fc_size=0.5"),  # another network's fc_size is a whole number
-        ("widht=3", "there is no such setting; did you mean model.width?"),
-        ("filter_sizes=[3]", "there is such a setting only with model=cnn"),
-        ("name=cnn", "is chosen by its group; type model=cnn"),
-        ("_target_=os.system", "there is no such setting"),
-    ],
-)
-def test_a_bad_value_is_refused_in_one_line_that_says_what_to_type(conf, typed, words):
-    line = refusal("model=mine", f"model.{typed}")
-    assert line.startswith(f"model.{typed}: ") and words in line
+BAD_VALUES = [
+    ("width=true", "takes a whole number from 0 to 1000000000; type model.width=32"),
+    ("width=1.5", "takes a whole number"),
+    ("width=-1", "takes a whole number"),
+    ("width=1e10", "takes a whole number"),
+    ("width=null", "takes a whole number"),
+    ("width=[3]", "takes a whole number"),
+    ("rate=fast", "takes a number; type model.rate=0.001"),
+    ("rate=nan", "takes a number"),
+    ("rate=inf", "takes a number"),
+    ("rate=true", "takes a number"),
+    ("bias=1", "takes true or false; type model.bias=true"),
+    ("activation=3", "takes a text on one line; type model.activation=relu"),
+    ("activation=''", "takes a text on one line"),
+    ("sizes=3", "takes a list of 1 to 100, each a whole number from 0 to 1000000000; type model.sizes=[3,5]"),
+    ("sizes=[]", "takes a list"),
+    ("sizes=[3,true]", "takes a list"),
+    ("sizes=[3,0.5]", "takes a list"),
+    ("shares=[a]", "each a number; type model.shares=[1,0.5]"),
+    ("fc_size=true", "takes a number; type model.fc_size=0.5"),  # another network's fc_size is a whole number
+    ("widht=3", "there is no such setting; did you mean model.width?"),
+    ("filter_sizes=[3]", "there is such a setting only with model=cnn"),
+    ("name=cnn", "is chosen by its group; type model=cnn"),
+    ("_target_=os.system", "there is no such setting"),
+]
+
+
+def test_bad_values_are_each_refused_in_one_line_that_says_what_to_type(conf):
+    """In lines in which no setting stands twice: composing takes 0.2 s."""
+    left = list(BAD_VALUES)
+    while left:
+        line = {typed.partition("=")[0]: (typed, words) for typed, words in reversed(left)}
+        left = [row for row in left if row not in line.values()]
+        with pytest.raises(SettingsError) as caught:
+            compose(["model=mine", *(f"model.{typed}" for typed, _ in line.values())])
+        for typed, words in line.values():
+            (said,) = [said for said in caught.value.args if said.startswith(f"model.{typed}: ")]
+            assert words in said
+        assert len(caught.value.args) == len(line)
 
 
 def test_the_settings_of_other_networks_keep_their_words(conf):
