@@ -16,6 +16,7 @@ from bestrun.results.archive import MANIFEST, open_archive, pack_runs, plan_open
 from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import line_sha256
+from support.made_runs import make_run
 
 FILES_LEFT_OUT = {"lock", "mirror.json"}
 
@@ -116,8 +117,8 @@ def test_a_file_that_changes_while_it_is_packed_leaves_no_archive(trained, tmp_p
     assert os.listdir(tmp_path) == []
 
 
-def test_another_run_of_this_name_is_refused_and_left(packed, home, bestrun, settings):
-    assert bestrun("train", *settings, "seed=3", "name=trained", "training.max_steps=20").code == 0
+def test_another_run_of_this_name_is_refused_and_left(packed, home, bestrun):
+    make_run(home, "trained")
     before = seals(home / "mlruns/runs/trained")
     result = bestrun("archive", "--open", packed)
     assert result.code == 2 and "has another run of this name" in result.err and result.err.count("\n") == 1

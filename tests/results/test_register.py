@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from bestrun.storage.journal import read_journal
 from support.looks import tree
 from support.pages import free_port
+from support.processes import forget_bestrun
 from support.stores import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
 
 CHAMPION = ["--name", "digits", "--alias", "champion"]
@@ -39,16 +41,20 @@ def logged_models(uri, run):
 def logged_model(trained):
     """The one LoggedModel of `trained`, and where its files are."""
     (model,) = logged_models(trained.uri, mlflow_record(trained.uri, "trained")[0])
-    return model, Path(model.artifact_location.removeprefix("file://"))
+    return model, files_of(model)
+
+
+def files_of(model):
+    return Path(model.artifact_location.removeprefix("file://"))
 
 
 def versions(uri, name):
     return client_of(uri).search_model_versions(f"name = '{name}'")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def champion(trained):
-    """`trained` registered as digits@champion; forgotten after the test."""
+    """`trained` registered as digits@champion; forgotten after these tests."""
     result = trained.bestrun("register", "trained", *CHAMPION, "--json")
     assert result.code == 0, result.err
     report = json.loads(result.out)
@@ -91,9 +97,9 @@ def test_a_damaged_model_is_made_anew(trained, champion):
 def test_nothing_is_set_if_verification_fails(trained, changed):  # noqa: F811
     path = changed(next((trained.artifacts / "checkpoints").iterdir()))
     path.write_bytes(path.read_bytes()[:-1])
-    result = trained.bestrun("register", "trained", *CHAMPION)
+    result = trained.bestrun("register", "trained", "--name", "unproved", "--alias", "champion")
     assert result.code == 5 and result.err.count("\n") == 1
-    assert list(client_of(trained.uri).search_registered_models()) == []
+    assert "unproved" not in [model.name for model in client_of(trained.uri).search_registered_models()]
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "..", "", "a b", "ü", "-a", "a\n", "a" * 300])
@@ -176,23 +182,6 @@ def test_its_metrics_are_the_runs_each_with_the_data_it_was_measured_on(trained)
     assert [each.model_id for each in client_of(trained.uri).search_logged_models(["1"], by_accuracy)]
 
 
-def test_a_better_best_supersedes_the_model_except_where_it_is_registered(bestrun, home, settings):
-    uri, words = sqlite_uri(home), [*settings, "tracking.log_model=best"]
-    for name in ("free", "registered"):
-        assert bestrun("train", *words, f"name={name}").code == 0
-        run = mlflow_record(uri, name)[0]
-        (first,) = logged_models(uri, run)
-        if name == "registered":
-            assert bestrun("register", name, *CHAMPION).code == 0
-        assert bestrun("resume", name, "training.max_steps=120", "training.patience_steps=120").code == 0
-        *kept, last = logged_models(uri, run)
-        assert last.model_id != first.model_id and last.status == "READY"
-        assert [model.model_id for model in kept] == ([first.model_id] if name == "registered" else [])
-        assert Path(first.artifact_location.removeprefix("file://")).exists() == (name == "registered")
-        assert len(list((run_folder(home, name).path / "model").iterdir())) == 1
-    assert json.loads(bestrun("register", "registered", *CHAMPION, "--json").out)["version"] == 2
-
-
 CALLS = (
     "get_run", "search_logged_models", "create_logged_model", "set_logged_model_tags", "log_batch", "log_outputs",
     "finalize_logged_model",
@@ -245,12 +234,6 @@ def test_whatever_call_is_lost_there_is_one_model_and_it_is_whole(trained, anoth
     assert [each.model_id for each in outputs] == [model.model_id]
 
 
-def test_without_the_setting_no_model_is_made(bestrun, home, settings):
-    assert bestrun("train", *settings, "name=plain").code == 0
-    assert not (run_folder(home, "plain").path / "model").exists()
-    assert logged_models(sqlite_uri(home), mlflow_record(sqlite_uri(home), "plain")[0]) == []
-
-
 @pytest.mark.parametrize("then, now", [("true", "best"), ("false", "none"), ("none", "none")])
 def test_the_setting_is_read_as_it_was_written_once(then, now):
     from bestrun.settings.compose import compose
@@ -284,19 +267,34 @@ def test_a_model_made_while_the_server_is_away_is_sent_by_sync(bestrun, home, se
     assert json.loads(restored.out)["run_id"] == run.info.run_id
 
 
-def test_an_interrupted_run_makes_its_model_when_it_is_finished(bestrun, home, settings):
-    process = bestrun.start(
-        "train", *settings, "name=halfway", "tracking.log_model=best", env={"BESTRUN_FAULT": "F9:3"}
-    )
-    assert process.wait().code == -9
-    folder = run_folder(home, "halfway")
+def test_a_model_is_made_when_a_run_is_finished_and_superseded_by_a_better_best_except_where_it_is_registered(
+    bestrun, home, settings
+):
+    words = [*settings, "objective.metric=val/loss", "name=it", "tracking.log_model=best"]
+    assert bestrun("train", *words, env={"BESTRUN_FAULT": "F9:3"}).code == -signal.SIGKILL
+    uri, folder = sqlite_uri(home), run_folder(home, "it")
     assert not (folder.path / "model").exists()
-    assert bestrun("resume", "halfway").code == 0
-    assert bestrun("resume", "halfway", "training.max_steps=80").code == 0
+    assert bestrun("resume", "it").code == 0
+    run = mlflow_record(uri, "it")[0]
+    (first,) = logged_models(uri, run)
+
+    def go_on(steps):
+        assert bestrun("resume", "it", f"training.max_steps={steps}", f"training.patience_steps={steps}").code == 0
+        assert len(list((folder.path / "model").iterdir())) == 1
+        *kept, last = logged_models(uri, run)
+        assert last.status == "READY"
+        return kept, last
+
+    kept, second = go_on(120)
+    assert kept == [] and second.model_id != first.model_id and not files_of(first).exists()
+    assert bestrun("register", "it", *CHAMPION).code == 0
+    kept, third = go_on(180)
+    assert [model.model_id for model in kept] == [second.model_id] != [third.model_id] and files_of(second).exists()
+    assert json.loads(bestrun("register", "it", *CHAMPION, "--json").out)["version"] == 2
     events, _ = read_journal(folder.journal)
     made = [event["best_sha256"] for event in events if event["event"] == "model"]
     bests = [event["best"]["sha256"] for event in events if event["event"] == "stopped"]
-    assert made == list(dict.fromkeys(bests))
+    assert made == list(dict.fromkeys(bests)) and len(made) == 3
 
 
 def test_a_model_that_cannot_be_made_is_a_warning_at_the_end_of_a_whole_run(bestrun, home, settings):
@@ -330,12 +328,31 @@ except ImportError:
 """
 
 
+def _load_it(uri, npz):
+    """LOAD, in this process, once bestrun cannot be imported in it."""
+    forget_bestrun()
+    warnings.filterwarnings("error", category=UserWarning, module=r"mlflow\Z")
+    sys.argv = ["load", uri, npz]
+    exec(LOAD, {})
+
+
+def test_others_load_it_without_bestrun(trained, champion, small_mnist_npz, start_process, tmp_path):
+    result = start_process(_load_it, trained.uri, str(small_mnist_npz), cwd=tmp_path).wait()
+    assert result.code == 0, result.err
+    assert_answers_are_those_of_predict(trained, small_mnist_npz, tmp_path, result.out)
+
+
+def assert_answers_are_those_of_predict(trained, npz, tmp_path, out):
+    answer = json.loads(out.splitlines()[-1])
+    assert answer["columns"] == ["class", "probabilities"] and len(answer["data"]) == 100
+    assert_answers_equal_predictions(trained, npz, tmp_path, answer["data"])
+
+
+@pytest.mark.slow
 def test_others_load_it_with_mlflow_alone(trained, champion, small_mnist_npz, without_bestrun, tmp_path):
     words = [sys.executable, "-W", "error::UserWarning:mlflow", "-c", LOAD, trained.uri, small_mnist_npz]
     used = subprocess.run(words, env=without_bestrun, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    answer = json.loads(used.stdout.splitlines()[-1])
-    assert answer["columns"] == ["class", "probabilities"] and len(answer["data"]) == 100
-    assert_answers_equal_predictions(trained, small_mnist_npz, tmp_path, answer["data"])
+    assert_answers_are_those_of_predict(trained, small_mnist_npz, tmp_path, used.stdout)
 
 
 def assert_answers_equal_predictions(trained, npz, tmp_path, answers):
