@@ -9,7 +9,7 @@ from bestrun.cli.main import cli
 from bestrun.cli.train import train
 from bestrun.errors import SettingsError
 from bestrun.settings.compose import compose, options
-from bestrun.settings.config import FIELDS, SECTIONS, flatten
+from bestrun.settings.config import FIELDS, OPTIONS, SECTIONS, flatten
 from bestrun.settings.synonyms import FLAGS, HYDRA, OWN_OPTIONS, VERBS, WORDS, join_flags, verb
 from bestrun.sweep.space import plan
 
@@ -146,15 +146,25 @@ def test_whatever_value_a_word_of_others_has_the_advice_is_taken() -> None:
             else:
                 advised |= {advice.rstrip(",;") for advice in ADVICE.findall(said)}
     assert len(advised) > 60, "the search finds them"
-    for advice in advised:
+    lines: list[
+        dict[str, list[str]]
+    ] = []  # section -> words; in each what can stand together, as composing takes 0.2 s
+    for advice in sorted(advised):
         words = shlex.split(advice)
         if any(word.partition("=")[2] in PLACEHOLDERS for word in words):
             continue
         if words[:3] == ["bestrun", "train", "-m"]:
             plan(words[3:] if "sweep=study" in words else [*words[3:], "seed=1,2"])
         elif words[0] != "bestrun":
-            path = ["data.path=x"] if words == ["data=npz"] else ["data.dir=x"] if words == ["data=idx"] else []
-            compose([*words, *path])
+            words += ["data.path=x"] if words == ["data=npz"] else ["data.dir=x"] if words == ["data=idx"] else []
+            keys = [word.partition("=")[0] for word in words]
+            sections = {key.partition(".")[0] if key.partition(".")[0] in OPTIONS else key for key in keys}
+            line = next((line for line in lines if not sections & line.keys()), None)
+            if line is None:
+                lines.append(line := {})
+            line |= dict.fromkeys(sections, []) | {sections.pop(): words}
+    for line in lines:
+        compose([word for words in line.values() for word in words])
 
 
 PLACEHOLDERS = {"RUN", "NAME", "STEPS", "N", "URI", "A,B", "FOLDER", "FILE"}
