@@ -2,6 +2,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from bestrun.errors import SettingsError
 from bestrun.formatting import mask_uri
 from bestrun.settings import compose as settings
 from bestrun.settings.compose import Composed, compose, conf_dir
-from bestrun.settings.config import Config, digest, flatten, to_yaml
+from bestrun.settings.config import FIELDS, Config, digest, flatten, to_yaml
 from bestrun.settings.mistakes import validate
 from bestrun.sweep.backends.work import places
 from bestrun.sweep.space import plan
@@ -113,15 +114,61 @@ REFUSED = [
 ]
 
 
-said_of_bad_values = cache(refusal)
+# Rows of the table that are a value of a setting, not a fault of the command line's grammar or of YAML's
+VALUES = [row for row in REFUSED[: REFUSED.index("lerning_rate=1")] if row.isprintable() and row[-1] not in ":}"]
+# Values that only contradict others, which is looked for once each is right in itself
+CONTRADICT = ["training.evaluate_every_steps=10001", "training.patience_steps=50", "objective.direction=minimize"]
+CONTRADICT += ["training.micro_batches=3", "training.micro_batches=128"]
+
+
+def apart(rows: list[str]) -> list[list[str]]:
+    """The rows in lines in which no setting stands twice."""
+    lines: list[dict[str, str]] = []
+    for row in rows:
+        key = row.partition("=")[0]
+        line = next((line for line in lines if key not in line), None)
+        if line is None:
+            lines.append(line := {})
+        line[key] = row
+    return [list(line.values()) for line in lines]
+
+
+def is_plain(row: str) -> bool:
+    """Whether it is a value of a setting that is no option of a group, and is wrong whatever the others are."""
+    key = row.partition("=")[0]
+    return key in FIELDS and key not in settings.OPTIONS and row not in CONTRADICT
+
+
+def lines_of(rows: list[str]) -> list[list[str]]:
+    return apart([row for row in rows if is_plain(row)])
+
+
+def of_row(row: str, lines: Iterable[str]) -> list[str]:
+    return [line for line in lines if line.startswith(f"{row.partition('=')[0]}=")]
+
+
+@cache
+def said_of_bad_values() -> dict[str, list[str]]:
+    """What is said of each row: together of those that a line can have together, as composing takes 0.2 s."""
+    said: dict[str, list[str]] = {}
+    for rows in lines_of(VALUES):
+        lines = refusal(*rows)
+        said |= {row: of_row(row, lines) for row in rows}
+    return said | {row: refusal(row) for row in REFUSED if row not in said}
 
 
 @pytest.mark.parametrize("override", REFUSED, ids=[row[:60] for row in REFUSED])
 def test_a_bad_value_is_refused_on_one_line_that_names_it(override: str) -> None:
-    (line,) = said_of_bad_values(override)
+    (line,) = said_of_bad_values()[override]
     name = override.partition("=")[0]
     assert line.startswith(override[:70] if override.isprintable() else f"{name}="), line
     assert re.search(r"type |did you mean|`bestrun train --help`|leave it out", line), "says what to type next"
+
+
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("override", REFUSED, ids=[row[:60] for row in REFUSED])
+def test_a_bad_value_is_refused_alone_as_among_others(override: str) -> None:
+    assert refusal(override) == said_of_bad_values()[override]
 
 
 @pytest.mark.parametrize(
@@ -181,13 +228,14 @@ PLACEHOLDERS = {"FILE", "FOLDER", "VALUE", "URI", "NAME", "TEXT"}
 
 
 def test_what_a_refusal_says_to_type_is_taken() -> None:
-    followed = set()
+    followed: dict[str, None] = {}
     for override in REFUSED:
-        (line,) = said_of_bad_values(override)
+        (line,) = said_of_bad_values()[override]
         if (advice := ADVICE.search(line)) and advice[1].partition("=")[2] not in PLACEHOLDERS:
-            followed.add(advice[1])
-    for advice in followed:
-        compose([advice])
+            followed[advice[1]] = None
+    together = lines_of(list(followed))
+    for words in [*together, *([word] for word in followed if not any(word in line for line in together))]:
+        compose(words)
     assert len(followed) > 30, followed
 
 
@@ -298,23 +346,77 @@ def test_a_bad_recipe_file_is_refused_and_nothing_in_it_runs(row: str, recipe, t
     assert [file.name for file in tmp_path.iterdir()] == ["conf"]
 
 
-# Rows of the table that are a value of a setting, not a fault of the command line's grammar or of YAML's
-VALUES = [row for row in REFUSED[: REFUSED.index("lerning_rate=1")] if row.isprintable() and row[-1] not in ":}"]
+@cache
+def said_of_pictures() -> dict[str, list[str]]:
+    said: dict[str, list[str]] = {}
+    for rows in lines_of([f"data.{word}" for word in FOLDERS]):
+        lines = refusal("data=folder", "data.dir=x", *rows)
+        said |= {row: of_row(row, lines) for row in rows}
+    return said
+
+
+@cache
+def is_taken_of_pictures(advice: str) -> bool:
+    return bool(compose(["data=folder", "data.dir=x", advice]))
 
 
 @pytest.mark.parametrize("word", FOLDERS)
 def test_a_bad_setting_of_pictures_is_refused_with_what_to_type(word: str) -> None:
     key = word.partition("=")[0]
-    (line,) = refusal("data=folder", "data.dir=x", f"data.{word}")
+    (line,) = said_of_pictures()[f"data.{word}"]
     assert line.startswith(f"data.{word}: ") and ("; type data." in line or "there is such a setting only" in line)
     advice = line.rpartition("; type ")[2]
     if advice.startswith(f"data.{key}"):
-        assert compose(["data=folder", "data.dir=x", advice])
+        assert is_taken_of_pictures(advice)
 
 
-@pytest.mark.sampled(60)
+NAMES_TO_TRY = "data.class_names=cat,dog"  # two values to a sweep, which it looks at last
+
+
+def in_a_recipe(rows: list[str]) -> str:
+    sections: dict[str, str] = {}
+    for row in rows:
+        key, _, value = row.partition("=")
+        section, _, name = key.rpartition(".")
+        sections[section] = sections.get(section, "") + f"{name}: {value or repr('')}\n"
+    plain = sections.pop("", "")
+    return plain + "".join(f"{section}:\n{indented(text)}" for section, text in sections.items())
+
+
+@pytest.mark.parametrize("number", range(len(lines_of(VALUES))))
+def test_bad_values_are_refused_together_in_a_recipe_file_and_in_a_sweep(number: int, recipe) -> None:
+    rows = lines_of(VALUES)[number]
+    in_a_sweep = [row for row in rows if not row.startswith("name=") and row != NAMES_TO_TRY]  # it refuses any name
+    recipe(in_a_recipe(rows))
+    of_recipe = refusal("recipe=mine")
+    with pytest.raises(SettingsError) as caught:
+        plan([*in_a_sweep, "seed=1,2"])
+    for row, lines in [*((row, of_recipe) for row in rows), *((row, caught.value.args) for row in in_a_sweep)]:
+        assert [line for line in lines if line.startswith(row.partition("=")[0])], row
+
+
+def test_a_bad_option_is_refused_in_a_sweep() -> None:
+    rows = [row for row in VALUES if not is_plain(row) and row not in CONTRADICT]
+    assert len(rows) > 15
+    for line in apart(rows):
+        with pytest.raises(SettingsError) as caught:
+            plan([*line, "seed=1,2"])
+        for row in line:
+            assert [said for said in caught.value.args if said.startswith(row.partition("=")[0])], row
+
+
+@pytest.mark.parametrize("override", [*CONTRADICT, NAMES_TO_TRY])
+def test_a_contradiction_is_refused_in_a_recipe_file_and_in_a_sweep(override: str, recipe) -> None:
+    assert_refused_everywhere(override, recipe)
+
+
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("override", VALUES, ids=[row[:60] for row in VALUES])
 def test_a_bad_value_is_refused_in_a_recipe_file_and_in_a_sweep(override: str, recipe) -> None:
+    assert_refused_everywhere(override, recipe)
+
+
+def assert_refused_everywhere(override: str, recipe) -> None:
     key, _, value = override.partition("=")
     section, _, rest = key.rpartition(".")
     value = value or "''"  # as YAML writes it
@@ -528,10 +630,15 @@ ODD_TEXTS = [
 ODD_TEXTS += [" lead", "trail ", "a%b", "a(b)", "a\\'b", "true", "a\\", "a\\\\", "'", "''"]
 
 
+@pytest.fixture(scope="module")
+def in_a_file() -> Config:
+    return compose(["data=npz", "data.path=/a.npz"]).config
+
+
 @pytest.mark.parametrize("text", ODD_TEXTS)
-def test_what_we_type_ourselves_is_read_back_as_it_is(text: str) -> None:
+def test_what_we_type_ourselves_is_read_back_as_it_is(text: str, in_a_file: Config) -> None:
     """A sweep types where data and store are for a trial that goes on; a comma there was taken for a list."""
-    config = compose(["data=npz", "data.path=/a.npz"]).config
+    config = in_a_file
     data = config.data.model_copy(update={"path": f"/odd/{text}.npz/{text}"})
     tracking = config.tracking.model_copy(update={"uri": f"sqlite:////odd/{text}.db"})
     moved = config.model_copy(update={"data": data, "tracking": tracking})
