@@ -7,9 +7,13 @@ TensorFlow imported: 0.1 s instead of 10; two tests start it as a user's does.
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +22,9 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
 from support.lines import TINY_NETWORK
 from support.looks import evaluations, own_until_killed, same_tensors, until
-from support.processes import bestrun_command, scheduler_command
+from support.processes import Command, Result, Starter, bestrun_command, scheduler_command
 from support.proxy import Proxy
-from support.stores import assert_record_agrees, sqlite_uri
+from support.stores import assert_record_agrees, make_home, sqlite_uri
 
 GRID = ["optimizer.learning_rate=1e-3,2e-3,4e-3"]
 STUDY = [
@@ -74,6 +78,42 @@ def sweep(start_process, home):
             return self.start(*words, env=env).wait(timeout)
 
     return Sweep()
+
+
+@dataclass(frozen=True)
+class Told:
+    """A finished sweep of four trials called told: its home, the command there, its line, and what that printed."""
+
+    home: Path
+    bestrun: Callable[..., Result]
+    line: list[str]
+    out: str
+
+
+@pytest.fixture(scope="module")
+def told_once(_forkserver, tmp_path_factory, ready_made_store, tiny_npz):
+    home = make_home(tmp_path_factory.mktemp("told") / "home", ready_made_store)
+    network = ["model.filter_sizes=[3,3]", "model.num_filters=[4,4],[8,4]", "model.fc_size=8", "optimizer=adam,sgd"]
+    network.append("training.batch_size=16")
+    steps = ["training.max_steps=20", "training.evaluate_every_steps=10", "training.patience_steps=20"]
+    line = ["train", "-m", "data=npz", f"data.path={tiny_npz}", *network, *steps, "sweep.name=told"]
+    command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+
+    def bestrun(*words):
+        return command(*words, env={"BESTRUN_MLRUNS": str(home / "mlruns")})
+
+    result = bestrun(*line)
+    assert result.code == 0, result.err
+    return Told(home, bestrun, line, result.out)
+
+
+@pytest.fixture
+def told(told_once):
+    """The same for each test, whatever another did to it."""
+    kept = shutil.copytree(told_once.home, told_once.home.with_name("kept"))
+    yield told_once
+    shutil.rmtree(told_once.home)
+    kept.rename(told_once.home)
 
 
 # ---- what a sweep left ----
@@ -357,14 +397,13 @@ def test_trial_of_an_inline_sweep_is_bit_identical_to_the_same_settings_run_alon
         assert RunFolder(here).config.read_text() == RunFolder(there).config.read_text()
 
 
-def test_groups_and_lists_may_be_tried(bestrun, sweep, home, data):
-    words = [*data, "training.max_steps=20", "model.fc_size=16", "optimizer=adam,sgd", "model.num_filters=[4,8],[8,16]"]
-    assert sweep(*words, "sweep.name=groups").code == 0
-    for trial, folder in zip(manifest(home, "groups")["trials"], folders(home, "groups"), strict=True):
+def test_groups_and_lists_may_be_tried(told, bestrun, data, home):
+    trials = manifest(told.home, "told")["trials"]
+    for trial, folder in zip(trials, folders(told.home, "told"), strict=True):
         settings = read_journal(folder.journal)[0][0]["settings"]
         assert settings["optimizer"] == trial["point"]["optimizer"]
         assert settings["model.num_filters"].replace(" ", "") == trial["point"]["model.num_filters"]
-    assert len({json.dumps(trial["point"]) for trial in manifest(home, "groups")["trials"]}) == 4
+    assert len({json.dumps(trial["point"]) for trial in trials}) == 4
     refused = bestrun("train", "-m", *data, "threads=1,2", "sweep.name=threads")
     assert refused.code == 2 and "type sweep.backend=local" in refused.err and refused.err.count("\n") == 1
     assert not (home / "mlruns" / "sweeps" / "threads").exists()
@@ -471,22 +510,20 @@ def test_a_sampler_without_more_ideas_ends_the_sweep(bestrun, sweep, tiny):
     assert sorted(trial["settings"]["seed"] for trial in found["trials"] if trial["state"] == "complete") == ["0", "1"]
 
 
-def test_a_damaged_journal_fails_its_trial_and_no_other(bestrun, sweep, home, network):
-    words = [*network, "training.max_steps=20", "training.patience_steps=20", "seed=0,1", "sweep.name=torn"]
-    assert sweep(*words).code == 0
-    journal = folders(home, "torn")[0].journal
+def test_a_damaged_journal_fails_its_trial_and_no_other(told):
+    journal = folders(told.home, "told")[0].journal
     whole = journal.read_bytes()
     journal.write_bytes(b"not an event\n" + whole)
-    found = report(bestrun, "torn")
-    assert found["count"] == {"complete": 1, "failed": 1}
+    found = report(told.bestrun, "told")
+    assert found["count"] == {"complete": 3, "failed": 1}
     (failed,) = [trial for trial in found["trials"] if trial["state"] == "failed"]
     assert "line 1 is damaged" in failed["runs"][0]["error"]
-    assert bestrun("sweep").code == 0
-    again = sweep(*words)
+    assert told.bestrun("sweep").code == 0
+    again = told.bestrun(*told.line)
     assert "Traceback" not in again.err and "line 1 is damaged" in again.out
     journal.write_bytes(whole)
-    assert sweep(*words).code == 0
-    assert report(bestrun, "torn")["count"] == {"complete": 2}
+    assert told.bestrun(*told.line).code == 0
+    assert report(told.bestrun, "told")["count"] == {"complete": 4}
 
 
 def test_a_killed_worker_s_run_is_resumed_and_without_retries_by_the_same_line(bestrun, sweep, home, network):
@@ -559,14 +596,12 @@ def test_a_name_means_one_sweep_and_one_scheduler(bestrun, sweep, home, data):
 # ---- what a sweep says ----
 
 
-def test_the_report_says_what_the_journals_say(bestrun, sweep, home, network):
+def test_the_report_says_what_the_journals_say(told, bestrun):
     assert "no sweeps yet" in bestrun("sweep").out
-    words = [*network, "optimizer.learning_rate=1e-3,4e-3", "sweep.name=told"]
-    result = sweep(*words)
-    assert result.code == 0, result.err
+    home, bestrun = told.home, told.bestrun
     found = report(bestrun, "told")
-    assert (found["kind"], found["running"], found["n_trials"], found["count"]) == ("grid", False, 2, {"complete": 2})
-    assert found["cost"]["steps_run"] == 2 * 60
+    assert (found["kind"], found["running"], found["n_trials"], found["count"]) == ("grid", False, 4, {"complete": 4})
+    assert found["cost"]["steps_run"] == 4 * 20
     best = {}
     for folder in folders(home, "told"):
         best[folder.name] = max(line["val/accuracy"] for line in evaluations(folder) if line["step"] > 0)
@@ -578,8 +613,8 @@ def test_the_report_says_what_the_journals_say(bestrun, sweep, home, network):
     assert parents[0].data.tags["bestrun.best_run"] == found["best"]["runs"][0]["run_id"]
     assert parents[0].data.metrics["best/accuracy"] == found["best"]["value"]
     assert {run.info.run_id for run in children} == {trial["runs"][0]["run_id"] for trial in found["trials"]}
-    assert bestrun("sweep", "told").out in result.out
-    assert bestrun("sweep").out.split() == ["told", "grid", "2", "complete"]
+    assert bestrun("sweep", "told").out in told.out
+    assert bestrun("sweep").out.split() == ["told", "grid", "4", "complete"]
     unknown = bestrun("sweep", "tolt")
     assert unknown.code == 2 and unknown.err.count("\n") == 1 and "there are: told" in unknown.err
 
