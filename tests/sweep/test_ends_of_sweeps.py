@@ -10,7 +10,6 @@ from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.history import History
 from bestrun.sweep.space import plan
-from support.lines import TINY_NETWORK
 from support.listener import listening
 from support.looks import evaluations
 from support.processes import bestrun_command
@@ -60,8 +59,8 @@ def hours(seconds):
 
 
 def test_a_sweep_ends_with_its_hours_and_the_same_line_with_more_of_them_goes_on(sweep, home, settings):
-    """Two trials of four evaluations each, the one at step 0 among them."""
-    words = [*settings, *TINY_NETWORK, "seed=0,1", "sweep.name=night"]
+    """Three trials of four evaluations each, the one at step 0 among them."""
+    words = [*settings, "seed=0,1,2", "sweep.name=night"]
     some = sweep(*words, hours(6))
     assert some.code == 0, some.out + some.err
     assert "sweep.max_hours=0.00166667 are over" in some.out and "with sweep.name=night" in some.out
@@ -74,8 +73,8 @@ def test_a_sweep_ends_with_its_hours_and_the_same_line_with_more_of_them_goes_on
     whole = sweep(*words, hours(100), "--json")
     assert whole.code == 0 and "are over" not in whole.out + whole.err
     report = json.loads(whole.out)
-    assert report["count"] == {"complete": 2} and report["cost"]["steps_run"] == 120
-    assert [len(evaluations(folder(home, f"night-00{number}"))) for number in range(2)] == [4, 4]
+    assert report["count"] == {"complete": 3} and report["cost"]["steps_run"] == 180
+    assert [len(evaluations(folder(home, f"night-00{number}"))) for number in range(3)] == [4, 4, 4]
     assert parent_status(home, "night") == "FINISHED" and os.listdir(home / "mlruns" / "sweeps") == ["night"]
 
 
