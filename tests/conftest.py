@@ -6,6 +6,7 @@ Nothing here is started before a test asks for it; what is dear (TensorFlow, the
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import json
 import multiprocessing
 import multiprocessing.context
@@ -97,18 +98,28 @@ def bestrun(start_process: Starter, home: Path) -> Command:
 
 
 @pytest.fixture(scope="session")
-def ready_made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables and no rows: making them takes 3 s, copying the file no time."""
+def ready_made_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with MLflow's tables and no rows: making them takes 3 s, so pytest's cache keeps it."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    kept = request.config.cache.mkdir("store") / f"mlflow-{importlib.metadata.version('mlflow')}.db"  # type: ignore[union-attr]
+    if not kept.exists():
+        _make_store(path)
+        draft = kept.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(path, draft)
+        draft.rename(kept)
+    shutil.copyfile(kept, path)
+    return path
+
+
+def _make_store(path: Path) -> None:
     from mlflow.store.db.utils import _initialize_tables
     from sqlalchemy import create_engine
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
     engine = create_engine(f"sqlite:///{path}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's migrations use what SQLAlchemy has deprecated
         _initialize_tables(engine)
     engine.dispose()
-    return path
 
 
 @pytest.fixture
@@ -208,15 +219,32 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory, small_mnist_npz: Path) ->
     return path
 
 
-@pytest.fixture(scope="module")
-def trained(
+@pytest.fixture(scope="session")
+def _trained_once(
     _forkserver: None, tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path, small_mnist_npz: Path
-) -> Trained:
+) -> tuple[Trained, Path]:
+    """The run, and a copy of its home as the training left it."""
     home = make_home(tmp_path_factory.mktemp("trained"), ready_made_store)
     command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
     result = command("train", "data=npz", f"data.path={small_mnist_npz}", *SMALL, "name=trained", "--json")
     assert result.code == 0, result.err
-    return Trained(home, command, home / "mlruns" / "runs" / "trained", json.loads(result.out)["run_id"])
+    run_id = json.loads(result.out)["run_id"]
+    untouched = shutil.copytree(home, tmp_path_factory.mktemp("untouched") / "home", symlinks=True)
+    return Trained(home, command, home / "mlruns" / "runs" / "trained", run_id), untouched
+
+
+@pytest.fixture(scope="module")
+def trained(_trained_once: tuple[Trained, Path]) -> Trained:
+    """Trained once; each file of tests finds the home as the training left it, at the same place."""
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Store
+
+    found, untouched = _trained_once
+    for engine in (*Store._engine_map.values(), *Registry._engine_map.values()):
+        engine.dispose()  # connections of this process, which would go on to read the file that is removed here
+    shutil.rmtree(found.home)
+    shutil.copytree(untouched, found.home, symlinks=True)
+    return found
 
 
 @pytest.fixture(scope="session")
