@@ -15,6 +15,7 @@ import multiprocessing.process
 import os
 import shutil
 import sqlite3
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ def _forkserver(tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path
     starter = Starter(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the server finds support.warm
+        patch.setenv("WARM_PATH", os.pathsep.join(filter(None, sys.path)))  # '' is another folder in each process
         patch.setenv("WARM_STORE", f"sqlite:///{shutil.copy(ready_made_store, folder)}")
         # The server ignores a failing import; every process would then quietly import TensorFlow for itself.
         result = starter(print_missing).wait(120)

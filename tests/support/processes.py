@@ -161,6 +161,8 @@ def run_as_program(
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    if warm := sys.modules.get("support.warm"):  # what is installed was read for this path, letter by letter
+        sys.path[:] = warm.PATH
     np.random.seed()
     warnings.filterwarnings("error", module="bestrun")  # as in pyproject.toml for this process
     # A main process, not a worker: else workers that it starts itself would come from the tests' forkserver, with the

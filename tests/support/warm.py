@@ -9,6 +9,7 @@ TensorFlow is left alone, even where it would only build a graph: once it is in 
 
 import gc
 import os
+import sys
 import threading
 
 from hydra.core.plugins import Plugins
@@ -32,6 +33,8 @@ def use_store(uri: str) -> None:
     client._tracking_client.store.engine.dispose()
 
 
+PATH = os.environ.pop("WARM_PATH").split(os.pathsep)
+sys.path[:] = PATH
 Plugins.instance()
 compose([])
 installed()
