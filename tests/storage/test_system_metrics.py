@@ -4,8 +4,6 @@ import sys
 import time
 from types import SimpleNamespace
 
-import pytest
-
 from bestrun.storage.history import History
 from bestrun.storage.system_metrics import SystemMetrics
 from bestrun.tracking.translate import figures
@@ -87,17 +85,15 @@ def test_what_a_machine_does_not_tell_is_left_out(tmp_path, monkeypatch):
     assert {"cpu_utilization_percentage", "disk_usage_percentage", "gpu_1_memory_usage_percentage"} <= set(found)
 
 
-@pytest.mark.parametrize("is_on", [True, False])
-def test_every_evaluation_has_them_and_mlflow_too_and_no_bit_is_another(bestrun, home, settings, is_on):
-    for name, words in {"k": [f"tracking.system_metrics={str(is_on).lower()}"], "other": []}.items():
-        assert bestrun("train", *settings, f"name={name}", *words).code == 0
-    evaluations, others = (History.read(run_folder(home, name).journal).evaluations for name in ("k", "other"))
+def test_every_evaluation_has_them_and_mlflow_too_and_no_bit_is_another(bestrun, home, settings):
+    for name, word in (("on", "true"), ("off", "false")):
+        assert bestrun("train", *settings, f"name={name}", f"tracking.system_metrics={word}").code == 0
+    evaluations, others = (History.read(run_folder(home, name).journal).evaluations for name in ("on", "off"))
     assert [line["state_sha256"] for line in evaluations] == [line["state_sha256"] for line in others]
-    _, rows, _ = mlflow_record(sqlite_uri(home), "k")
+    _, rows, _ = mlflow_record(sqlite_uri(home), "off")
+    assert not any(key.startswith("system/") for key in rows) and not any("system" in line for line in others)
+    _, rows, _ = mlflow_record(sqlite_uri(home), "on")
     sent = {key for key in rows if key.startswith("system/")}
-    if not is_on:
-        assert not sent and not any("system" in line for line in evaluations)
-        return
     assert {f"system/{name}" for name in theirs()} == {name for name in sent if "/gpu_" not in name}
     for line in evaluations:
         assert line["step"] in [step for step, _ in rows["system/cpu_utilization_percentage"]]
