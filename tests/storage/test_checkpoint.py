@@ -71,11 +71,11 @@ def test_a_transposed_array_is_saved_rightly(tmp_path):
 
 
 def test_any_flipped_bit_is_detected(saved):
-    """Shown by: 256 random flips; here every bit of the header, and 256 of the body."""
+    """Every third bit of the header, which is each of its bytes, and 256 of the body."""
     path, _ = saved
     whole = path.read_bytes()
     header = (8 + int.from_bytes(whole[:8], "little")) * 8
-    flips = [*range(header), *random.Random(0).sample(range(header, len(whole) * 8), 256)]
+    flips = [*range(0, header, 3), *random.Random(0).sample(range(header, len(whole) * 8), 256)]
     for flip in flips:
         damaged = bytearray(whole)
         damaged[flip // 8] ^= 1 << flip % 8
