@@ -1,6 +1,7 @@
 """The installed command works outside the clone, from the wheel's own conf/."""
 
 import os
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.labs import make_lab
+from support.stores import make_home
 
 CLONE = Path(__file__).parents[2]
 TINY = [
@@ -17,6 +19,7 @@ TINY = [
     "training.patience_steps=10",
     "model.num_filters=[2]",
     "model.filter_sizes=[3]",
+    "pictures=false",
 ]
 
 
@@ -40,18 +43,29 @@ def test_wheel_carries_conf_and_nothing_of_the_tests(wheel):
     assert not [name for name in names if not name.startswith(("bestrun/", "bestrun-"))]
 
 
-def test_wheel_trains_from_its_own_conf_outside_the_clone(wheel, tmp_path, colour_npz):
+def _as_installed(target, words):
+    """`python -m bestrun`, where `target` stands first on the path and of bestrun nothing is imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bestrun"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(target))
+    sys.argv = ["bestrun", *map(str, words)]
+    runpy.run_module("bestrun", run_name="__main__", alter_sys=True)
+
+
+def test_wheel_trains_from_its_own_conf_outside_the_clone(wheel, tmp_path, colour_npz, start_process, ready_made_store):
+    mlruns = make_home(tmp_path, ready_made_store) / "mlruns"
     target = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(target)  # a wheel unpacked is a wheel installed, less its dependencies
     (target / "bestrun/conf/config.yaml").write_text(
         (target / "bestrun/conf/config.yaml").read_text().replace("seed: 0", "seed: 12")
     )
     folder = make_lab(tmp_path / "my lab")
-    command = [sys.executable, "-m", "bestrun", "train", "data=npz", f"data.path={colour_npz}", *TINY, "name=w"]
-    result = run([*command, "--config-dir", "my lab", "augmentation=flip"], tmp_path, PYTHONPATH=str(target))
-    assert result.returncode == 0, result.stderr
-    assert "seed: 12" in (tmp_path / "mlruns/runs/w/config.yaml").read_text()
-    assert (tmp_path / "mlruns/runs/w/code/code.py").read_text() == (folder / "code.py").read_text()
+    words = ["train", "data=npz", f"data.path={colour_npz}", *TINY, "name=w", "tracking.log_model=none"]
+    words += ["--config-dir", "my lab", "augmentation=flip"]
+    result = start_process(_as_installed, target, words, cwd=tmp_path, env={"BESTRUN_MLRUNS": str(mlruns)}).wait()
+    assert result.code == 0, result.err
+    assert "seed: 12" in (mlruns / "runs/w/config.yaml").read_text()
+    assert (mlruns / "runs/w/code/code.py").read_text() == (folder / "code.py").read_text()
 
 
 @pytest.mark.slow
