@@ -12,8 +12,9 @@ import os
 import random
 import re
 import shutil
+import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,9 @@ from bestrun.errors import BestrunError
 from bestrun.results.whole import refuse_damaged
 from bestrun.storage.folder import RunFolder
 from bestrun.tracking.transfer import read_record
-from support.failing_calls import CLASSES, Call, Ended, Fault, Forker, Place, build
+from support.failing_calls import CLASSES, Call, Ended, Fault, Forker, Place, build, replace_what_computes
+from support.killed import changes, die_at
+from support.processes import Starter, bestrun_command
 
 PARTS, IN_A_PART = 4, 80
 PLACES = 4  # so many cases at once: a case waits more than it computes
@@ -243,9 +246,39 @@ def bench(tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path):
     server.stop()
 
 
-def test_killed_at_some_calls_of_a_move_the_same_words_go_on(bench: Bench) -> None:
-    kills = [case for case in bench.cases(SCENARIOS[0]) if case.fault.mode == "before"]
-    bench.carry_out(kills[:: max(1, len(kills) // 12)])
+def _stub_command(words: tuple[str, ...]) -> None:
+    replace_what_computes()
+    bestrun_command(words)
+
+
+class KilledPlace(Place):
+    """A place whose commands come from the tests' forkserver, and are killed before the N-th change of a file in it."""
+
+    def __init__(self, folder: Path, start: Starter, store: Path) -> None:
+        self.folder, self.mlruns, self.start, self._store = folder, folder / "mlruns", start, store
+        self._saved = folder.with_name(f"{folder.name}-saved")
+
+    def run(self, *words: str, fault: Fault | None = None, env: Mapping[str, str] | None = None, **_: object) -> Ended:
+        env = {"BESTRUN_MLRUNS": str(self.mlruns), "TMPDIR": str(self.folder / "tmp"), **(env or {})}
+        how = (die_at, self.folder, fault.n if fault else 0, _stub_command, words)
+        result = self.start(*how, cwd=self.folder, env=env).wait()
+        return Ended(list(words), result.code, result.out, result.err, [])
+
+
+def test_killed_at_some_changes_of_a_move_the_same_words_go_on(
+    start_process: Starter, tmp_path: Path, ready_made_store: Path
+) -> None:
+    place, scenario = KilledPlace(tmp_path.resolve() / "place", start_process, ready_made_store), SCENARIOS[0]
+    place.reset(scenario.name, scenario.prepare)  # makes what is saved
+    place.reset(scenario.name, scenario.prepare)
+    ended = scenario.run(place)
+    assert ended.code == 0 and is_whole(place.folder / "second"), str(ended)
+    expected, count = scenario.facts(place), changes(ended)
+    assert count > 50
+    for moment in range(count // 8, count + 1, count // 8):
+        case = Case(scenario, Fault("main", False, moment, "before"))
+        carry_out(case, place, expected)
+        assert case.typed[0].code == -signal.SIGKILL and not case.wrong, str(case)
 
 
 @pytest.mark.slow
