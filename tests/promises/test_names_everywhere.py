@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -107,7 +106,12 @@ PLACES += ["compare --json", "report", "fetch", "check", "class_names.json", "de
 SILENT = ("fetch", "run.log", "check")  # prints or writes no name, or of so many classes one or two
 
 
-@pytest.mark.parametrize("place", PLACES)
+def _places(names):
+    """The report takes longest to draw; what it shows of names is held by tests/cli/test_report.py as well."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name == "report" else name for name in names]
+
+
+@pytest.mark.parametrize("place", _places(PLACES))
 def test_no_name_does_more_than_be_read(said, place):
     assert_tame(said(place))
     if place in ("report", "description"):  # what a browser shows
@@ -116,7 +120,7 @@ def test_no_name_does_more_than_be_read(said, place):
         assert "](javascript" not in said(place).replace("\\", "|") and "**c**" not in said(place)
 
 
-@pytest.mark.parametrize("place", [place for place in PLACES if place not in SILENT])
+@pytest.mark.parametrize("place", _places(place for place in PLACES if place not in SILENT))
 def test_each_place_tells_classes_by_their_names(said, place):
     text = said(place)
     if place in ("predict", "compare"):  # which tell of some of them
@@ -182,22 +186,28 @@ except ImportError:
 """
 
 
-def test_the_registered_model_answers_number_name_and_probabilities(bestrun, home, runs, said, npz, without_bestrun):
+def _without_bestrun(program, *words):
+    """Run it as a Python would that has TensorFlow and MLflow, and no bestrun."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bestrun"]:
+        del sys.modules[name]
+    sys.modules["bestrun"] = None
+    sys.argv = ["-c", *map(str, words)]
+    exec(program, {"__name__": "__main__"})
+
+
+def test_the_registered_model_answers_number_name_and_probabilities(home, runs, said, npz, start_process):
     (model,) = (home / "mlruns").glob("artifacts/*/models/m-*/artifacts")
-    used = subprocess.run(
-        [sys.executable, "-c", LOAD, model, npz], env=without_bestrun, capture_output=True, text=True, timeout=200
-    )
-    columns, answer = json.loads(used.stdout.splitlines()[-1]) if used.returncode == 0 else pytest.fail(used.stderr)
+    used = start_process(_without_bestrun, LOAD, model, npz).wait()
+    columns, answer = json.loads(used.out.splitlines()[-1]) if used.code == 0 else pytest.fail(used.err)
     assert columns == list(answer) == ["class", "class_name", "probabilities"]
     predicted = json.loads(said("predict --json"))["predictions"]
     assert answer["class"] == [row["class"] for row in predicted]
     assert answer["class_name"] == [row["class_name"] for row in predicted]
 
 
-def test_the_lines_of_fetch_print_a_name(said, without_bestrun):
-    lines = said("fetch")[said("fetch").index("import json") :]
-    used = subprocess.run([sys.executable, "-c", lines], env=without_bestrun, capture_output=True, text=True)
-    assert used.returncode == 0 and used.stdout.splitlines()[-1].encode() in [name.encode() for name in NAMES]
+def test_the_lines_of_fetch_print_a_name(said, start_process):
+    used = start_process(_without_bestrun, said("fetch")[said("fetch").index("import json") :]).wait()
+    assert used.code == 0 and used.out.splitlines()[-1].encode() in [name.encode() for name in NAMES], used.err
 
 
 def test_a_run_rebuilt_from_mlflow_keeps_its_names_whatever_its_file_says_now(bestrun, home, runs, npz, tmp_path):
