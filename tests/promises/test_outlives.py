@@ -107,7 +107,7 @@ def test_a_page_whose_server_was_killed_is_no_success(bestrun, home):
     assert process.wait(30).code == 128 + signal.SIGKILL
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_the_page_ends_with_its_command_and_gives_its_port_back(bestrun, home, number):
     port = free_port()
@@ -137,7 +137,7 @@ def _hung_worker(path, how):
 
 
 def _hang(path, how):
-    local.LEAVE_SECONDS = 1.0
+    local.LEAVE_SECONDS = 0.5
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.setsid()  # as a worker does; else the kernel ends a stopped one of a group without a parent
     local._end_with_parent()

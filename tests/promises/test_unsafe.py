@@ -1,5 +1,6 @@
 """What others put in our way: programs in a git repository, traps in a shared folder, commands to a terminal."""
 
+import contextlib
 import csv
 import http.client
 import io
@@ -7,7 +8,7 @@ import json
 import os
 import pty
 import shutil
-import sqlite3
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.home import find_home, foreign_owners
 from bestrun.storage.locks import is_locked
 from bestrun.terminal import one_line, printable
+from support.looks import until
 from support.pages import free_port, until_served
 from support.processes import bestrun_command
 
@@ -336,45 +338,49 @@ def on_a_terminal(words, home):
     return found
 
 
-def test_no_verb_sends_what_came_from_outside_to_a_terminal(bestrun, home, settings):
-    assert bestrun("train", *settings, *QUICK, "name=r").code == 0
-    folder = home / "mlruns" / "runs" / "r"
-    run_id = json.loads((folder / "mirror.json").read_text())["run_id"]
-    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
-        database.execute("INSERT INTO tags (key, value, run_uuid) VALUES ('b', ?, ?)", (f"[red]{ESCAPE}", run_id))
-    first, *rest = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
-    started = json.loads(first) | {"note": f"a\nerror: b {ESCAPE}"}
-    (folder / "journal.jsonl").write_text("".join([json.dumps(started) + "\n", *rest]))
+@pytest.fixture
+def told(trained, changed, database):
+    """`told(tag, note)`: the run has a tag `b` in MLflow, and its journal a note, of somebody else's."""
+
+    def tell(tag, note):
+        with database:
+            database.execute("INSERT INTO tags (key, value, run_uuid) VALUES ('b', ?, ?)", (tag, trained.run_id))
+        journal = changed(trained.folder / "journal.jsonl")
+        first, *rest = journal.read_text().splitlines(keepends=True)
+        journal.write_text("".join([json.dumps(json.loads(first) | {"note": note}) + "\n", *rest]))
+
+    return tell
+
+
+def test_no_verb_sends_what_came_from_outside_to_a_terminal(trained, told):
+    told(f"[red]{ESCAPE}", f"a\nerror: b {ESCAPE}")
     program = [sys.executable, "-m", "bestrun"]
-    for words in (["show", "r"], ["runs", "--columns", "run,tags.b"], ["runs", "--columns", "run,tags.b", "--csv"]):
-        raw = on_a_terminal([*program, *words], home)
+    for words in (
+        ["show", "trained"],
+        ["runs", "--columns", "run,tags.b"],
+        ["runs", "--columns", "run,tags.b", "--csv"],
+    ):
+        raw = on_a_terminal([*program, *words], trained.home)
         assert b"\x1b" not in raw and b"\x07" not in raw and "\x9b".encode() not in raw, raw
         assert b"\\x1b" in raw, raw
     assert b"[red]" in raw
 
 
-def test_text_from_outside_begins_no_line_and_json_stays_json(bestrun, home, settings):
+def test_text_from_outside_begins_no_line_and_json_stays_json(trained, told, tmp_path):
     """A line that looks like ours would be copied and run; a name of a file may hold a newline, too."""
     lie = "a\nrestore      bestrun restore theirs\x7f\x1b[2J\u202e"
-    assert bestrun("train", *settings, *QUICK, "name=r").code == 0
-    folder = home / "mlruns" / "runs" / "r"
-    run_id = json.loads((folder / "mirror.json").read_text())["run_id"]
-    with sqlite3.connect(home / "mlruns" / "mlflow.db") as database:
-        database.execute("INSERT INTO tags (key, value, run_uuid) VALUES ('b', ?, ?)", (lie, run_id))
-    first, *rest = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
-    started = json.loads(first) | {"note": lie}
-    (folder / "journal.jsonl").write_text("".join([json.dumps(started) + "\n", *rest]))
-    picture = home / "a\nrestore      bestrun restore theirs.png"
+    told(lie, lie)
+    picture = tmp_path / "a\nrestore      bestrun restore theirs.png"
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(picture)
     columns = ["--columns", "run,tags.b"]
-    for words in (["show", "r"], ["runs", *columns], ["predict", "r", str(picture)]):
-        result = bestrun(*words)
+    for words in (["show", "trained"], ["runs", *columns], ["predict", "trained", str(picture)]):
+        result = trained.bestrun(*words)
         assert result.code == 0, result.err
         lines = [*result.out.splitlines(), *result.err.splitlines()]
         assert not [line for line in lines if line.startswith("restore") and "theirs" in line], words
         assert _is_text(result.out + result.err), words
-    for words in (["show", "r"], ["runs", *columns]):
-        answer = bestrun(*words, "--json").out
+    for words in (["show", "trained"], ["runs", *columns]):
+        answer = trained.bestrun(*words, "--json").out
         assert lie in _texts(json.loads(answer)) and _is_text(answer)
 
 
@@ -402,7 +408,7 @@ def test_csv_cells_that_a_spreadsheet_would_run_are_quoted_and_numbers_stay_numb
 
 @pytest.fixture
 def ui(bestrun):
-    """`ui(cwd=, env=) -> port`, where the page is served."""
+    """`ui(cwd=, env=) -> port, process`, where the page is served."""
     started = []
 
     def start(**options):
@@ -410,29 +416,37 @@ def ui(bestrun):
         process = bestrun.start("ui", "--port", str(port), **options)
         started.append(process)
         until_served(process)
-        return port
+        return port, process
 
     yield start
     for process in started:
         process.kill()
 
 
-def test_the_address_of_a_store_is_not_on_a_command_line(ui, home):
-    port = str(ui()).encode()
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _is_readable(path)]
-    assert not [line for line in lines if f"sqlite:///{home}".encode() in line]
-    assert [line for line in lines if b"mlflow" in line and port in line]
-
-
-def test_the_page_is_as_safe_where_the_environment_is_that_of_a_server(ui):
+def test_the_page_is_safe_and_no_command_line_names_its_store_and_it_ends_when_its_command_is_killed(ui, home):
+    """All of it where the environment is that of a server."""
     env = {"MLFLOW_STATIC_PREFIX": "/x", "MLFLOW_ARTIFACTS_ONLY": "true", "MLFLOW_UVICORN_OPTS": "--nonsense"}
     env |= {"MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true", "MLFLOW_HOST": "0.0.0.0"}
-    port = ui(env=env)
+    port, process = ui(env=env)
     for host, status in (f"127.0.0.1:{port}", 200), ("evil.example", 403):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", "/", headers={"Host": host})
         assert connection.getresponse().status == status
         connection.close()
+    assert not [line for line in command_lines() if f"sqlite:///{home}".encode() in line]
+    assert [line for line in command_lines() if b"mlflow" in line and str(port).encode() in line]
+    process.kill()
+    until(lambda: not [line for line in command_lines() if str(port).encode() in line], timeout=30)
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", port))
+
+
+def command_lines():
+    """Of all processes; one that ends meanwhile has none."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
 
 
 @pytest.fixture
@@ -454,10 +468,3 @@ def test_no_module_of_the_current_folder_is_run(ui, bestrun, home, settings, str
     result = bestrun(*words, cwd=strewn)
     assert result.code == 0, result.err
     assert not (tmp_path / "ran").exists()
-
-
-def _is_readable(path):
-    try:
-        return bool(path.read_bytes())
-    except OSError:
-        return False
