@@ -1,8 +1,9 @@
 """Whatever settings train a run: killed at random moments and resumed, it ends with the tensors, the evaluations and
 the end of the run that nobody killed.
 
-One row a setting; a new setting of training is a new row. The seed of the moments is printed, and TO_THE_BIT_SEED=N
-before the command takes it again.
+One row a setting; a new setting of training is a new row, and goes into one of the two that have many at once, which
+are what the quick tests train. The seed of the moments is printed, and TO_THE_BIT_SEED=N before the command takes it
+again.
 """
 
 import os
@@ -39,10 +40,21 @@ SETTINGS = {  # name -> what is typed for it
     "mixing": ["augmentation=affine", *MIXED, "training.micro_batches=2"],
     "batch_norm": ["model=cnn_bn", "optimizer.ema=0.97", "training.class_weights=balanced", "optimizer.clip_norm=1.0"],
 }
+TOGETHER = {
+    "many": [
+        *("optimizer=adamw", "optimizer.beta_1=0.8", "optimizer.ema=0.97", "optimizer.clip_norm=0.5"),
+        *("training.micro_batches=2", "training.class_weights=balanced", "training.label_smoothing=0.1"),
+        *("augmentation=affine", *MIXED, "precision=mixed_bfloat16", "schedule=cosine", "training.max_steps=160"),
+    ],
+    "others": [
+        *("model=cnn_bn", "optimizer=sgd", "optimizer.nesterov=true", "optimizer.weight_decay=0.01"),
+        *("schedule=plateau", "schedule.after_steps=40", "training.patience_steps=100", "training.max_steps=160"),
+    ],
+}
 
 
 def _words(name, path):
-    words = [*COMMON, f"data.path={path}", *SETTINGS[name]]
+    words = [*COMMON, f"data.path={path}", *(SETTINGS | TOGETHER)[name]]
     return [word for word in words if not (word.startswith("model.fc_size") and "model=cnn_bn" in words)]
 
 
@@ -122,10 +134,9 @@ def _damage(path):
     path.write_bytes(content)
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "number"),
-    [pytest.param(name, number, marks=pytest.mark.slow if number else []) for name in SETTINGS for number in range(5)],
+    [("many", 0), *(pytest.param(name, number, marks=pytest.mark.slow) for name in SETTINGS for number in range(5))],
 )
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     name, number, start_process, uninterrupted, tiny_npz, tmp_path
@@ -147,9 +158,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     assert_same_end(folder, reference)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "ema" else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
-)
+@pytest.mark.parametrize("name", ["others", *(pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS)])
 def test_a_sweep_s_killed_worker_ends_as_a_run_of_its_own(name, start_process, home, uninterrupted, tiny_npz):
     reference, dice = uninterrupted(name), _dice(f"sweep {name}")
     words = [*_words(name, tiny_npz), "sweep.backend=local", "sweep.name=killed", "seed=0,1"]
