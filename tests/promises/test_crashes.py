@@ -185,25 +185,32 @@ def _assert_mlflow_has_it_once(client, folder):
     assert hashlib.sha256(file.read_bytes()).hexdigest() == run.data.tags["bestrun.best_sha256"] == lines[-2]["sha256"]
 
 
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("point", POINTS)
-def test_a_kill_at_any_fault_point_loses_nothing(start_process, home, stub_config, rehearsal, point, kills):
+@pytest.mark.parametrize(
+    ("points", "kills"),
+    [
+        pytest.param(POINTS, 1, id="each"),
+        *(pytest.param([point], 20, id=point, marks=pytest.mark.slow) for point in POINTS),
+    ],
+)
+def test_a_kill_at_any_fault_point_loses_nothing(start_process, home, stub_config, rehearsal, points, kills):
     """Each run is killed at another pass of the point; of 20 runs, those with odd numbers once more at any point."""
     from mlflow import MlflowClient
 
-    choice = random.Random(f"{point} {kills}")
-    passes = list(range(1, rehearsal.passes[point] + 1))
-    choice.shuffle(passes)
+    choice, faults = random.Random(f"{points} {kills}"), []
+    for point in points:
+        passes = list(range(1, rehearsal.passes[point] + 1))
+        choice.shuffle(passes)
+        faults += [f"{point}:{passes[number % len(passes)]}" for number in range(kills)]
     uri = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}"
-    folders = [RunFolder(home / "mlruns" / "runs" / f"{point}-{number}") for number in range(kills)]
+    runs = home / "mlruns" / "runs"
+    folders = [RunFolder(runs / f"{fault.partition(':')[0]}-{number}") for number, fault in enumerate(faults)]
 
     def killed(number, fault):
         return start_process(_own_and_finish, folders[number].path, stub_config, uri, env={"BESTRUN_FAULT": fault})
 
-    for first in range(0, kills, 5):
-        numbers = range(first, first + 5)
-        started = {number: killed(number, f"{point}:{passes[number % len(passes)]}") for number in numbers}
+    for first in range(0, len(folders), 5):
+        numbers = range(first, min(first + 5, len(folders)))
+        started = {number: killed(number, faults[number]) for number in numbers}
         for number, process in started.items():
             result = process.wait()
             assert result.code == -signal.SIGKILL, f"{folders[number].name} was not killed: {result}"
@@ -223,6 +230,27 @@ def test_a_kill_at_any_fault_point_loses_nothing(start_process, home, stub_confi
         assert went_on_from[folder.name] in (*may_go_on_from[folder.name], END), folder.name
         _assert_is_as_if_never_killed(folder, rehearsal.folder)
         _assert_mlflow_has_it_once(client, folder)
+
+
+@pytest.mark.slow
+def test_a_real_run_killed_between_its_last_best_and_the_removal_of_the_older_has_one_best(bestrun, home, settings):
+    result = bestrun("train", *settings, "name=end", env={"BESTRUN_FAULT": "F10:4"})  # evaluations at 0, 20, 40, 60
+    assert result.code == -signal.SIGKILL
+    folder = RunFolder(home / "mlruns" / "runs" / "end")
+    assert [path.stem for path in folder.bests()] == ["best-60", "best-40"]
+    assert bestrun("resume", "end").code == 0
+    assert [path.stem for path in folder.bests()] == ["best-60"]
+
+
+def test_a_kill_between_the_last_best_and_the_removal_of_the_older_leaves_one_best(start_process, home, stub_config):
+    training = stub_config.training.model_copy(update={"max_steps": BEST})  # its last evaluation is its best
+    config, folder = stub_config.model_copy(update={"training": training}), RunFolder(home / "mlruns" / "runs" / "end")
+    words = (_own_and_finish, folder.path, config, f"sqlite:///{home / 'mlruns' / 'mlflow.db'}")
+    killed = start_process(*words, env={"BESTRUN_FAULT": f"F10:{BEST // 10 + 1}"}).wait()
+    assert killed.code == -signal.SIGKILL
+    assert [path.stem for path in folder.bests()] == [f"best-{BEST}", "best-50"]
+    assert start_process(*words).wait().code == 0
+    assert [path.stem for path in folder.bests()] == [f"best-{BEST}"]
 
 
 # ---- R13: damaged checkpoints, met by a real run ----
@@ -330,15 +358,6 @@ def test_a_damaged_last_is_whole_again_though_no_step_is_left(bestrun, home, die
     _flip_a_bit(folder.last)
     assert bestrun("resume", "end").code == 0
     assert same_tensors(folder.last, folder.bests()[0])
-
-
-def test_a_kill_between_the_last_best_and_the_removal_of_the_older_leaves_one_best(bestrun, home, settings):
-    result = bestrun("train", *settings, "name=end", env={"BESTRUN_FAULT": "F10:4"})  # evaluations at 0, 20, 40, 60
-    assert result.code == -signal.SIGKILL
-    folder = RunFolder(home / "mlruns" / "runs" / "end")
-    assert [path.stem for path in folder.bests()] == ["best-60", "best-40"]
-    assert bestrun("resume", "end").code == 0
-    assert [path.stem for path in folder.bests()] == ["best-60"]
 
 
 def test_restore_refuses_a_damaged_best(bestrun, died):
