@@ -60,7 +60,7 @@ def test_an_old_home_is_listed_shown_restored_and_fetched(old):
     assert shown["state"] == "finished" and shown["versions"]["bestrun"] and shown["test"]["step"] > 0
     assert json.loads(old("show", "loss", "--json"))["objective"] == {"metric": "val/loss", "direction": "minimize"}
     assert "loss" in old("compare", "whole", "loss") and "night: 2 complete" in old("sweep", "night")
-    for words in (["whole"], ["whole", "--local"], ["best", "--sweep", "night"]):
+    for words in (["whole", "--local"], ["best", "--sweep", "night"]):
         assert json.loads(old("restore", *words, DATA, "--json"))["validation"]["agrees"] is True
     assert "verified" in old("fetch", "whole", "--out", "out")
     old("report", "whole", "loss", DATA, "--out", "report.html")
@@ -73,9 +73,6 @@ def test_an_old_run_is_verified_as_far_as_its_journal_goes(old):
     assert found["verdict"] in ("close", "equal") and found["recomputed"] == [0, 10, 20]
     assert told["chain"][0] is None and "older version" in told["chain"][1]
     assert "does not say which tensors" in told["checkpoint"][1]
-    old("resume", "whole", DATA, "training.max_steps=30", "training.patience_steps=30")
-    again = json.loads(old("verify", "whole", DATA, "--intervals", "9", "--allow-other-code", "--json"))
-    assert any("older lines up to" in check["words"] for check in again["checks"])
     verdict = json.loads(old("compare", "whole", "loss", "--json"))["verdicts"][0]
     assert verdict["told_apart"] is None and "--compute" in verdict["words"]
     judged = json.loads(old("compare", "whole", "loss", "--compute", DATA, "--json"))["verdicts"][0]
@@ -83,6 +80,7 @@ def test_an_old_run_is_verified_as_far_as_its_journal_goes(old):
     assert json.loads(old("runs", "--by", "settings", "--json"))
 
 
+@pytest.mark.sampled(1)
 def test_an_old_run_that_was_killed_goes_on_and_a_finished_one_further(old):
     folder = run_folder(old.home, "cut")
     old("resume", "cut", DATA)
@@ -101,6 +99,8 @@ def test_an_old_run_that_was_killed_goes_on_and_a_finished_one_further(old):
         "was dead: marked as interrupted",
         "sweep was dead: KILLED",
     }
+    again = json.loads(old("verify", "loss", DATA, "--intervals", "0", "--allow-other-code", "--json"))
+    assert any("older lines up to" in check["words"] for check in again["checks"])
 
 
 @pytest.mark.parametrize("old", ["0.2.0"], indirect=True)
@@ -121,10 +121,11 @@ def test_a_run_of_checkpoint_format_1_goes_on_in_format_2_with_all_of_its_state(
 @pytest.mark.sampled(1)
 def test_an_old_run_is_trained_again_and_is_where_another_starts(old):
     old("rerun", "whole", DATA, "name=again")
-    old("train", *LINE, "from_run=whole", "name=child")
+    old("train", *LINE, "from_run=whole", "name=child", "tracking.log_model=none")
     assert json.loads(old("show", "child", "--json"))["parent"] == "whole"
 
 
+@pytest.mark.sampled(1)
 def test_an_old_sweep_goes_on_by_the_same_line(old):
     old("train", "-m", *LINE, "sweep.name=half", "seed=1,2")
     summary = json.loads(old("sweep", "half", "--json"))
