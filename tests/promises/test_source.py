@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bestrun
+from support.processes import Starter
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(Path(bestrun.__file__).parent.rglob("*.py"))
@@ -142,12 +142,18 @@ def test_nothing_is_imported_that_is_not_declared() -> None:
     assert imported - set(sys.stdlib_module_names) == declared
 
 
-def test_telemetry_is_off_and_pickles_are_refused_unless_the_user_says_otherwise() -> None:
-    code = "from bestrun.tracking.store import import_mlflow; import_mlflow(); import os; print(*map(os.environ.get, "
-    code += "['MLFLOW_DISABLE_TELEMETRY', 'DO_NOT_TRACK', 'MLFLOW_ALLOW_PICKLE_DESERIALIZATION']))"
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DO_NOT"))}
+def print_what_mlflow_is_told() -> None:
+    """By a bestrun that is imported anew."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bestrun"]:
+        del sys.modules[name]
+    from bestrun.tracking.store import import_mlflow
+
+    import_mlflow()
+    print(*map(os.environ.get, ["MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"]))
+
+
+def test_telemetry_is_off_and_pickles_are_refused_unless_the_user_says_otherwise(start_process: Starter) -> None:
+    plain = {name: None for name in os.environ if name.startswith(("MLFLOW_", "DO_NOT"))}
     for said, expected in (({}, "true true false"), ({"DO_NOT_TRACK": "no"}, "true no false")):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=plain | said, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.strip() == expected
+        done = start_process(print_what_mlflow_is_told, env=plain | said).wait()
+        assert done.code == 0 and done.out.strip() == expected, done
