@@ -3,11 +3,13 @@ process may use: user, processors, memory.
 """
 
 import contextlib
+import gc
 import getpass
 import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,24 @@ DEFAULTS = {
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """In here large libraries are imported, whose objects stay: looking through them is an eighth of the time.
+
+    In the command's own process the collector passes them over from then on, too: Keras asks for a collection at each
+    network, which then takes no time in place of a quarter of a second. What else a program has is not ours to exempt.
+    """
+    collects, before = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_command and len(sys.modules) > before:
+            gc.freeze()
+        if collects:
+            gc.enable()
 
 
 def set_defaults() -> None:

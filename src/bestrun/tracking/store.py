@@ -1,7 +1,6 @@
 """MLflow: where the store is, how it is made, how runs are found. Only `MlflowClient`, never the fluent API."""
 
 import contextlib
-import gc
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..environment import without_collector
 from ..errors import BestrunError, SettingsError
 from ..formatting import mask_uri
 from ..settings.config import store_uri
@@ -280,8 +280,7 @@ def connect(uri: str, *, create: bool = True) -> Store:
         Exception: whatever the driver of another database raises.
     """
     path = sqlite_path(uri)
-    gc.disable()  # an eighth of MLflow's import is the collector, looking through objects that all stay
-    try:
+    with without_collector():
         if path:
             database.ready(path, create=create, load=import_mlflow)
         client_of = import_mlflow().MlflowClient
@@ -289,8 +288,6 @@ def connect(uri: str, *, create: bool = True) -> Store:
             client = client_of(uri)
             if not uri.startswith("http"):
                 client.search_experiments(max_results=1)
-    finally:
-        gc.enable()
     return Store(uri, client)
 
 

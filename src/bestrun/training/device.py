@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import environment, lab
-from ..environment import processors, refuse_other_backend
+from ..environment import processors, refuse_other_backend, without_collector
 from ..errors import SettingsError
 from ..storage import provenance
 from ..storage.provenance import available_threads
@@ -79,7 +79,7 @@ def _without_extras() -> Iterator[None]:
 log = logging.getLogger("bestrun")
 logging.getLogger("tensorflow").addFilter(lambda record: "retracing" not in str(record.msg))
 
-with _without_banner(), _without_extras():
+with _without_banner(), _without_extras(), without_collector():
     import tensorflow as tf
 
     tf.config.list_physical_devices()
