@@ -94,9 +94,12 @@ def stub_uninterrupted(_forkserver, tmp_path_factory, ready_made_store, small_mn
     return make_reference(tmp_path_factory, ready_made_store, words, Stubbed)
 
 
-@pytest.fixture
-def stub_bestrun(start_process, home):
-    return Stubbed(start_process, home)
+@pytest.fixture(params=["three arrays", pytest.param("network", marks=pytest.mark.slow)])
+def either(request, start_process, home):
+    """The command, its run that was not interrupted, and what a process that `start_process` starts begins with."""
+    if request.param == "network":
+        return Command(start_process, home), request.getfixturevalue("uninterrupted"), []
+    return Stubbed(start_process, home), request.getfixturevalue("stub_uninterrupted"), [stubbed]
 
 
 def assert_equals_uninterrupted(reference, home, name):
@@ -420,18 +423,17 @@ def test_interrupted_run_says_how_to_resume_and_resumes_to_the_same_result(
 @pytest.mark.parametrize(
     "phase", ["saving:9", *(pytest.param(p, marks=pytest.mark.slow) for p in ("step", "validation:3"))]
 )
-def test_a_second_ctrl_c_leaves_at_once_and_breaks_nothing(
-    stub_bestrun, start_process, home, data, stub_uninterrupted, phase
-):
+def test_a_second_ctrl_c_leaves_at_once_and_breaks_nothing(either, start_process, home, data, phase):
+    bestrun, uninterrupted, around = either
     argv = ("train", *data, *STEPS, "name=hurried")
-    process = start_process(stubbed, _signal_in, phase, signal.SIGINT, 2, argv, cwd=home)
+    process = start_process(*around, _signal_in, phase, signal.SIGINT, 2, argv, cwd=home)
     result, seconds = end_by_signal(process, phase)
     assert result.code == 130 and seconds < 1
     folder = run_folder(home, "hurried")
     assert read_journal(folder.journal)[0][-1]["event"] != "stopped"  # it did not wait to say so
-    again = stub_bestrun("resume")
+    again = bestrun("resume")
     assert again.code == 0, again.err
-    assert_equals_uninterrupted(stub_uninterrupted, home, "hurried")
+    assert_equals_uninterrupted(uninterrupted, home, "hurried")
 
 
 # ---- resuming with changed settings ----
@@ -445,8 +447,8 @@ def runs_json(bestrun, name):
     return row
 
 
-def test_a_finished_run_trained_further_equals_one_that_had_the_later_end(stub_bestrun, home, data, stub_uninterrupted):
-    bestrun, uninterrupted = stub_bestrun, stub_uninterrupted
+def test_a_finished_run_trained_further_equals_one_that_had_the_later_end(either, home, data):
+    bestrun, uninterrupted, _ = either
     assert bestrun("train", *data, *STEPS, "training.max_steps=40", "name=longer").code == 0
     first = mlflow_record(sqlite_uri(home), "longer")[0].info.run_id
     refused = bestrun("resume", "longer")
@@ -615,10 +617,8 @@ def test_a_child_whose_only_state_is_damaged_starts_from_its_parent_again(bestru
 # ---- a run that only MLflow has ----
 
 
-def test_run_known_to_mlflow_alone_is_rebuilt_and_ends_as_the_uninterrupted_one(
-    stub_bestrun, home, data, stub_uninterrupted
-):
-    bestrun, uninterrupted = stub_bestrun, stub_uninterrupted
+def test_run_known_to_mlflow_alone_is_rebuilt_and_ends_as_the_uninterrupted_one(either, home, data):
+    bestrun, uninterrupted, _ = either
     lines = uninterrupted.evaluations
     first_worse = next(n for n, line in enumerate(lines) if n > 3 and not line["improved"])
     fault = {"BESTRUN_FAULT": f"F10:{first_worse + 1}"}  # so that evaluations after the best have been recorded
