@@ -51,7 +51,7 @@ setup-team: setup ## add to .venv what PostgreSQL and S3 need, and what the test
 train: setup ## train with the tutorial's settings, or with others: make train ARGS="optimizer.learning_rate=1e-3"
 	$(BIN)/bestrun train $(ARGS)
 
-test: setup ## the quick tests, two files at a time (ten to seventeen minutes on two cores); of one package: make test PKG=storage
+test: setup ## the quick tests, two files at a time (ten to fifteen minutes on two cores); of one package: make test PKG=storage
 	$(BIN)/python -m pytest tests/$(PKG) -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## kills, outages and sweeps, many times over (an hour, more on a busy machine)
