@@ -6,7 +6,6 @@ Nothing here is started before a test asks for it; what is dear (TensorFlow, the
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import json
 import multiprocessing
 import multiprocessing.context
@@ -18,7 +17,7 @@ import sqlite3
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import pytest
 
 from support.lines import SHORT, SMALL, SMALL_NETWORK
 from support.processes import LIBRARIES, OURS, Command, Starter, print_missing
-from support.stores import Server, make_home
+from support.stores import Server, copy_home, make_home
 
 # oneDNN decides at TensorFlow's import, so every process of the tests, the forkserver first, has the same kernels.
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
@@ -100,28 +99,18 @@ def bestrun(start_process: Starter, home: Path) -> Command:
 
 
 @pytest.fixture(scope="session")
-def ready_made_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with MLflow's tables and no rows: making them takes 3 s, so pytest's cache keeps it."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    kept = request.config.cache.mkdir("store") / f"mlflow-{importlib.metadata.version('mlflow')}.db"  # type: ignore[union-attr]
-    if not kept.exists():
-        _make_store(path)
-        draft = kept.with_suffix(f".{os.getpid()}")
-        shutil.copyfile(path, draft)
-        draft.rename(kept)
-    shutil.copyfile(kept, path)
-    return path
-
-
-def _make_store(path: Path) -> None:
+def ready_made_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with MLflow's tables and no rows: making them takes 3 s, copying the file no time."""
     from mlflow.store.db.utils import _initialize_tables
     from sqlalchemy import create_engine
 
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
     engine = create_engine(f"sqlite:///{path}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's migrations use what SQLAlchemy has deprecated
         _initialize_tables(engine)
     engine.dispose()
+    return path
 
 
 @pytest.fixture
@@ -133,6 +122,19 @@ def home(tmp_path: Path, ready_made_store: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("TRACKING_URI", "REGISTRY_URI", *about_runs):
         monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def own_home(
+    _forkserver: None, tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path
+) -> Callable[..., tuple[Path, Command]]:
+    """`home, bestrun = own_home()`: a home and its command for what tests of a file share; `own_home(Stubbed)`."""
+
+    def make(command: type[Command] = Command) -> tuple[Path, Command]:
+        home = make_home(tmp_path_factory.mktemp("own") / "home", ready_made_store)
+        return home, command(Starter(tmp_path_factory.mktemp("processes")), home)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -223,11 +225,10 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory, small_mnist_npz: Path) ->
 
 @pytest.fixture(scope="session")
 def _trained_once(
-    _forkserver: None, tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path, small_mnist_npz: Path
+    own_home: Callable[..., tuple[Path, Command]], tmp_path_factory: pytest.TempPathFactory, small_mnist_npz: Path
 ) -> tuple[Trained, Path]:
     """The run, and a copy of its home as the training left it."""
-    home = make_home(tmp_path_factory.mktemp("trained"), ready_made_store)
-    command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+    home, command = own_home()
     result = command("train", "data=npz", f"data.path={small_mnist_npz}", *SMALL, "name=trained", "--json")
     assert result.code == 0, result.err
     run_id = json.loads(result.out)["run_id"]
@@ -250,12 +251,9 @@ def trained(_trained_once: tuple[Trained, Path]) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    _forkserver: None, tmp_path_factory: pytest.TempPathFactory, ready_made_store: Path, small_mnist_npz: Path
-) -> Path:
+def finished(own_home: Callable[..., tuple[Path, Command]], small_mnist_npz: Path) -> Path:
     """A home in which a small run, `k`, has finished, without an MLflow model; tests look at it or at a copy of it."""
-    home = make_home(tmp_path_factory.mktemp("finished"), ready_made_store)
-    command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+    home, command = own_home()
     words = ["data=npz", f"data.path={small_mnist_npz}", *SMALL_NETWORK, *SHORT, "name=k", "tags.author=ada"]
     result = command("train", *words)
     assert result.code == 0, result.err
@@ -265,7 +263,8 @@ def finished(
 @pytest.fixture
 def copied(finished: Path, home: Path) -> Path:
     """The test's home as a copy of `finished`, to do anything with."""
-    return Path(shutil.copytree(finished, home, dirs_exist_ok=True))
+    copy_home(finished, home)
+    return home
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from bestrun.storage import provenance
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
 from support.lines import SMALL_NETWORK
-from support.processes import Starter
-from support.stores import copy_home, make_home
+from support.stores import copy_home
 from support.stubbed import stubbed
 
 SHORT = ["training.max_steps=4", "training.evaluate_every_steps=2", "training.patience_steps=4", "pictures=false"]
@@ -65,12 +64,11 @@ def _without_a_name(settings):
 
 
 @pytest.fixture(scope="module")
-def nameless(_forkserver, tmp_path_factory, ready_made_store, small_mnist_npz):
+def nameless(own_home, small_mnist_npz):
     """A home in which a user without a name has trained the run r."""
-    home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
+    home, bestrun = own_home()
     words = ["data=npz", f"data.path={small_mnist_npz}", *SMALL_NETWORK, *SHORT, "tracking.log_model=none"]
-    start = Starter(tmp_path_factory.mktemp("processes"))
-    result = start(_without_a_name, words, cwd=home, env={"BESTRUN_MLRUNS": str(home / "mlruns")}).wait()
+    result = bestrun.starter(_without_a_name, words, cwd=home, env={"BESTRUN_MLRUNS": str(home / "mlruns")}).wait()
     assert result.code == 0, result.err
     return home
 

@@ -14,8 +14,7 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.views import tiles
 from support.lines import SMALL_NETWORK, with_pictures
-from support.processes import Command, Starter
-from support.stores import copy_home, make_home, mlflow_record, run_folder, sqlite_uri
+from support.stores import copy_home, mlflow_record, run_folder, sqlite_uri
 
 WORDS = [*SMALL_NETWORK, "augmentation=images", "training.max_steps=80", "training.evaluate_every_steps=10"]
 WORDS += ["training.patience_steps=80", "tracking.log_model=none"]
@@ -33,10 +32,10 @@ def words(small_mnist_npz):
 
 
 @pytest.fixture(scope="module")
-def drawn(_forkserver, tmp_path_factory, ready_made_store, words):
+def drawn(own_home, words):
     """A home with a run k that has drawn its pictures."""
-    home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
-    result = Command(Starter(tmp_path_factory.mktemp("processes")), home)("train", *words, "name=k")
+    home, bestrun = own_home()
+    result = bestrun("train", *words, "name=k")
     assert result.code == 0, result.err
     return home
 

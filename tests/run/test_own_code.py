@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from bestrun.storage.journal import read_journal
 from support.labs import CODE, make_lab
-from support.processes import Command, Starter
-from support.stores import copy_home, make_home
+from support.processes import Command
+from support.stores import copy_home
 
 NIGHT = ["recipe=night", "tracking.log_model=none"]
 
@@ -54,10 +54,9 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(_forkserver, tmp_path_factory, ready_made_store):
-    home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
+def lab(own_home, tmp_path_factory):
+    home, command = own_home()
     folder = make_lab(tmp_path_factory.mktemp("labs") / "my lab")
-    command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
     result = command("train", "--config-dir", folder, *NIGHT, "name=r")
     assert result.code == 0, result.out + result.err
     kept = shutil.copytree(home, tmp_path_factory.mktemp("kept") / "home")

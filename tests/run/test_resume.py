@@ -25,8 +25,8 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
 from support.lines import with_pictures
 from support.looks import ELSEWHERE, assert_same_checkpoint, assert_same_tensors, evaluations, figures, wait_for
-from support.processes import Command, Starter, bestrun_command
-from support.stores import assert_record_agrees, make_home, mlflow_record, run_folder, sqlite_uri
+from support.processes import Command, bestrun_command
+from support.stores import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
 from support.stubbed import Stubbed, stubbed
 
 NETWORK = ["model.num_filters=[4,8]", "model.fc_size=16", "training.batch_size=16", "training.evaluate_every_steps=20"]
@@ -68,12 +68,10 @@ class Reference:
         return len(passed), when - (passed[-1] if passed else self.began)
 
 
-def make_reference(tmp_path_factory, store, words, command=Command):
+def make_reference(own_home, words, command=Command):
     """One run in a home of its own, for all tests of a session."""
-    home = make_home(tmp_path_factory.mktemp("reference"), store)
-    process = command(Starter(tmp_path_factory.mktemp("processes")), home).start(
-        "train", *words, "name=uninterrupted", env={"BESTRUN_MLRUNS": str(home / "mlruns")}
-    )
+    home, bestrun = own_home(command)
+    process = bestrun.start("train", *words, "name=uninterrupted", env={"BESTRUN_MLRUNS": str(home / "mlruns")})
     began = time.time()
     result = process.wait()
     assert result.code == 0, result.err
@@ -81,17 +79,17 @@ def make_reference(tmp_path_factory, store, words, command=Command):
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(_forkserver, tmp_path_factory, ready_made_store, small_mnist_npz):
+def uninterrupted(own_home, small_mnist_npz):
     """300 steps with an evaluation every 20."""
     words = ["data=npz", f"data.path={small_mnist_npz}", *NETWORK, *STEPS]
-    return make_reference(tmp_path_factory, ready_made_store, words)
+    return make_reference(own_home, words)
 
 
 @pytest.fixture(scope="session")
-def stub_uninterrupted(_forkserver, tmp_path_factory, ready_made_store, small_mnist_npz):
+def stub_uninterrupted(own_home, small_mnist_npz):
     """The same of three arrays in place of a network."""
     words = ["data=npz", f"data.path={small_mnist_npz}", *NETWORK, *STEPS]
-    return make_reference(tmp_path_factory, ready_made_store, words, Stubbed)
+    return make_reference(own_home, words, Stubbed)
 
 
 @pytest.fixture(params=["three arrays", pytest.param("network", marks=pytest.mark.slow)])
@@ -240,13 +238,13 @@ PATIENT = [
 
 
 @pytest.fixture(scope="session")
-def patient(_forkserver, tmp_path_factory, ready_made_store, small_mnist_npz):
+def patient(own_home, small_mnist_npz):
     """By command and seed: a run that really stops because nothing improves."""
 
     @functools.cache
     def get(command, seed):
         words = ["data=npz", f"data.path={small_mnist_npz}", *NETWORK, *PATIENT, f"seed={seed}"]
-        made = make_reference(tmp_path_factory, ready_made_store, words, command)
+        made = make_reference(own_home, words, command)
         assert read_json(made.folder.result)["stop_reason"] == "patience"
         return made
 

@@ -15,8 +15,7 @@ from bestrun.storage.folder import RunFolder
 from support.large import write_npz
 from support.looks import assert_same_checkpoint, evaluations
 from support.memory import Peak
-from support.processes import Command, Starter, bestrun_command
-from support.stores import make_home
+from support.processes import Starter, bestrun_command
 
 IN_THE_FILE = ["data.in_memory=false", "data.validation_size=200"]
 SMALL = ["model=cnn_bn", "model.num_filters=[8,16,16]", "model.filter_sizes=[3,3,3]", "training.batch_size=32"]
@@ -47,10 +46,9 @@ def start(start_process: Starter, home: Path, *argv: object, fault: str | None =
 
 
 @pytest.fixture(scope="module")
-def held(_forkserver: None, tmp_path_factory, ready_made_store: Path, small_mnist_npz: Path) -> RunFolder:
+def held(own_home, small_mnist_npz: Path) -> RunFolder:
     """A run of PLAIN on images in memory."""
-    home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
-    bestrun = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+    home, bestrun = own_home()
     result = bestrun("train", "data=npz", f"data.path={small_mnist_npz}", *PLAIN, "data.in_memory=true", "name=held")
     assert result.code == 0, result.err
     return folder(home, "held")

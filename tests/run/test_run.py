@@ -12,8 +12,8 @@ import pytest
 from bestrun.storage.checkpoint import load
 from bestrun.storage.journal import read_journal
 from support.lines import SHORT, SMALL_NETWORK, with_pictures
-from support.processes import Command, Result, Starter
-from support.stores import assert_record_agrees, make_home, mlflow_record, run_folder, sqlite_uri
+from support.processes import Command, Result
+from support.stores import assert_record_agrees, mlflow_record, run_folder, sqlite_uri
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,8 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def three(_forkserver, tmp_path_factory, ready_made_store, settings):
-    home = make_home(tmp_path_factory.mktemp("home"), ready_made_store)
-    bestrun = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+def three(own_home, settings):
+    home, bestrun = own_home()
     results = (
         bestrun("train", *with_pictures(settings), "name=first", "tags.author=ada", "note=hello"),
         bestrun("train", *settings, "name=again", "--json"),

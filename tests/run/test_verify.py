@@ -23,8 +23,8 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.storage.right import encoded as encoded_bits
 from support.looks import evaluations, wait_for
-from support.processes import Command, Starter, bestrun_command
-from support.stores import copy_home, make_home
+from support.processes import bestrun_command
+from support.stores import copy_home
 
 SMALL = [
     *("data=npz", "model.filter_sizes=[3]", "model.num_filters=[4]", "model.fc_size=8", "training.batch_size=16"),
@@ -158,10 +158,9 @@ def test_where_it_is_not_on_record_when_a_rate_changed_nothing_is_computed(bestr
 
 
 @pytest.fixture(scope="module")
-def trained_tiny(_forkserver, tmp_path_factory, ready_made_store, tiny_npz):
+def trained_tiny(own_home, tiny_npz):
     """A home with two honest runs: r, and k, which keeps its states of every 40 steps."""
-    home = make_home(tmp_path_factory.mktemp("honest"), ready_made_store)
-    command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
+    home, command = own_home()
     for words in (["name=r"], ["name=k", "training.keyframe_every_steps=40"]):
         assert command("train", *words_of(tiny_npz, AVERAGED, *words)).code == 0
     return home

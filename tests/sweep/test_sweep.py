@@ -22,9 +22,9 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
 from support.lines import TINY_NETWORK
 from support.looks import evaluations, own_until_killed, same_tensors, until
-from support.processes import Command, Result, Starter, bestrun_command, scheduler_command
+from support.processes import Result, bestrun_command, scheduler_command
 from support.proxy import Proxy
-from support.stores import assert_record_agrees, make_home, sqlite_uri
+from support.stores import assert_record_agrees, sqlite_uri
 
 GRID = ["optimizer.learning_rate=1e-3,2e-3,4e-3"]
 STUDY = [
@@ -91,13 +91,12 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told_once(_forkserver, tmp_path_factory, ready_made_store, tiny_npz):
-    home = make_home(tmp_path_factory.mktemp("told") / "home", ready_made_store)
+def told_once(own_home, tiny_npz):
+    home, command = own_home()
     network = ["model.filter_sizes=[3,3]", "model.num_filters=[4,4],[8,4]", "model.fc_size=8", "optimizer=adam,sgd"]
     network.append("training.batch_size=16")
     steps = ["training.max_steps=20", "training.evaluate_every_steps=10", "training.patience_steps=20"]
     line = ["train", "-m", "data=npz", f"data.path={tiny_npz}", *network, *steps, "sweep.name=told"]
-    command = Command(Starter(tmp_path_factory.mktemp("processes")), home)
 
     def bestrun(*words):
         return command(*words, env={"BESTRUN_MLRUNS": str(home / "mlruns")})
