@@ -10,7 +10,10 @@ from bestrun import environment
 
 @pytest.fixture
 def collector(tmp_path, monkeypatch):
-    """`collector(is_command)`: frozen objects before and after an import, and whether the collector ran in it."""
+    """`collector(is_command)`: how many objects more are frozen after an import, and whether the collector ran in it.
+
+    Fewer than none where some that were frozen before have died meanwhile.
+    """
     (tmp_path / "a_library.py").write_text("import gc\nobjects = [[] for _ in range(1000)]\nran = gc.isenabled()\n")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -28,12 +31,12 @@ def collector(tmp_path, monkeypatch):
 def test_the_command_passes_over_what_it_has_imported(collector):
     frozen, ran = collector(True)
     assert frozen >= 1000 and not ran and gc.isenabled()
-    assert collector(True)[0] == 0, "nothing was imported, so what a program has made meanwhile is collected"
+    assert collector(True)[0] <= 0, "nothing was imported, so what a program has made meanwhile is collected"
 
 
 def test_a_program_of_ones_own_keeps_its_collector(collector):
-    assert collector(False) == (0, False)
-    assert gc.isenabled()
+    frozen, ran = collector(False)
+    assert frozen <= 0 and not ran and gc.isenabled()
 
 
 def test_who_has_switched_it_off_finds_it_off(collector):
