@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from bestrun.class_names import cleaned, labels
 from bestrun.storage.journal import read_journal
 from support.hostile_names import HOSTILE, TAGS, assert_tame
 from support.processes import Command, Starter
-from support.stores import make_home, mlflow_record, run_folder, sqlite_uri
+from support.stores import copy_home, make_home, mlflow_record, run_folder, sqlite_uri
 
 NAMES = [*map(cleaned, HOSTILE)]
 NETWORK = ["model.filter_sizes=[3,3]", "model.num_filters=[2,2]", "model.fc_size=8", "optimizer.learning_rate=1e-3"]
@@ -234,10 +233,9 @@ def _names_gone_on_with(home, name, *words):
 def test_a_resumed_run_goes_on_with_the_names_it_began_with(start_process, home, runs, npz, tmp_path):
     arrays = dict(np.load(npz)) | {"class_names": np.array([f"other {number}" for number in range(10)])}
     np.savez(tmp_path / "renamed.npz", **arrays)
-    shutil.copytree(run_folder(home, "one").path, run_folder(home, "again").path)
+    copy_home(home, tmp_path)
     words = [f"data.path={tmp_path / 'renamed.npz'}", "training.max_steps=6", "training.patience_steps=6"]
-    result = start_process(_names_gone_on_with, str(home), "again", *words, cwd=home).wait()
-    shutil.rmtree(run_folder(home, "again").path)
+    result = start_process(_names_gone_on_with, str(tmp_path), "one", *words, cwd=tmp_path).wait()
     assert result.code == 0 and json.loads(result.out.splitlines()[-1]) == NAMES, result.err
 
 

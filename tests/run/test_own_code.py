@@ -180,8 +180,10 @@ def test_a_run_that_names_a_folder_leads_to_no_code_in_it(lab, tmp_path):
     """Neither the folder that a run's journal names nor the text that it keeps is ever run."""
     evil = make_lab(tmp_path / "evil", CODE + f"\nopen({str(tmp_path / 'canary')!r}, 'w')\n")
     folder = shutil.copytree(lab.run("r"), lab.run("evil"))
-    text = (folder / "journal.jsonl").read_text()
-    (folder / "journal.jsonl").write_text(text.replace(str(lab.folder), str(evil)))
+    text = (folder / "journal.jsonl").read_text().replace(str(lab.folder), str(evil))
+    first, *others = text.splitlines(keepends=True)
+    first = json.dumps(json.loads(first) | {"name": "evil"}) + "\n"
+    (folder / "journal.jsonl").write_text("".join([first, *others]))
     (folder / "mirror.json").unlink()
     (folder / "code/code.py").write_text((evil / "code.py").read_text())
     try:

@@ -132,6 +132,25 @@ def test_what_a_dead_sweep_is_in_mlflow_follows_from_its_trials(bestrun, home, c
     assert read_json(manifest_path(home))["closed"] == status
 
 
+def test_a_copied_folder_of_a_sweep_closes_nothing_and_goes_nowhere(bestrun, home, complete, settings, start_process):
+    """Two folders hold one sweep: the parent run belongs to the scheduler that works in the original."""
+    complete()
+    sweeps = home / "mlruns" / "sweeps"
+    shutil.copytree(sweeps / "s", sweeps / "again")
+    scheduler = start_process(own_until_killed, sweeps / "s")
+    until(lambda: "owned" in scheduler.out, scheduler)
+    assert "sweep was dead" not in synced(bestrun)
+    assert parent_of(home).info.status == "RUNNING"
+    line = bestrun("train", "-m", *settings, *TINY_NETWORK, "sweep.name=again", "seed=0,1")
+    moved = bestrun("move", "--sweep", "again", "--to", "elsewhere/mlruns", "--yes")
+    for result in (line, moved):
+        assert (result.code, result.out) == (2, "") and result.err.count("\n") == 1
+        assert f"sweep again: {sweeps / 'again'} is a copy of sweep s" in result.err and "sweep.name=s" in result.err
+    scheduler.kill()
+    scheduler.wait()
+    assert synced(bestrun).count("sweep was dead: FINISHED") == 1
+
+
 @pytest.mark.slow
 def test_a_manifest_of_an_older_version_is_read_and_its_closed_parent_stays(bestrun, home, complete):
     values = read_json(manifest_path(home))

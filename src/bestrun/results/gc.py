@@ -388,6 +388,8 @@ class _Runs:
         """Somebody else's, or only here: MLflow lacks something, which `sync` is to send."""
         if run.folder and run.folder.path.lstat().st_uid not in (os.geteuid(), self.place.home.stat().st_uid):
             return "another user's folder"
+        if run.folder and run.folder.original():
+            return "copies of a run's folder beside it"
         if run.name in self._elsewhere:
             return self._elsewhere[run.name]
         if run.there and not removal.is_written_here(run.there, self.place.home, self.stock.store.uri):

@@ -192,6 +192,7 @@ def _has_arrived(target: Path, reference: str) -> bool:
 
 def _look(folder: RunFolder, target: Path, going: set[str], sweep: str | None) -> Moving:
     home, there = folder.path.parents[1], RunFolder(target / "runs" / folder.name)
+    folder.refuse_copy()
     if folder.is_owned():
         with folder.owned():  # it says by whom
             pass

@@ -128,7 +128,7 @@ def check_checkpoints(record: Record) -> Iterable[Found]:
             yield "checkpoint", False, str(error)
             continue
         step, line = found.state.step, lines.get(found.state.step)
-        ours = (record.name, record.started["config_digest"], record.started["data_digest"])
+        ours = (record.started["name"], record.started["config_digest"], record.started["data_digest"])
         recorded = {line.get("state_sha256")} if line and not found.state.images else set()
         recorded |= {later.get(step, {}).get("state_sha256")} if line else set()
         recorded -= {None}

@@ -30,21 +30,16 @@ log = logging.getLogger("bestrun")
 MAX_JOURNAL_BYTES = 1 << 28  # 400,000 evaluations
 
 
-class NotExchangedError(SettingsError):
-    """What MLflow has of a run cannot take the place of its folder."""
-
-
 def exchange_folder(folder: RunFolder, place: Place) -> RunFolder:
     """Set a run's folder aside, whole, and rebuild it from MLflow.
 
     Raises:
-        NotExchangedError: the folder knows of no run in MLflow; it stays where it is.
+        SettingsError: the folder knows of no run in MLflow, is in use, or is a copy; it stays where it is.
     """
+    folder.refuse_copy()
     run_id = read_json(folder.mirror).get("run_id")
     if not run_id:
-        raise NotExchangedError(
-            f"--from-mlflow: {folder.mirror} names no run in MLflow; bestrun sync {folder.name} first"
-        )
+        raise SettingsError(f"--from-mlflow: {folder.mirror} names no run in MLflow; bestrun sync {folder.name} first")
     with reaching(place.uri):
         run = connect(place.uri, create=False).client.get_run(run_id)
     aside = place.home / "aside" / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"

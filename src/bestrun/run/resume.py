@@ -36,7 +36,7 @@ from ..tracking.sync import own_uri
 from ..tracking.writers import OvertakenError, latest_evaluation, refuse_overtaken
 from ..views.screen import Screen
 from .carry import Prepared, Result, carry_through
-from .rebuild import NotExchangedError, exchange_folder, rebuild_folder
+from .rebuild import exchange_folder, rebuild_folder
 from .start import keep_own_code, load_data
 
 log = logging.getLogger("bestrun")
@@ -61,18 +61,12 @@ def choose(place: Place, reference: str | None, *, from_mlflow: bool = False) ->
         if from_mlflow:
             raise SettingsError("--from-mlflow: say which run, as in: bestrun resume RUN --from-mlflow")
         for folder in reversed(run_folders(home)):
-            if not folder.is_owned() and is_unfinished(folder):
+            if not folder.is_owned() and not folder.original() and is_unfinished(folder):
                 return folder
         raise SettingsError(f"no interrupted run in {home / 'runs'}; name one, see: bestrun runs")
     try:
         folder = local_folder(home, reference)
-        if not from_mlflow:
-            return folder
-        given = None if place.uri == resolve_uri(None, home) else place.uri
-        return exchange_folder(folder, Place(home, own_uri(folder, given, home)))
     except SettingsError as missing:
-        if isinstance(missing, NotExchangedError):
-            raise
         try:
             with reaching(place.uri):
                 run = find_run(connect(place.uri, create=False), Lookup(reference))
@@ -80,6 +74,10 @@ def choose(place: Place, reference: str | None, *, from_mlflow: bool = False) ->
                 return folder if folder.exists() else rebuild_folder(place, run)
         except SettingsError as error:
             raise SettingsError(f"{missing}; and {error}") from error
+    if not from_mlflow:
+        return folder
+    given = None if place.uri == resolve_uri(None, home) else place.uri
+    return exchange_folder(folder, Place(home, own_uri(folder, given, home)))
 
 
 def is_unfinished(folder: RunFolder) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BestrunError, SettingsError, UnreadableError, VerificationError
+from .copies import Birth, original
 from .files import (
     JOURNAL,
     MIRROR,
@@ -172,14 +174,28 @@ class RunFolder:
         """Whether a living process holds the lock; a dead one's is free by itself."""
         return is_locked(self.lock)
 
+    def original(self) -> "RunFolder | None":
+        """The folder of this home that this one is a copy of; see copies.py."""
+        found = original(self.path, _birth)
+        return RunFolder(found) if found else None
+
+    def refuse_copy(self) -> None:
+        """Raises SettingsError: it is a copy of another folder here, from which alone the run is written."""
+        if found := self.original():
+            raise SettingsError(
+                f"run {self.name}: {self.path} is a copy of {found.path}, and one run is written from one folder; to "
+                f"go on with it: bestrun resume {found.name}; to train another like it: bestrun rerun {found.name}"
+            )
+
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
         """Own the folder for a while: one process writes, nobody else.
 
         Raises:
-            SettingsError: another process owns it; says which, where and since when.
+            SettingsError: another process owns it; says which, where and since when. Or it is a copy.
             StorageError: the lock file cannot be made.
         """
+        self.refuse_copy()
         with locked(self.lock, f"run {self.name}"):
             self._remove_leftovers()
             try:
@@ -203,6 +219,16 @@ class RunFolder:
                 for path in (*texts, self.journal, self.log, self.lock):
                     path.unlink(missing_ok=True)
                 self.path.rmdir()
+
+
+def _birth(folder: Path) -> Birth | None:
+    """Of the run in a folder, by the first line of its journal."""
+    try:
+        with open(folder / JOURNAL, "rb") as file:
+            started = json.loads(file.readline())
+    except OSError:
+        return None
+    return str(started["name"]), int(started["time_ms"])
 
 
 def _keep(path: Path, kept: list[Path], text: str) -> None:

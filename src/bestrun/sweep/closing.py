@@ -16,7 +16,7 @@ from ..tracking.parent import close_parent
 from ..tracking.refusals import is_permanent, reason
 from ..tracking.store import connect, resolve_uri, store_of
 from ..tracking.sync import own_uri
-from .manifest import Manifest, is_running, read_manifest, sweep_names, sweep_path
+from .manifest import Manifest, is_running, original_of, read_manifest, sweep_names, sweep_path
 from .parent import outline
 from .summary import write_plots
 
@@ -36,8 +36,8 @@ def _close(home: Path, name: str, setting: str | None, silent: dict[str, str]) -
     report: dict[str, Any] = {"run_name": name, "run_id": None, "sent": 0, "state": "behind", "error": None}
     path, uri = sweep_path(home, name), ""
     try:
-        if read_json(path).get("closed") or is_running(path):
-            return None  # its scheduler closes it
+        if read_json(path).get("closed") or is_running(path) or original_of(home, name):
+            return None  # its scheduler closes it, or the sweep that its folder is a copy of
         with locked(path.with_name("lock"), f"sweep {name}"):  # a scheduler that begins now opens it again
             manifest = read_manifest(home, name)
             are_at_work = any(manifest.folder(run).is_owned() for run in manifest.runs())  # they save, and leave

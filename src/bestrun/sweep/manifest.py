@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import SettingsError, UnreadableError, VerificationError
 from ..metrics import goodness
+from ..storage.copies import Birth, original
 from ..storage.events import metric_value
 from ..storage.files import read_json, write_json
 from ..storage.folder import RunFolder, remove_never_begun
@@ -253,6 +254,26 @@ def sweep_names(home: Path) -> list[str]:
     return [path.parent.name for path in sorted(found, key=lambda path: (read_json(path).get("created_ms", 0), path))]
 
 
+def original_of(home: Path, name: str) -> str | None:
+    """The sweep of this home whose folder this one's is a copy of; see storage/copies.py."""
+    found = original(sweep_path(home, name).parent, _birth)
+    return found.name if found else None
+
+
+def _birth(folder: Path) -> Birth | None:
+    manifest = read_json(folder / "manifest.json")
+    return (str(manifest["name"]), int(manifest["created_ms"])) if manifest else None
+
+
+def refuse_copy(home: Path, name: str) -> None:
+    """Raises SettingsError: its folder is a copy of another sweep's, whose runs and parent run it would write."""
+    if found := original_of(home, name):
+        raise SettingsError(
+            f"sweep {name}: {sweep_path(home, name).parent} is a copy of sweep {found}, which has the same runs; go on "
+            f"with that: sweep.name={found}; or type another sweep.name=NAME"
+        )
+
+
 @contextmanager
 def owned_manifest(
     home: Path,
@@ -267,10 +288,12 @@ def owned_manifest(
     """The manifest of this name, new or gone on with, and nobody else's while this lasts.
 
     Raises:
-        SettingsError: another process runs this sweep, it was another sweep, or its runs' names are taken.
+        SettingsError: another process runs this sweep, it was another sweep or is a copy of one, or its runs' names are
+            taken.
     """
     create_home(home)
     path = sweep_path(home, name)
+    refuse_copy(home, name)
     if not path.exists():
         remove_never_begun(home / "sweeps", path.name)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,16 +6,17 @@ from pathlib import Path
 from ..errors import SettingsError
 from ..storage.folder import RunFolder
 from ..storage.history import History
-from .manifest import Manifest, is_running, read_manifest, sweep_path
+from .manifest import Manifest, is_running, read_manifest, refuse_copy, sweep_path
 
 
 def runs_of(home: Path, name: str) -> tuple[list[str], str | None]:
     """The runs of a sweep that have folders in its home, and its parent run's ID in MLflow.
 
     Raises:
-        SettingsError: there is no such sweep, or it is running.
+        SettingsError: there is no such sweep, it is running, or its folder is a copy.
     """
     manifest = read_manifest(home, name)
+    refuse_copy(home, name)
     if is_running(manifest.path):
         raise SettingsError(f"sweep {name}: is running; wait for it, or stop it with Ctrl-C")
     return [run.name for run in manifest.runs() if manifest.folder(run).exists()], manifest.parent_run_id

@@ -32,6 +32,8 @@ def _sync(folder: RunFolder, home: Path, setting: str | None, silent: dict[str, 
     report: dict[str, Any] = {"run_name": folder.name, "sent": 0, "state": "complete", "error": None}
     sender = None
     try:
+        if whole := folder.original():
+            return report | {"state": f"a copy of {whole.name}", "error": None}
         if folder.is_owned():
             return report | {"state": "running: its own process sends"}
         with folder.owned():

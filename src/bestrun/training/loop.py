@@ -108,7 +108,7 @@ def train(
     run_steps = compile_steps(model, optimizer, data.train, config)
     predict = compile_predict(model, settings.evaluation_batch_size)
     stamp = dict(
-        run_name=folder.name,
+        run_name=journal.events[0]["name"],
         config_digest=journal.events[0]["config_digest"],
         data_digest=data.digest,
     )

@@ -1,0 +1,42 @@
+"""Folders that were copied beside the original: both hold one run or one sweep, and MLflow has one record of it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import BestrunError
+from .files import names_in
+
+Birth = tuple[str, int]  # the name that it began with, and when, in milliseconds since 1970
+
+
+def original(folder: Path, birth_of: Callable[[Path], Birth | None]) -> Path | None:
+    """The folder beside this one that holds the same run or sweep and is its own; None where this one is.
+
+    Its own is the one named as it began, else the first of them by name. A folder that was only renamed has none
+    beside it.
+
+    Args:
+        birth_of: a folder's; None where it holds nothing.
+
+    Raises:
+        UnreadableError: the folders could not be listed.
+    """
+    birth = _known(folder, birth_of)
+    if birth is None or birth[0] == folder.name:
+        return None
+    alike = [each for each in _beside(folder) if _known(each, birth_of) == birth]
+    first = min([*alike, folder], key=lambda each: (each.name != birth[0], each.name))
+    return None if first.samefile(folder) else first  # a link is another name of the same folder
+
+
+def _beside(folder: Path) -> Iterator[Path]:
+    for name in names_in(folder.parent):
+        if not name.startswith(".") and name != folder.name:
+            yield folder.parent / name
+
+
+def _known(folder: Path, birth_of: Callable[[Path], Birth | None]) -> Birth | None:
+    with contextlib.suppress(BestrunError, KeyError, TypeError, ValueError, RecursionError):  # whoever asks hears why
+        return birth_of(folder)
+    return None
