@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -258,6 +259,11 @@ def leave_of_each_kind(home, tmp_path):
     aside = mlruns / "aside" / "over-20261130-101010"
     aside.mkdir(parents=True)
     (aside / "last.safetensors").write_bytes(bytes(900))
+    shutil.copyfile(folder / "journal.jsonl", aside / "journal.jsonl")
+    another = mlruns / "aside" / "over-20261130-101011"  # of another run that had this name: it is nowhere else
+    another.mkdir()
+    (another / "journal.jsonl").write_bytes((folder / "journal.jsonl").read_bytes().replace(b"_ms", b"_ns", 1))
+    stays |= {f"mlruns/aside/{another.name}/{name}": value for name, value in tree(another).items()}
     (mlruns / "mlflow.db.half-made-20261130-101010-abcd").write_bytes(bytes(1000))
     (artifacts(home, run_id) / "checkpoints" / ".artifact.uploading.xyz").write_bytes(bytes(1100))
     never = mlruns / "runs" / "20261130-101010-abcd"

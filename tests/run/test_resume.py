@@ -126,6 +126,8 @@ def assert_equals_uninterrupted(reference, home, name):
     other, expected_rows, expected_artifacts = mlflow_record(reference.uri, reference.folder.name)
     for key in [key for key in rows if key == "images_per_second" or key.startswith("system/")]:  # are never the same
         assert [step for step, _ in rows.pop(key)] == [step for step, _ in expected_rows.pop(key)]
+    for key in [key for key in rows if key.startswith("class/")]:  # of the best whenever a process of the run ends
+        rows[key] = rows[key][-1:]
     assert rows == expected_rows
     for found_artifacts in (artifacts, expected_artifacts):  # of a tree that somebody edits while it is tested
         found_artifacts.pop("code", None)
@@ -337,7 +339,7 @@ def _signal_in(phase, number, times, argv):
         setattr(module, name, wrapped)
 
     if where == "data":
-        before(start, "load_dataset")
+        before(start, "load_data")
     elif where == "device":
         before(device, "prepare", lambda *_, quiet=False: not quiet)  # not the look before there is a folder
     elif where == "network":

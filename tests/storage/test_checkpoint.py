@@ -198,7 +198,7 @@ def test_older_bests_go_and_the_kept_one_stays(tmp_path):
     paths = [tmp_path / f"best-{step}.safetensors" for step in (1, 2, 3)]
     for path in paths:
         path.touch()
-    remove_older(paths, keep=paths[2])
+    remove_older(paths, keep=[paths[2]])
     assert [path.exists() for path in paths] == [False, False, True]
 
 

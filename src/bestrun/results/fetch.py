@@ -20,8 +20,9 @@ from ..storage.events import metric_value
 from ..storage.files import read_json, write_atomically
 from ..storage.folder import RunFolder
 from ..storage.history import History
-from ..storage.reference import check_reference, local_folder
+from ..storage.reference import check_reference, folder_of, local_folder
 from ..storage.workplace import Workplace
+from ..terminal import one_line
 from ..tracking.artifacts import download, download_beginning, download_class_names
 from ..tracking.beginning import beginning_of
 from ..tracking.datasets import profile_of
@@ -148,6 +149,8 @@ def fetch_local(folder: RunFolder, last: bool = False) -> Fetched:
     best = history.best
     if last:
         path, checkpoint = folder.last, load(folder.last)
+        if checkpoint.run_name != history.started["name"]:
+            raise VerificationError(f"{path}: belongs to run {one_line(checkpoint.run_name)[:80]}")
         line = next((line for line in history.evaluations if line["step"] == checkpoint.state.step), None)
     elif best:
         line = best
@@ -189,12 +192,12 @@ def _fetch_mlflow(store: Store, run: Any, home: Path, to: Path) -> Fetched:
     checkpoint = load(download(store, run, artifact, to, MAX_BYTES), sha256=sha256)
     config = read_config(download(store, run, "config/config.yaml", to, MAX_CONFIG_BYTES))
     logged = {key: run.data.metrics.get(best_key(key)) for key in keys("val")}
-    folder = RunFolder(home / "runs" / name)
+    folder = folder_of(home, name, run.info.start_time)
     origin = f"{store.here(run.info.artifact_uri)}/{artifact}".removeprefix("file://")
     sizes = _sizes(profile_of(run), run_id)
-    is_here = folder.exists() and read_json(folder.mirror).get("run_id") == run_id  # names repeat, IDs do not
+    is_sent_there = folder and read_json(folder.mirror).get("run_id") == run_id  # it may have been sent twice
     commit = run.data.tags.get(GIT_COMMIT, "")
-    here = folder if is_here else None
+    here = folder if is_sent_there else None
     with Workplace() as place:
         names = class_names.from_json(download_class_names(store, run, place), sizes[1])
         began = beginning_of(run.data.tags, download_beginning(store, run, place))

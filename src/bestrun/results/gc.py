@@ -160,6 +160,11 @@ class Run:
         return self.history.started.get("sweep") if self.history else self.there.data.tags.get(TAG_SWEEP)
 
     @property
+    def names(self) -> set[str]:
+        """What it is called, and what it was called when it began: others name it so."""
+        return {self.name, str(self.history.started["name"])} if self.history else {self.name}
+
+    @property
     def parents(self) -> set[str]:
         """Names of the runs that it was made from."""
         if self.history:
@@ -389,7 +394,7 @@ class _Runs:
         if run.folder and run.folder.path.lstat().st_uid not in (os.geteuid(), self.place.home.stat().st_uid):
             return "another user's folder"
         if run.folder and run.folder.original():
-            return "copies of a run's folder beside it"
+            return "copies of a run's folder beside it, or links to it"
         if run.name in self._elsewhere:
             return self._elsewhere[run.name]
         if run.there and not removal.is_written_here(run.there, self.place.home, self.stock.store.uri):
@@ -406,13 +411,15 @@ class _Runs:
             return f"pinned by the tag {TAG_KEEP}"
         if run.run_id and self.stock.is_registered(run.run_id):
             return "registered as models"
-        if run.name in by_run or run.sweep in by_sweep:
-            return by_run.get(run.name) or by_sweep[run.sweep or ""]
+        if found := next((by_run[name] for name in run.names if name in by_run), None):
+            return found
+        if run.sweep in by_sweep:
+            return by_sweep[run.sweep or ""]
         if run.name in self._best:
             return BEST
         if why := self._of_sweeps_in_mlflow.get(run.run_id or ""):
             return why
-        if run.name in self._parents:
+        if run.names & self._parents:
             return "others were started from them"
         return None
 

@@ -46,7 +46,15 @@ from ..tracking.store import (
     store_of,
 )
 from ..tracking.sync import NOT_COMPARED, sync
-from ..tracking.transfer import MlflowRecord, read_record, registered_as, remove_record, write_record
+from ..tracking.transfer import (
+    MlflowRecord,
+    is_older_record,
+    is_same_record,
+    read_record,
+    registered_as,
+    remove_record,
+    write_record,
+)
 from ..tracking.writers import writer
 from .whole import refuse_damaged
 
@@ -317,8 +325,14 @@ def _copy_record(name: str, run_id: str, source: Path, target: Path) -> str | No
     if record is None:
         return None
     refuse_registered(source, name, run_id)
-    if there_already := read_record(target / DATABASE, run_id):  # a call was killed before its folder had its name
-        return str(there_already.rows["runs"][0]["experiment_id"])
+    if there_already := read_record(target / DATABASE, run_id):
+        if is_same_record(record, there_already):  # a call was killed before its folder had its name
+            return str(there_already.rows["runs"][0]["experiment_id"])
+        if not is_older_record(there_already, record):
+            raise SettingsError(
+                f"run {name}: MLflow has more of it in {target} than here; nothing was changed; keep one of the two"
+            )
+        _remove_record(target, run_id)  # of an older copy, whose folder is no longer there
     experiment_id, location, theirs = _experiment_there(record.experiment, source, target)
     folders = _artifact_folders(source, record)
     for address, folder in folders.items():

@@ -17,8 +17,7 @@ from ..storage.events import Evaluation, Resumed, Started, Stopped, Tested
 from ..storage.files import read_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
-from ..storage.journal import read_journal
-from ..storage.reference import check_reference, local_folder
+from ..storage.reference import check_reference, folder_of, local_folder
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import download, download_beginning, download_class_names, download_if_there
 from ..tracking.listing import state
@@ -148,10 +147,8 @@ def find_record(lookup: Lookup, place: Place) -> Record:
     with reaching(place.uri):
         store = reading(place.uri)
         run = find_run(store, lookup)
-        folder = RunFolder(place.home / "runs" / run.data.tags[TAG_RUN])
-        if folder.exists() and read_journal(folder.journal)[0][0]["time_ms"] == run.info.start_time:
-            return from_folder(folder)
-        return from_mlflow(store, run)
+        folder = folder_of(place.home, run.data.tags[TAG_RUN], run.info.start_time)
+        return from_folder(folder) if folder else from_mlflow(store, run)
 
 
 def from_folder(folder: RunFolder) -> Record:

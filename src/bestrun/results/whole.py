@@ -5,6 +5,7 @@ from ..storage.checkpoint import load
 from ..storage.folder import RunFolder
 from ..storage.history import History
 from ..storage.journal import first_unlinked, read_lines
+from ..terminal import one_line
 
 
 def refuse_damaged(folder: RunFolder) -> None:
@@ -16,7 +17,8 @@ def refuse_damaged(folder: RunFolder) -> None:
     try:
         lines, history = read_lines(folder.journal), History.read(folder.journal)
         if history.started.get("name") != folder.name:
-            raise VerificationError(f"{folder.journal}: is of run {str(history.started.get('name'))[:80]!r}")
+            named = one_line(str(history.started.get("name")))[:80]
+            raise VerificationError(f"{folder.journal}: is of run {named!r}; give its folder that name, if it is that")
         if broken := first_unlinked(lines):
             raise VerificationError(f"{folder.journal}: line {broken} does not follow the line before it")
         if best := history.best:

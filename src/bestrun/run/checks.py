@@ -13,7 +13,7 @@ from ..results.fetch import fetch_local
 from ..results.record import Record, from_mlflow
 from ..results.restore import predictor
 from ..settings.config import digest, flatten
-from ..storage.checkpoint import load, tensors_sha256
+from ..storage.checkpoint import load
 from ..storage.events import metric_value
 from ..storage.history import as_now
 from ..storage.journal import Event, first_unlinked, read_lines
@@ -24,7 +24,7 @@ from ..tracking.names import TAG_BEST_SHA256
 from ..tracking.refusals import reason
 from ..tracking.store import Place, connect, reaching
 from ..tracking.sync import own_uri
-from .recompute import differences, far_off, folder_of, keyframes, repeated
+from .recompute import differences, far_off, folder_of, keyframes, recorded_states, what_is_wrong
 
 Found = tuple[str, bool | None, str]  # what was looked at; whether it is as recorded, None: not to be told; in words
 
@@ -111,12 +111,10 @@ def _images_wrong(line: Any, images: int) -> list[str]:
 def check_checkpoints(record: Record) -> Iterable[Found]:
     """Whether each file is the one that was recorded, proves itself, and holds the state that its line names."""
     folder, history = folder_of(record), record.history
-    lines: dict[int, Any] = {line["step"]: line for line in history.evaluations}
     best = history.best
     files: list[tuple[Path, str | None]] = [(folder.last, None)]
     if best:
         files.insert(0, (folder.inside(best["checkpoint"]), best["sha256"]))
-    later = repeated(history)
     files += [(folder.inside(line["keyframe"]), line["keyframe_sha256"]) for line in keyframes(history)]
     for path, sha256 in files:
         if not (path.exists() or (best and path.name == best["checkpoint"])):
@@ -127,19 +125,14 @@ def check_checkpoints(record: Record) -> Iterable[Found]:
         except VerificationError as error:
             yield "checkpoint", False, str(error)
             continue
-        step, line = found.state.step, lines.get(found.state.step)
-        ours = (record.started["name"], record.started["config_digest"], record.started["data_digest"])
-        recorded = {line.get("state_sha256")} if line and not found.state.images else set()
-        recorded |= {later.get(step, {}).get("state_sha256")} if line else set()
-        recorded -= {None}
-        if (found.run_name, found.config_digest, found.data_digest) != ours:
-            yield "checkpoint", False, f"{path.name} belongs to another run, or to other settings or data"
+        step = found.state.step
+        if wrong := what_is_wrong(found, history):
+            yield "checkpoint", False, wrong
         elif path != folder.last and path.stem.rpartition("-")[2] != str(step):
             yield "checkpoint", False, f"{path.name} is of step {step}"
-        elif recorded and tensors_sha256(found.tensors) not in recorded:
-            yield "checkpoint", False, f"{path.name}: its tensors are not those of step {step} in the journal"
         else:
-            told = "its tensors are those of the journal" if recorded else "the journal does not say which tensors"
+            is_known = not found.state.images and recorded_states(history, step)
+            told = "its tensors are those of the journal" if is_known else "the journal does not say which tensors"
             yield "checkpoint", True, f"{path.name}, step {step:,}: {told}"
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..storage.files import JOURNAL, make_folder, read_json, sync_folder, write_
 from ..storage.folder import RunFolder, create_run_folder
 from ..storage.history import History
 from ..storage.journal import Journal, first_unlinked, read_lines
+from ..storage.leftovers import remove_tree
 from ..storage.workplace import Workplace
 from ..tracking.artifacts import download, download_if_there
 from ..tracking.lookup import Lookup
@@ -31,10 +33,11 @@ MAX_JOURNAL_BYTES = 1 << 28  # 400,000 evaluations
 
 
 def exchange_folder(folder: RunFolder, place: Place) -> RunFolder:
-    """Set a run's folder aside, whole, and rebuild it from MLflow.
+    """Set a run's folder aside, whole, and rebuild it from MLflow; where that fails, it is where it was.
 
     Raises:
-        SettingsError: the folder knows of no run in MLflow, is in use, or is a copy; it stays where it is.
+        SettingsError: the folder knows of no run in MLflow, is in use, or is a copy.
+        SettingsError, VerificationError, TrackingError: as `rebuild_folder`.
     """
     folder.refuse_copy()
     run_id = read_json(folder.mirror).get("run_id")
@@ -48,8 +51,16 @@ def exchange_folder(folder: RunFolder, place: Place) -> RunFolder:
         os.rename(folder.path, aside)
         sync_folder(aside.parent)
         sync_folder(folder.path.parent)
-    log.warning("%s is set aside as %s", folder.path, aside)
-    return rebuild_folder(place, run)
+    try:
+        rebuilt = rebuild_folder(place, run)
+    except BaseException:  # Ctrl-C, too
+        if not folder.exists():
+            remove_tree(folder.path)  # what was rebuilt of it
+            os.rename(aside, folder.path)
+            sync_folder(folder.path.parent)
+        raise
+    log.warning("what was in %s is set aside as %s", folder.path, aside)
+    return rebuilt
 
 
 def rebuild_folder(place: Place, run: Any) -> RunFolder:
@@ -60,10 +71,15 @@ def rebuild_folder(place: Place, run: Any) -> RunFolder:
     it. Else it is put together anew, and says so.
 
     Raises:
-        SettingsError, VerificationError, TrackingError: see `fetch`.
+        SettingsError, VerificationError, TrackingError: see `fetch`; or another run has its name here.
     """
     store, run_id = connect(place.uri, create=False), run.info.run_id
     record = from_mlflow(store, run)
+    if (taken := RunFolder(place.home / "runs" / record.name)).exists():
+        path = shlex.quote(str(taken.path))
+        raise SettingsError(
+            f"run {record.name}: {taken.path} holds another run of that name; to make room: mv {path} {path}-other"
+        )
     with Workplace() as workplace:
         fetched = fetch(Lookup(run_id), place, to=workplace)
         folder = create_run_folder(place.home, fetched.run_name)

@@ -86,10 +86,31 @@ def kept_states(folder: RunFolder, history: History) -> list[Kept]:
     files |= {folder.inside(line["keyframe"]): line["keyframe_sha256"] for line in keyframes(history)}
     for path, sha256 in files.items():
         with contextlib.suppress(VerificationError):  # told by whoever looks at each file
-            state = load(path, sha256=sha256).state
-            if state.step in steps and not state.images:
-                found[state.step] = Kept(state.step, path)
+            state = load(path, sha256=sha256)
+            if state.state.step in steps and not state.state.images and not what_is_wrong(state, history):
+                found[state.state.step] = Kept(state.state.step, path)
     return [found[step] for step in sorted(found)]
+
+
+def what_is_wrong(found: Checkpoint, history: History) -> str | None:
+    """Why a checkpoint is not this run's, or not what the journal says of its step; older journals say nothing of it.
+    Its tensors may be those of a repetition after a crash.
+    """
+    started, step = history.started, found.state.step
+    ours = (started["name"], started["config_digest"], started["data_digest"])
+    if (found.run_name, found.config_digest, found.data_digest) != ours:
+        return f"{found.path.name} belongs to another run, or to other settings or data"
+    recorded = recorded_states(history, step) if not found.state.images else set()
+    if recorded and tensors_sha256(found.tensors) not in recorded:
+        return f"{found.path.name}: its tensors are not those of step {step} in the journal"
+    return None
+
+
+def recorded_states(history: History, step: int) -> set[str]:
+    """The SHA-256 of the tensors at an evaluation, as its line has it and as its repetition gave it."""
+    lines = [line for line in history.evaluations if line["step"] == step]
+    told = [*(line.get("state_sha256") for line in lines), repeated(history).get(step, {}).get("state_sha256")]
+    return {sha256 for sha256 in told if sha256}
 
 
 def keyframes(history: History) -> list[Evaluation]:
@@ -162,7 +183,11 @@ def recompute(
                 if kept.path and line["step"] <= kept.step:
                     journal.append(**line)
             before, ended = len(journal.events), None
-            for stretch, end in zip(ahead, ends, strict=True):
+            # The evaluation may be that of a resume that had nothing more to train: its settings are the last
+            evaluated_by = [each for each in every if each.first == until and each.first > kept.step]
+            for stretch, end in [*zip(ahead, ends, strict=True), *((each, until) for each in evaluated_by)]:
+                if journal.find("evaluation", step=until):
+                    break
                 outcome = loop.train(
                     settings_of(config, stretch),
                     data,
@@ -255,6 +280,8 @@ def compared(history: History, again: Again, end: int, *, exact: bool) -> list[s
         wrong += [f"step {step:,}: {words}" for words in told]
     if again.ended:
         wrong.append(f"it ends before step {end:,}: {again.ended}")
+    elif end not in [line["step"] for line in again.lines]:
+        wrong.append(f"step {end:,}: is not evaluated")
     return wrong
 
 

@@ -25,7 +25,7 @@ from ..storage.home import settle
 from ..storage.journal import Journal
 from ..storage.provenance import computed_by, environment_differences, installed
 from ..storage.reasons import StopReason
-from ..storage.reference import local_folder, run_folders
+from ..storage.reference import folder_of, local_folder, run_folders
 from ..tracking.direct import refuse_unusable
 from ..tracking.lookup import Lookup, find_run
 from ..tracking.names import TAG_RUN
@@ -70,8 +70,8 @@ def choose(place: Place, reference: str | None, *, from_mlflow: bool = False) ->
         try:
             with reaching(place.uri):
                 run = find_run(connect(place.uri, create=False), Lookup(reference))
-                folder = RunFolder(home / "runs" / run.data.tags[TAG_RUN])  # `best`, or its ID was not yet known
-                return folder if folder.exists() else rebuild_folder(place, run)
+                here = folder_of(home, run.data.tags[TAG_RUN], run.info.start_time)  # `best`, or its ID is not known
+                return here or rebuild_folder(place, run)
         except SettingsError as error:
             raise SettingsError(f"{missing}; and {error}") from error
     if not from_mlflow:

@@ -234,15 +234,15 @@ def _counted(report: Report, history: History) -> Report:
 
 
 def unseen(steps: Sequence[int], best: int | None, seen: set[int]) -> float:
-    """The chance that an edit of one interval went unseen: of all but the best's, which is computed in any case, the
-    share that was not.
+    """The chance that an edit of one interval went unseen: of all but the best's, which is to be computed in any case,
+    the share that was not; it counts where it was not.
 
     Args:
         steps: of all evaluations.
         best: the step of the best one.
         seen: the steps of the evaluations that were computed.
     """
-    others = set(steps[1:]) - {best}
+    others = set(steps[1:]) - ({best} & seen)
     return len(others - seen) / len(others) if others else 0.0
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -287,10 +287,10 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def remove_older(paths: list[Path], keep: Path) -> None:
-    """Delete the checkpoints in `paths` other than `keep`, best effort: a leftover costs space, nothing else."""
+def remove_older(paths: list[Path], keep: Container[Path]) -> None:
+    """Delete the checkpoints in `paths` that are not in `keep`, best effort: a leftover costs space, nothing else."""
     for path in paths:
-        if path != keep:
+        if path not in keep:
             try:
                 os.unlink(path)
             except OSError:

@@ -1,4 +1,6 @@
-"""Folders that were copied beside the original: both hold one run or one sweep, and MLflow has one record of it."""
+"""Folders that were copied or linked beside the original: all hold one run or one sweep, and MLflow has one record of
+it.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,8 +15,8 @@ Birth = tuple[str, int]  # the name that it began with, and when, in millisecond
 def original(folder: Path, birth_of: Callable[[Path], Birth | None]) -> Path | None:
     """The folder beside this one that holds the same run or sweep and is its own; None where this one is.
 
-    Its own is the one named as it began, else the first of them by name. A folder that was only renamed has none
-    beside it.
+    Its own is the one named as it began, else the first of them by name, links after folders. A folder that was only
+    renamed has none beside it.
 
     Args:
         birth_of: a folder's; None where it holds nothing.
@@ -22,12 +24,12 @@ def original(folder: Path, birth_of: Callable[[Path], Birth | None]) -> Path | N
     Raises:
         UnreadableError: the folders could not be listed.
     """
-    birth = _known(folder, birth_of)
+    birth = known(folder, birth_of)
     if birth is None or birth[0] == folder.name:
         return None
-    alike = [each for each in _beside(folder) if _known(each, birth_of) == birth]
-    first = min([*alike, folder], key=lambda each: (each.name != birth[0], each.name))
-    return None if first.samefile(folder) else first  # a link is another name of the same folder
+    alike = [each for each in _beside(folder) if known(each, birth_of) == birth]
+    first = min([*alike, folder], key=lambda each: (each.name != birth[0], each.is_symlink(), each.name))
+    return None if first == folder else first
 
 
 def _beside(folder: Path) -> Iterator[Path]:
@@ -36,7 +38,8 @@ def _beside(folder: Path) -> Iterator[Path]:
             yield folder.parent / name
 
 
-def _known(folder: Path, birth_of: Callable[[Path], Birth | None]) -> Birth | None:
+def known(folder: Path, birth_of: Callable[[Path], Birth | None]) -> Birth | None:
+    """The birth of what a folder holds; None also where that is damaged or cannot be read."""
     with contextlib.suppress(BestrunError, KeyError, TypeError, ValueError, RecursionError):  # whoever asks hears why
         return birth_of(folder)
     return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BestrunError, SettingsError, UnreadableError, VerificationError
-from .copies import Birth, original
+from .copies import Birth, known, original
 from .files import (
     JOURNAL,
     MIRROR,
@@ -174,17 +174,25 @@ class RunFolder:
         """Whether a living process holds the lock; a dead one's is free by itself."""
         return is_locked(self.lock)
 
+    @property
+    def birth(self) -> Birth | None:
+        """Name and start of the run in it, which tell runs apart wherever they are; None of what is none."""
+        return known(self.path, _birth)
+
     def original(self) -> "RunFolder | None":
-        """The folder of this home that this one is a copy of; see copies.py."""
+        """The folder of this home that this one is a copy of or a link to; see copies.py."""
         found = original(self.path, _birth)
         return RunFolder(found) if found else None
 
     def refuse_copy(self) -> None:
-        """Raises SettingsError: it is a copy of another folder here, from which alone the run is written."""
+        """Raises SettingsError: it is a copy of another folder here, or a link to it, from which alone the run is
+        written.
+        """
         if found := self.original():
             raise SettingsError(
-                f"run {self.name}: {self.path} is a copy of {found.path}, and one run is written from one folder; to "
-                f"go on with it: bestrun resume {found.name}; to train another like it: bestrun rerun {found.name}"
+                f"run {self.name}: {self.path} is a copy of {found.path} or a link to it, and one run is written from "
+                f"one folder; to go on with it: bestrun resume {found.name}; to train another like it: bestrun rerun "
+                f"{found.name}"
             )
 
     @contextlib.contextmanager

@@ -189,6 +189,13 @@ class History:
         return wanted and self.best is not None and self.test is None
 
     @property
+    def is_to_have_model(self) -> bool:
+        """Whether its end was to make an MLflow model of its best and did not come to that."""
+        best = self.best
+        made = [event["best_sha256"] for event in self.events if event["event"] == "model"]
+        return self.settings.get("tracking.log_model") == "best" and best is not None and best["sha256"] not in made
+
+    @property
     def test(self) -> dict[str, Any] | None:
         """The test of its best, as result.json and `--json` say it: step, accuracy, loss and further metrics."""
         line, best = self.tested, self.best

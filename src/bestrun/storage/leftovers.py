@@ -175,13 +175,14 @@ def _remove_never_begun(path: Path, truth: str) -> int:
 
 
 def _set_aside(home: Path) -> Iterator[Piece]:
-    """Run folders that were set aside, where the run that took their place is there."""
+    """Run folders that were set aside, where the same run has taken their place."""
     for name in names_in(home / ASIDE):
         found, path = SET_ASIDE.fullmatch(name), home / ASIDE / name
         if found and path.is_dir() and not path.is_symlink():
             successor = RunFolder(home / "runs" / found[1])
             with contextlib.suppress(BestrunError):
-                if successor.exists() and not successor.is_owned() and not is_locked(path / "lock"):
+                is_same = successor.birth is not None and successor.birth == RunFolder(path).birth
+                if is_same and not successor.is_owned() and not is_locked(path / "lock"):
                     yield Piece(str(path), {"folders set aside": size_of(path)}, partial(remove_tree, path))
 
 
@@ -273,5 +274,8 @@ def destroy(thrown: RunFolder) -> int:
             remove_tree(thrown.path / name)
     for path in (thrown.mirror, thrown.lock):
         path.unlink(missing_ok=True)
-    thrown.path.rmdir()
+    if thrown.path.is_symlink():  # to another disk, where an empty folder is left
+        thrown.path.unlink()
+    else:
+        thrown.path.rmdir()
     return size

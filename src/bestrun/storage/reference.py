@@ -53,6 +53,16 @@ def local_folder(home: Path, reference: str) -> RunFolder:
     raise SettingsError(f"run {reference!r}: there is no folder of it in {home / 'runs'}")
 
 
+def folder_of(home: Path, name: str, started_ms: int) -> RunFolder | None:
+    """The folder on this machine of a run that MLflow knows, whatever it is called now: names repeat, a name with its
+    start does not. None where there is none.
+    """
+    named = RunFolder(home / "runs" / Path(name).name)  # a tag, which may say anything
+    if named.birth == (name, started_ms):
+        return named
+    return next((each for each in run_folders(home) if each.birth == (name, started_ms) and not each.original()), None)
+
+
 def _run_id(folder: RunFolder) -> str:
     try:
         return str(read_json(folder.mirror).get("run_id"))

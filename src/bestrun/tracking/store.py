@@ -14,7 +14,6 @@ from ..environment import without_collector
 from ..errors import BestrunError, SettingsError
 from ..formatting import mask_uri
 from ..settings.config import store_uri
-from ..storage.files import read_json
 from ..storage.folder import RunFolder
 from ..storage.home import DATABASE, Whereabouts, find_home, has_run, whereabouts
 from . import database
@@ -158,9 +157,7 @@ class Store:
         folder = RunFolder(Path(self.here(tags.get(TAG_FOLDER) or "/nowhere")))
         if self.whereabouts and not folder.exists():  # in a home that is mounted twice, by its other path
             folder = RunFolder(self.whereabouts.home / "runs" / Path(tags.get(TAG_RUN) or "nowhere").name)
-            if read_json(folder.mirror).get("run_id") != run.info.run_id:
-                return None
-        return folder if folder.exists() else None
+        return folder if folder.birth == (tags.get(TAG_RUN), run.info.start_time) else None
 
     def experiment_id(self, name: str, home: Path | None = None) -> str:
         """The ID of the experiment, created if it is new; eight processes may do so at once.

@@ -85,8 +85,8 @@ def end_for_dead_process(folder: RunFolder) -> str | None:
         training = config_now(folder.config, history).training
         rule = history.over(dict(training))
         step, best = history.last_evaluation_step, history.best_checkpoint
-        # Killed before `last` was saved, or before it was tested: a resume does the rest
-        if rule and (history.is_to_be_tested or not _has_state(folder, step)):
+        # Killed before `last` was saved, or before its model or its test: a resume does the rest
+        if rule and (history.is_to_have_model or history.is_to_be_tested or not _has_state(folder, step)):
             rule = None
         message = "its process could not write this line" if rule else DIED
         why = rule or StopReason.INTERRUPTED

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import VerificationError
 from ..storage.files import StorageError
+from .names import TAG_FOLDER, TAG_WRITER
 
 Row = dict[str, Any]
 
@@ -35,6 +36,8 @@ TABLES = {  # in the order in which they are deleted: what others are found by g
 }
 # The data of a run is that of others, too: a row for all of them in an experiment
 _DATASETS = f"dataset_uuid IN (SELECT source_id FROM inputs WHERE {_INPUTS})"
+DATA = ("inputs", "logged_model_metrics")  # name data sets, of which each store has its own
+OF_A_PLACE = ("experiment_id", "artifact_uri", "artifact_location", TAG_FOLDER, TAG_WRITER)  # columns, and tags
 NOT_TAKEN = ("assessments", "issues", "model_versions")  # name runs: what people said of traces; the registry
 
 
@@ -83,6 +86,22 @@ def read_record(database: Path, run_id: str) -> MlflowRecord | None:
         )
 
 
+def is_same_record(one: MlflowRecord, other: MlflowRecord) -> bool:
+    """Whether two stores hold the same of a run, but for what its place decides."""
+    return all(_anywhere(one, table) == _anywhere(other, table) for table in TABLES if table not in DATA)
+
+
+def is_older_record(one: MlflowRecord, other: MlflowRecord) -> bool:
+    """Whether all that the one store holds of a run's figures stands in the other, too."""
+    return all(set(_anywhere(one, table)) <= set(_anywhere(other, table)) for table in ("params", "metrics"))
+
+
+def _anywhere(record: MlflowRecord, table: str) -> list[str]:
+    """The rows of a table without what is another one in each home."""
+    rows = [row for row in record.rows[table] if not (table == "tags" and row["key"] in OF_A_PLACE)]
+    return sorted(repr({key: value for key, value in row.items() if key not in OF_A_PLACE}) for row in rows)
+
+
 def write_record(
     database: Path, record: MlflowRecord, experiment_id: str, here: Callable[[str], str], tags: Mapping[str, str]
 ) -> None:
@@ -105,6 +124,8 @@ def write_record(
         uuids = {row["dataset_uuid"]: _dataset(connection, row) for row in rows.pop("datasets")}
         for row in rows["inputs"]:
             row["source_id"] = uuids.get(row["source_id"], row["source_id"])
+        for row in rows["logged_model_metrics"]:
+            row["dataset_uuid"] = uuids.get(row["dataset_uuid"], row["dataset_uuid"])
         for table, found in rows.items():
             for row in found:
                 _insert(connection, table, row)

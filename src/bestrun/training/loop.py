@@ -196,7 +196,7 @@ def train(
             watcher.offer(state.step, in_use(tensors), logits)
 
     # A crash at the last evaluation came before its older best was deleted, and the loop above was not entered again
-    remove_older(folder.bests(), keep=folder.best(state.best_step))
+    remove_other_bests(folder, journal, state.best_step)
     watcher.finish(state.best_step, variables, predict)
     return Outcome(reason, state.step, state)
 
@@ -269,8 +269,15 @@ def commit(
     write_atomically(folder.last, encoded)
     # Only now is the older best of no more use: a `last` that names it is gone.
     fault("F10")
-    remove_older(folder.bests(), keep=folder.best(best_step))
+    remove_other_bests(folder, journal, best_step)
     return entry
+
+
+def remove_other_bests(folder: RunFolder, journal: Journal, best_step: int) -> None:
+    """Delete all bests but the state's and the journal's, which is a later one where a crash left an older `last`."""
+    named = journal.find("evaluation", improved=True)
+    keep = {folder.best(best_step)} | ({folder.inside(named["checkpoint"])} if named else set())
+    remove_older(folder.bests(), keep=keep)
 
 
 class Clock:
