@@ -8,8 +8,13 @@ import sqlite3
 import pytest
 
 from bestrun.errors import SettingsError
+from bestrun.results.gc import Selection, plan
+from bestrun.results.record import find_record
 from bestrun.run.resume import choose
+from bestrun.storage.files import names_in, read_json
 from bestrun.storage.folder import RunFolder
+from bestrun.storage.leftovers import destroy, throw_away
+from bestrun.tracking.lookup import Lookup
 from bestrun.tracking.store import Place
 from support.made_runs import make_run
 from support.stores import run_folder, sqlite_uri
@@ -83,6 +88,64 @@ def test_the_words_that_the_refusal_names_go_on(copied, copy, bestrun):
     assert bestrun("resume", "k", *MORE).code == 0
     again = bestrun("resume", "copy", *MORE)
     assert again.code == 2 and "bestrun resume k" in again.err
+
+
+def test_a_link_to_a_run_lets_nobody_remove_the_run(bestrun, copied):
+    link = run_folder(copied, "nick").path
+    link.symlink_to("k")
+    before = record(copied)
+    for words, code in (
+        (["gc", "--keep-best", "1", "--yes"], 0),
+        (["gc", "nick", "--yes"], 2),
+        (["resume", "nick"], 2),
+    ):
+        result = bestrun(*words)
+        assert (result.code, record(copied) == before, link.is_symlink()) == (code, True, True), result.out + result.err
+
+
+def test_a_run_whose_folder_is_a_link_to_another_disk_goes_with_its_link(home, tmp_path):
+    folder = make_run(home, "r")
+    folder.path.rename(tmp_path / "disk")
+    folder.path.symlink_to(tmp_path / "disk")
+    assert folder.original() is None
+    with folder.owned():
+        destroy(throw_away(folder))
+    assert list(folder.path.parent.iterdir()) == [] and list((tmp_path / "disk").iterdir()) == []
+
+
+def test_resume_goes_on_with_the_run_that_was_typed_and_with_no_other_of_its_name(home, copied):
+    place = Place(home / "mlruns", sqlite_uri(home))
+    runs, run_id = home / "mlruns" / "runs", read_json(run_folder(home, "k").mirror)["run_id"]
+    (runs / "k").rename(runs / "mine")
+    (runs / "mine" / "mirror.json").rename(home / "mirror.json")  # its folder does not know its ID
+    make_run(home, "k")  # another run
+    for reference in (run_id, run_id[:9], "best"):
+        assert choose(place, reference) == RunFolder(runs / "mine")
+        assert find_record(Lookup(reference), place).folder == RunFolder(runs / "mine")
+    shutil.rmtree(runs / "mine")
+    with pytest.raises(SettingsError, match=r"runs/k holds another run of that name; to make room: mv .*/k .*/k-other"):
+        choose(place, run_id)
+    (runs / "k").rename(runs / "k-other")
+    assert choose(place, run_id) == RunFolder(runs / "k"), "rebuilt from MLflow"
+
+
+def test_a_folder_that_cannot_be_rebuilt_is_where_it_was(bestrun, copied, home):
+    from mlflow import MlflowClient
+
+    MlflowClient(sqlite_uri(home)).delete_run(read_json(run_folder(home, "k").mirror)["run_id"])
+    before = record(home)
+    result = bestrun("resume", "k", "--from-mlflow", *MORE)
+    assert result.code in (2, 5) and "Traceback" not in result.err and result.err.count("\n") == 1, result.err
+    assert record(home) == before and names_in(home / "mlruns" / "aside") == []
+
+
+def test_a_renamed_run_keeps_what_speaks_for_it_and_its_archive_says_how_to_make_it(bestrun, copied, home):
+    make_run(home, "child", (0, 90), (90,), parent="k", experiment="npz")  # and better
+    run_folder(home, "k").path.rename(run_folder(home, "renamed").path)
+    with pytest.raises(SettingsError, match="run renamed: stays: others were started from them"):
+        plan(Place(home / "mlruns", sqlite_uri(home)), Selection(references=("renamed",)))
+    refused = bestrun("archive", "renamed", "--out", "renamed.tar")
+    assert refused.code == 5 and "is of run 'k'; give its folder that name" in refused.err
 
 
 def test_a_folder_that_was_only_renamed_is_the_run(bestrun, copied):

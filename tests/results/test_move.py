@@ -252,6 +252,37 @@ def test_a_copy_that_has_gone_on_there_stays_and_the_old_one_goes(home):
     assert not (home.mlruns / "runs/whole").exists() and ids not in records(home.mlruns)
 
 
+def test_the_advice_about_an_older_copy_brings_all_that_is_here(home):
+    """MLflow has a record of the older copy there, too: what arrives is the record as it is here."""
+    shutil.copytree(home.mlruns, home.second, dirs_exist_ok=True)
+    home("resume", "whole", *FURTHER)
+    whole = run_id(home.mlruns, "whole")
+    with contextlib.closing(sqlite3.connect(home.mlruns / DATABASE)) as database, database:
+        database.execute("INSERT INTO tags (run_uuid, key, value) VALUES (?, 'by hand', 'mine')", (whole,))
+    artifacts = seals(home.mlruns / "artifacts/npz" / whole)
+    assert "set that aside, then the same again" in home.moves("whole", code=2).err
+    (home.second / "runs/whole").rename(home.second.parent / "set-aside")
+    home.moves("whole")
+    assert len(evaluations(home.second, "whole")) == 6 and seals(home.second / "artifacts/npz" / whole) == artifacts
+    with contextlib.closing(sqlite3.connect(home.second / DATABASE)) as database:
+        assert dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (whole,)))["by hand"] == "mine"
+        (steps,) = database.execute(
+            "SELECT max(step) FROM metrics WHERE run_uuid = ? AND key = 'val/loss'", (whole,)
+        ).fetchone()
+    assert steps == 100
+    assert json.loads(home("restore", "whole", "--json", at=home.second).out)["validation"]["agrees"]
+
+
+def test_a_record_that_has_more_there_is_not_written_over(home):
+    shutil.copytree(home.mlruns, home.second, dirs_exist_ok=True)
+    home("resume", "whole", *FURTHER, at=home.second)
+    shutil.rmtree(home.second / "runs/whole")
+    before = records(home.mlruns), seals(home.mlruns / "runs")
+    told = home.moves("whole", code=2)
+    assert "MLflow has more of it in" in told.err and told.err.count("\n") == 1
+    assert (records(home.mlruns), seals(home.mlruns / "runs")) == before
+
+
 @pytest.mark.slow
 def test_a_sweep_moves_whole_and_goes_on_there(home, settings):
     shared = [word for word in home.settings if "rate" not in word]

@@ -130,6 +130,21 @@ def test_a_run_that_died_before_it_was_tested_is_not_complete(home, asked, sweep
         assert read_json(folder.result)["test"] == {"step": 20, "accuracy": 0.5, "loss": 1.0}
 
 
+@pytest.mark.parametrize("is_made", [True, False])
+def test_a_run_that_died_before_its_model_was_made_is_not_complete(home, is_made):
+    folder = dead_run(home, asked="false")
+    lines = folder.journal.read_text().splitlines(keepends=True)
+    first = json.loads(lines[0])
+    first["settings"]["tracking.log_model"] = "best"
+    folder.journal.write_text(json.dumps(first) + "\n" + "".join(lines[1:]))
+    with Journal(folder.journal) as journal:
+        best = journal.find("evaluation", improved=True)
+        if is_made:
+            journal.append("model", path="model/m", sha256="m", step=best["step"], best_sha256=best["sha256"])
+    said = "was dead: complete" if is_made else "was dead: marked as interrupted"  # so that a resume makes it
+    assert end_for_dead_process(folder) == said
+
+
 def test_a_test_of_an_older_best_is_not_that_of_this_one():
     best = {"event": "evaluation", "improved": True, "checkpoint": "b", "sha256": "s", "time_ms": 0}
     settings = SETTINGS | {"training.test_at_end": "true"}

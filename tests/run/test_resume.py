@@ -305,6 +305,19 @@ def test_patience_survives_resume(start_process, home, data, patient, moment, co
     assert_equals_uninterrupted(reference, home, "patient")
 
 
+def test_the_best_that_the_journal_names_stays_where_a_crash_left_an_older_last(start_process, home, data, patient):
+    """And the run is ended there, by an earlier end: it goes back behind its best, whose file is all there is of it."""
+    bestrun, lines = Stubbed(start_process, home), patient(Stubbed, 0).evaluations
+    best = max(number for number, line in enumerate(lines) if line["improved"])
+    argv = ("train", *data, *PATIENT, "seed=0", "name=r")
+    assert bestrun(*argv, env={"BESTRUN_FAULT": f"F9:{best + 1}"}).code == -signal.SIGKILL
+    assert bestrun("resume", "r", f"training.max_steps={lines[best - 1]['step']}").code == 0
+    folder = run_folder(home, "r")
+    named = read_json(folder.result)["best"]
+    assert named["step"] == lines[best]["step"]
+    assert load(folder.inside(named["checkpoint"]), sha256=named["sha256"]).state.step == named["step"]
+
+
 # ---- R5: SIGINT and SIGTERM ----
 
 

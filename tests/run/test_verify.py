@@ -14,12 +14,14 @@ import pytest
 
 from bestrun.results.record import from_folder
 from bestrun.run import checks
+from bestrun.run.recompute import kept_states
 from bestrun.run.verify import choose, unseen
 from bestrun.settings.compose import read_config
 from bestrun.settings.config import digest, flatten
 from bestrun.storage.checkpoint import encode, load, save, tensors_sha256
 from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
+from bestrun.storage.history import History
 from bestrun.storage.journal import Journal, read_journal
 from bestrun.storage.right import encoded as encoded_bits
 from support.looks import evaluations, wait_for
@@ -95,6 +97,28 @@ def test_a_run_stopped_in_mid_interval_and_resumed_with_another_rate_is_equal(be
     assert resumed["at_step"] > resumed["from_step"], "the signal came at an evaluation"
     found = assert_proved(bestrun, "r")
     assert found.intervals == 5
+
+
+def test_an_evaluation_under_the_settings_of_a_resume_is_computed_with_them(bestrun, start_process, home, tiny_npz):
+    """A resume that has nothing more to train evaluates what was trained: at a step that its settings alone know."""
+    argv = ("train", *words_of(tiny_npz), "name=r")
+    assert start_process(_terminated_at_step_50, argv, cwd=home).wait().code == 143
+    assert bestrun("resume", "r", "training.max_steps=50").code == 0
+    folder = RunFolder(home / "mlruns" / "runs" / "r")
+    end = evaluations(folder)[-1]["step"]
+    assert end in (50, 51), "the signal is heard between two steps"
+    assert end in assert_proved(bestrun, "r").recomputed
+
+
+def test_a_last_of_another_run_is_nothing_to_begin_with(bestrun, honest, home, tmp_path):
+    shutil.copyfile(RunFolder(honest.path.with_name("k")).last, honest.last)
+    history = History.read(honest.journal)
+    end = history.last_evaluation_step
+    assert [each.path for each in kept_states(honest, history) if each.path == honest.last] == []
+    result = bestrun("restore", "r", "--checkpoint", "last", "--local")
+    assert result.code == 5 and "belongs to run k" in result.err, result
+    at = bestrun("fetch", "r", "--at", str(end), "--out", str(tmp_path / "at"))
+    assert at.code == 0 and "kept as last" not in at.out, at.err
 
 
 @pytest.mark.slow
@@ -444,6 +468,7 @@ def test_the_chance_that_is_printed_is_the_chance():
     assert abs(found - told) < 3 * (tries * 0.25) ** 0.5
     assert 0.2 < told / tries < 0.9
     assert unseen(steps, best, set(steps)) == 0 and unseen([0], None, set()) == 0 and unseen(steps, best, {700}) == 1
+    assert unseen(steps, best, set(steps) - {best}) > 0
 
 
 @pytest.mark.slow
