@@ -41,6 +41,8 @@ def _sync(folder: RunFolder, home: Path, setting: str | None, silent: dict[str, 
                 report["state"] = ended
             try:
                 uri = own_uri(folder, setting, home)
+            except AbsentError:
+                raise
             except SettingsError:  # its password is in no file
                 recorded = read_json(folder.mirror).get("uri")
                 if recorded and not Sender(folder, recorded).behind():
@@ -139,10 +141,16 @@ def _advice(error: Exception, sender: Sender, folder: RunFolder) -> str:
     return ""
 
 
+class AbsentError(SettingsError):
+    """The database that a run was sent to is not there: on a disk that is not mounted, or moved."""
+
+
 def own_uri(folder: RunFolder, setting: str | None, home: Path) -> str:
-    """Where a run's MLflow is: what is asked for, else what its settings say, else the store it was sent to before.
+    """Where a run's MLflow is: what is asked for, else what its settings say, else the store it was sent to before. A
+    database that is gone is replaced by no other one, except by that of MLFLOW_TRACKING_URI.
 
     Raises:
+        AbsentError: the database that it was sent to is not there.
         SettingsError: the address needs a user and a password, which stand in no file of ours.
     """
     if setting:
@@ -152,11 +160,15 @@ def own_uri(folder: RunFolder, setting: str | None, home: Path) -> str:
         uri = resolve_uri(uri, home)
     else:
         uri = store_of(read_json(folder.mirror), home)
-        if uri and is_own_store(uri, home):
-            return uri
-        database = sqlite_path(uri) if uri else None
-        if not uri or (database and not database.exists()):  # not there: runs and store were moved together
+        if not uri:
             return resolve_uri(None, home)
+        if is_own_store(uri, home):
+            return uri
+        database = sqlite_path(uri)
+        if database and not database.exists():
+            if not os.environ.get("MLFLOW_TRACKING_URI") or (elsewhere := resolve_uri(None, home)) == uri:
+                raise AbsentError(f"{uri}: is not there; mount it, or say where it is now: --tracking-uri URI")
+            return elsewhere
     if "***" not in uri:
         return str(uri)
     open_address = uri.replace("***@", "")
