@@ -10,6 +10,7 @@ from ..errors import SettingsError, VerificationError
 from ..formatting import mask_uri
 from ..metrics import best_key, metric_of, objectives
 from ..storage.files import read_json
+from ..storage.folder import RunFolder
 from ..storage.home import find_home
 from ..storage.reference import REFERENCE, check_reference, several
 from .names import TAG_BEST_RUN, TAG_BEST_SHA256, TAG_FINALISTS, TAG_ROLE, TAG_RUN, TAG_SWEEP, where
@@ -70,9 +71,34 @@ def _find(store: Store, lookup: Lookup) -> Any:
     found = search(store, experiments, named, ["attributes.start_time DESC"], 6)
     if not found:
         raise SettingsError(f"run {reference!r}: MLflow at {mask_uri(store.uri)} has none; list them: bestrun runs")
-    here = read_json(find_home() / "runs" / reference / "mirror.json").get("run_id") if len(found) > 1 else None
-    own = search(store, experiments, f"{named} and attributes.run_id = '{here}'", [], 1) if here else []
-    return _only(own or found, reference)  # others on the same server may have runs of this name
+    return _only(_own(store, experiments, reference, found) or found, reference)
+
+
+def _own(store: Store, experiments: list[str], name: str, found: list[Any]) -> list[Any]:
+    """The record of this home's run of a name, as others on the same server may have runs of it; [] where the home has
+    none.
+
+    Args:
+        found: MLflow's runs of this name.
+
+    Raises:
+        SettingsError: MLflow has no record of it: those that it has are others.
+    """
+    folder = RunFolder(find_home() / "runs" / name)
+    birth = folder.birth
+    if birth is None or not REFERENCE.fullmatch(birth[0]):
+        return []
+    alike = f"{where(TAG_RUN, birth[0])} and attributes.start_time = {birth[1]}"
+    own = search(store, experiments, alike, [], 6)
+    if not own:
+        each = ", ".join(f"{run.info.run_id} ({whose(run)})" for run in found[:5])
+        raise SettingsError(
+            f"run {name!r}: MLflow at {mask_uri(store.uri)} has another run of this name, {each}, and not the one in "
+            f"{folder.path}; to send that: bestrun sync {name}; restore, fetch and predict take it with --local; for "
+            "another one give its ID"
+        )
+    sent_as = read_json(folder.mirror).get("run_id")
+    return [run for run in own if run.info.run_id == sent_as] or own
 
 
 def _registered_run(store: Store, reference: str, experiments: list[str]) -> Any:
