@@ -98,7 +98,7 @@ def is_there(store: Store, run: Any, artifact: str, path: Path, sha256: str) -> 
     """Whether MLflow's store has this file: by size and hash where it is local, else by size alone, not downloaded.
 
     Args:
-        path: the file as it is here.
+        path: the file as it is here, or was.
     """
     repository = store.artifacts(run)
     if root := local_path(repository.artifact_uri):
@@ -107,7 +107,14 @@ def is_there(store: Store, run: Any, artifact: str, path: Path, sha256: str) -> 
         except (FileNotFoundError, NotADirectoryError):
             return False
     sizes = {item.path: item.file_size for item in repository.list_artifacts(artifact.rpartition("/")[0])}
+    if not path.is_file():  # no size to compare with
+        return artifact in sizes
     return artifact in sizes and sizes[artifact] in (None, path.stat().st_size)
+
+
+def at_the_top(store: Store, run: Any) -> set[str]:
+    """The names of a run's artifacts, of those in folders the folder's: one question, however many there are."""
+    return {item.path for item in store.artifacts(run).list_artifacts()}
 
 
 def clear_torn_uploads(store: Store, run: Any) -> None:

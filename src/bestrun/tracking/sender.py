@@ -27,7 +27,7 @@ from ..storage.journal import Event, Line, line_sha256, read_lines
 from ..storage.reasons import StopReason
 from ..storage.workplace import Workplace
 from . import beginning, models, page
-from .artifacts import clear_torn_uploads, is_there, upload
+from .artifacts import at_the_top, clear_torn_uploads, is_there, upload
 from .datasets import datasets_of
 from .lookup import Lookup, find_run
 from .names import (
@@ -38,6 +38,7 @@ from .names import (
     TAG_BEST_VALUE,
     TAG_CHANGED,
     TAG_CHILDREN,
+    TAG_CONFIG_DIGEST,
     TAG_DIVERGES,
     TAG_FOLDER,
     TAG_LAST_SHA256,
@@ -212,7 +213,7 @@ class Sender:
         """Send what is missing; returns the number of events sent.
 
         Args:
-            check: compare what MLflow has, its best checkpoint too, also where everything was acknowledged.
+            check: compare what MLflow has, artifacts and tags too, also where everything was acknowledged.
 
         Raises:
             OvertakenError: another writer has gone further with this run.
@@ -232,8 +233,6 @@ class Sender:
             if self._run is None:
                 known = self.known(lines)
                 self._meet(history.started, known, compare=not known.events and self.acknowledged > 0)
-            if check:
-                self._check(history)
             self._send_missing(history)
             for request in _requests(pending):
                 if self.given_up:
@@ -242,6 +241,8 @@ class Sender:
                 self._send(history, [line.event for line in request])
                 self.acknowledge(request[-1])
             self._send_best(history)
+            if check and not self._failure:
+                self._check(history)
             if check and history.stopped and not pending:
                 self._send_lost_rows(history)
         except Exception:
@@ -521,16 +522,83 @@ class Sender:
                 raise
             log.info("MLflow keeps %s: %s", name, reason(error), extra={"file_only": True})
 
+    # ---- what MLflow had once ----
+
     def _check(self, history: History) -> None:
-        """Send the best again where MLflow does not have what it names: power may have been lost after an upload."""
+        """Send again what MLflow has acknowledged and does not have: power may have been lost after an upload, or
+        somebody removed it there.
+        """
+        self._check_best(history)
+        run = self.store.client.get_run(self.run_id)
+        self._check_tags(history, run)
+        self._check_artifacts(history, run)
+
+    def _check_best(self, history: History) -> None:
         best = history.best
         if not best or self.best_there != best["sha256"]:
             return
         path = self.folder.inside(best["checkpoint"])
-        artifact = CHECKPOINTS + best["checkpoint"]
-        if path.is_file() and not is_there(self.store, self._run, artifact, path, best["sha256"]):
+        if not is_there(self.store, self._run, CHECKPOINTS + best["checkpoint"], path, best["sha256"]):
             self.best_there = None
             self._send_best(history)
+
+    def _check_tags(self, history: History, run: Any) -> None:
+        """Those by which a run is found, its best is fetched, and its end is told."""
+        best, said = history.best, {TAG_RUN: history.started["name"]}
+        if best and self.best_there == best["sha256"]:
+            said[TAG_BEST_CHECKPOINT] = CHECKPOINTS + best["checkpoint"]
+        if history.stopped:
+            said[TAG_STOP_REASON] = history.stopped["reason"]
+        if changed := {key: value for key, value in said.items() if run.data.tags.get(key) != value}:
+            log.warning("MLflow had lost %s, which is said again", ", ".join(changed))
+            self._set_tags(changed)
+
+    def _check_artifacts(self, history: History, run: Any) -> None:
+        """What is gone as a whole: the files of a run that was deleted and brought back, or a folder of them. What is
+        here neither, nobody can send.
+        """
+        lost: dict[str, None] = {}
+        try:
+            there = at_the_top(self.store, run)
+        except Exception:
+            if self.missing:  # as it was refused before, and that is told
+                return
+            raise
+        for event in history.events:
+            for key, name in self._at_the_top(history, event, older=TAG_CONFIG_DIGEST in run.data.tags):
+                if name not in there and key not in self.missing:
+                    lost[key] = None
+        if lost:
+            log.warning("MLflow had lost %s, which is sent again", ", ".join(lost))
+            models_too = [event["path"] for event in history.events if event["event"] == "model"]
+            self.missing |= dict.fromkeys([*lost, *models_too], "is gone from there")
+            self._send_missing(history)
+
+    def _at_the_top(self, history: History, event: Event, *, older: bool) -> Iterator[tuple[str, str]]:
+        """What is here of an event's artifacts: what each is called in `missing`, and among MLflow's artifacts the name
+        of it, or of the folder that it lies in.
+
+        Args:
+            older: how the run began stands in its tags, not in a file.
+        """
+        kind = event["event"]
+        if kind == "started":
+            yield from [("config", "config")] + ([] if older else [("config", beginning.FILE)])
+        if kind in ("started", "resumed"):
+            if self.folder.codes or (kind == "started" and self.folder.diff.is_file()):
+                yield "code", "code"
+            for path in self.folder.environments if kind == "started" or len(self.folder.environments) > 1 else ():
+                yield ENVIRONMENT, path.name
+        elif kind == "picture" and self.folder.inside(event["path"]).is_file():
+            yield event["path"], "images" if event.get("key") else "pictures"
+        elif kind == "evaluation" and "keyframe" in event and self.folder.inside(event["keyframe"]).is_file():
+            yield KEYFRAMES + Path(event["keyframe"]).name, KEYFRAMES.rstrip("/")
+        elif kind == "stopped":
+            yield JOURNAL, JOURNAL
+            if history.best and "confusions" in history.best:
+                yield "validation.json", "validation.json"
+            if StopReason.of(event["reason"]).status == "FAILED" and self.folder.log.is_file():
+                yield "run.log", self.folder.log.name
 
     # ---- other artifacts ----
 
