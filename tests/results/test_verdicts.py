@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 
 from bestrun.results import verdicts
-from bestrun.results.record import find_record
+from bestrun.results.compare import comparison, lines
+from bestrun.results.record import find_record, from_folder
 from bestrun.storage import right
 from bestrun.tracking.lookup import Lookup
 from bestrun.tracking.store import Place
@@ -115,7 +116,7 @@ def test_of_equal_runs_at_most_one_pair_in_twenty_is_told_apart(home):
     two = replace(one, name="b")
     for _ in range(pairs):
         hard = dice.random(IMAGES) ** 8  # few images are hard; both runs have each right with one chance
-        (verdict,) = verdicts.verdicts([one, two], {name: dice.random(IMAGES) > hard for name in "ab"})
+        (verdict,) = verdicts.verdicts([one, two], [dice.random(IMAGES) > hard for _ in "ab"])
         wolves += verdict.better is not None
     assert 0 < wolves <= 0.055 * pairs
 
@@ -131,6 +132,24 @@ def test_checkpoints_say_what_the_journals_say_and_judge_runs_whose_journals_say
     journal.write_bytes(re.sub(rb', "right": "[^"]*"', b"", journal.read_bytes()))
     assert "--compute" in trained.bestrun("compare", "trained", "weak").out
     assert compared(trained.bestrun, "trained", "weak", "--compute", f"data.path={path}")["verdicts"] == kept
+
+
+def test_two_runs_of_one_name_are_told_by_the_beginnings_of_their_ids(home, tmp_path):
+    """As a colleague's on the same server may be called."""
+    ours, theirs = bits_of(range(24)), bits_of(range(24, 124))
+    records = []
+    for place, bits, digit in ((home, ours, "a"), (tmp_path / "theirs", theirs, "b")):
+        folder = made(place, "one", bits, git={"commit": digit * 40}, own_code_sha256=digit * 64)
+        folder.mirror.write_text(json.dumps({"run_id": digit * 32}))
+        records.append(from_folder(folder))
+    found = comparison(records, [ours, theirs])
+    (verdict,) = found["verdicts"]
+    assert (verdict["repaired"], verdict["broken"]) == (24, 100), "each has its own bits"
+    assert verdict["runs"] == ["one (aaaaaaaa)", "one (bbbbbbbb)"] and verdict["better"] == "one (aaaaaaaa)"
+    assert len(found["code"]) == 2 and all(
+        "one (aaaaaaaa)" in line and "one (bbbbbbbb)" in line for line in found["code"]
+    )
+    assert "one (bbbbbbbb)" in "\n".join(lines(records, found))
 
 
 def test_the_report_says_it_too(bestrun, home, tmp_path):

@@ -15,13 +15,13 @@ from ..storage.right import Bits
 from ..terminal import one_line
 from ..views import curves
 from . import verdicts
-from .record import Record
+from .record import Record, labels
 from .show import as_json, steps
 
 OWN = ("name", "note", "tracking.uri")  # of course these differ, and change nothing
 
 
-def comparison(records: Sequence[Record], computed: Mapping[str, Bits] | None = None) -> dict[str, Any]:
+def comparison(records: Sequence[Record], computed: Sequence[Bits] | None = None) -> dict[str, Any]:
     """What `bestrun compare --json` prints.
 
     Args:
@@ -32,7 +32,7 @@ def comparison(records: Sequence[Record], computed: Mapping[str, Bits] | None = 
     """
     if len({(record.name, record.started["time_ms"]) for record in records}) < max(2, len(records)):
         raise SettingsError("compare: takes two or more different runs; list them: bestrun runs")
-    first, settings = records[0], [flatten(record.config) for record in records]
+    first, names, settings = records[0], labels(records), [flatten(record.config) for record in records]
     keys = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in OWN]
     # Where the images are is no difference
     data = [record.started["data"] | {"digest": record.started["data_digest"], "source": None} for record in records]
@@ -52,8 +52,12 @@ def comparison(records: Sequence[Record], computed: Mapping[str, Bits] | None = 
     return {
         "runs": [{key: found[key] for key in brief} for found in map(as_json, records)],
         "settings": _differing([{key: each.get(key) for key in keys} for each in settings]),
-        "changed": {record.name: record.changed for record in records if record.changed},
-        "code": [line for record in records[1:] for line in _code(first, record)],
+        "changed": {name: record.changed for name, record in zip(names, records, strict=True) if record.changed},
+        "code": [
+            line
+            for number in range(1, len(records))
+            for line in _code((names[0], names[number]), first, records[number])
+        ],
         "data": _differing(data),
         "versions": _differing(environments),
         "confusion_difference": [_difference(first, record) for record in records[1:]],
@@ -78,10 +82,11 @@ def _differing(columns: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
 
 
-def _code(first: Record, other: Record) -> list[str]:
-    lines = code_differences({record.name: (record.started["git"], record.diff) for record in (first, other)})
+def _code(names: tuple[str, str], first: Record, other: Record) -> list[str]:
+    states = ((record.started["git"], record.diff) for record in (first, other))
+    lines = code_differences(dict(zip(names, states, strict=True)))
     one, two = (record.started.get("own_code_sha256", "none") for record in (first, other))
-    return lines + ([f"code.py {first.name} SHA-256 {one[:12]}, {other.name} {two[:12]}"] if one != two else [])
+    return lines + ([f"code.py {names[0]} SHA-256 {one[:12]}, {names[1]} {two[:12]}"] if one != two else [])
 
 
 def _difference(first: Record, other: Record) -> list[list[int]] | None:
@@ -112,8 +117,9 @@ def figures_there(records: Sequence[Record]) -> list[str]:
 def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
     """What `bestrun compare` prints of a comparison: a column a run."""
     best, tested = [record.best for record in records], [record.tested for record in records]
+    names = labels(records)
     table = [
-        ["", *(one_line(record.name) for record in records)],
+        ["", *map(one_line, names)],
         ["run ID", *((record.run_id or "-")[:8] for record in records)],
         ["state", *(record.state for record in records)],
         *(
@@ -133,14 +139,12 @@ def lines(records: Sequence[Record], found: dict[str, Any]) -> list[str]:
     for name, changed in found["changed"].items():
         text += [f"  {name}, by a resume: {key} {old} -> {new}" for key, (old, new) in changed.items()]
     text += ["", "code" if found["code"] else "code: the same", *(f"  {line}" for line in found["code"])]
-    for record, matrix in zip(records[1:], found["confusion_difference"], strict=True):
+    for name, matrix in zip(names[1:], found["confusion_difference"], strict=True):
         text.append("")
         if matrix is None:
-            text.append(
-                f"confusion matrices of {records[0].name} and {record.name}: not of the same images, or not kept"
-            )
+            text.append(f"confusion matrices of {names[0]} and {name}: not of the same images, or not kept")
         else:
-            text.append(f"validation images in each cell, {record.name} minus {records[0].name}")
+            text.append(f"validation images in each cell, {name} minus {names[0]}")
             text += curves.confusion_difference_text(matrix, found["class_names"]).splitlines()
     return text + verdicts.lines(records, found["accuracy"], found["verdicts"])
 

@@ -1,6 +1,8 @@
 """What is known of a past run, in one shape: read from its folder on this machine, or else from MLflow."""
 
 import contextlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,15 @@ def find_record(lookup: Lookup, place: Place) -> Record:
         run = find_run(store, lookup)
         folder = folder_of(place.home, run.data.tags[TAG_RUN], run.info.start_time)
         return from_folder(folder) if folder else from_mlflow(store, run)
+
+
+def labels(records: Sequence[Record]) -> list[str]:
+    """What several runs are called beside each other: their names, where these are alike with what their IDs begin."""
+    counts = Counter(record.name for record in records)
+    return [
+        record.name if counts[record.name] == 1 else f"{record.name} ({(record.run_id or '-')[:8]})"
+        for record in records
+    ]
 
 
 def from_folder(folder: RunFolder) -> Record:

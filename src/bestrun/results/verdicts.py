@@ -1,6 +1,6 @@
 """Whether one run is better than another, or only luckier: their bests on the same validation images, one by one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..terminal import one_line
 from ..tracking.store import Place
 from .fetch import fetch_best
 from .own_code import read_data
-from .record import Record
+from .record import Record, labels
 
 METRIC = "val/accuracy"  # a mean over images of which each one's share is kept: right or wrong
 
@@ -31,7 +31,7 @@ class Verdict:
     """One run against the first.
 
     Attributes:
-        names: the first's and the other's.
+        names: the first's and the other's, as `labels` has them.
         better: the name of the better one; None where they are not told apart, or nothing can be said.
         why_none: why nothing can be said; empty where something is.
         images: of the validation split, the same for both.
@@ -65,20 +65,20 @@ class Verdict:
         return f"{told} ({counts}, {chance})"
 
 
-def verdicts(records: Sequence[Record], computed: Mapping[str, Bits] | None = None) -> list[Verdict]:
+def verdicts(records: Sequence[Record], computed: Sequence[Bits] | None = None) -> list[Verdict]:
     """Each run against the first, by the accuracy of their bests; the chances of several are corrected together.
 
     Args:
-        computed: run name -> which validation images its best has right, where that was computed anew.
+        computed: which validation images the best of each has right, where that was computed anew.
     """
-    first, found = records[0], []
-    for other in records[1:]:
-        names = first.name, other.name
+    first, called, found = records[0], labels(records), []
+    for number, other in enumerate(records[1:], 1):
+        names = called[0], called[number]
         if first.started["data_digest"] != other.started["data_digest"]:
             found.append(Verdict(names, why_none="their validation images are not the same"))
             continue
         try:
-            one, two = (computed[each.name] if computed else right_of(each) for each in (first, other))
+            one, two = (computed[0], computed[number]) if computed else (right_of(first), right_of(other))
         except UnknownError as reason:
             found.append(Verdict(names, why_none=str(reason)))
             continue
@@ -120,14 +120,14 @@ def right_of(record: Record) -> Bits:
     return bits
 
 
-def compute(records: Sequence[Record], place: Place, overrides: Sequence[str] = ()) -> dict[str, Bits]:
+def compute(records: Sequence[Record], place: Place, overrides: Sequence[str] = ()) -> list[Bits]:
     """Which validation images each best has right, from its checkpoint and the data: no journal is asked.
 
     Args:
         overrides: where the data is on this machine.
 
     Returns:
-        Run name -> bits (images,).
+        Bits (images,) of each.
 
     Raises:
         VerificationError: a checkpoint is damaged, or does not score as logged.
@@ -136,7 +136,7 @@ def compute(records: Sequence[Record], place: Place, overrides: Sequence[str] = 
     from ..training import device, evaluation
     from .restore import predictor, refuse_disagreement, refuse_other_data
 
-    found: dict[str, Bits] = {}
+    found: list[Bits] = []
     read: dict[str, Any] = {}
     for record in records:
         fetched = fetch_best(record, place)
@@ -150,7 +150,7 @@ def compute(records: Sequence[Record], place: Place, overrides: Sequence[str] = 
         split = read[digest].validation
         logits = predictor(fetched)(split.images)
         refuse_disagreement(evaluation.figures(logits, split.labels), fetched)
-        found[record.name] = np.asarray(logits.argmax(axis=1) == split.labels)
+        found.append(np.asarray(logits.argmax(axis=1) == split.labels))
     return found
 
 
@@ -185,7 +185,7 @@ def lines(records: Sequence[Record], found: Sequence[dict[str, Any]], said: Sequ
         found: `accuracies` of the records.
         said: the verdicts, as `--json` has them.
     """
-    names, metric = [one_line(record.name) for record in records], metric_of(METRIC)
+    names, metric = [one_line(name) for name in labels(records)], metric_of(METRIC)
     width = max(map(len, names))
     told = ["", "accuracy of the best; by so many images, that of the network is within (95 %)"]
     for name, each in zip(names, found, strict=True):

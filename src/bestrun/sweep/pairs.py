@@ -12,7 +12,7 @@ from ..formatting import duration
 from ..judging import LEAST_LOOK, Mean, look_level, mean_of, paired_chance
 from ..metrics import metric_of, objectives
 from ..results.own_code import kept_text, refuse_missing
-from ..results.record import Record
+from ..results.record import Record, labels
 from ..settings.compose import Composed, override
 from ..settings.config import Config, deciding, flatten
 from ..settings.surroundings import hear
@@ -140,7 +140,8 @@ def compare_seeds(
         for run in manifest.runs():
             manifest.look(run)
 
-    key, names = planned.metric, (records[0].name, records[1].name)
+    key, (one, two) = planned.metric, labels(records)
+    names = one, two
     outcome = carry_out(
         planned, home=home, stderr=stderr, begin=begin, enough=lambda manifest: _judged(manifest, key, names, count)[1]
     )
