@@ -207,9 +207,12 @@ def name_version(store: Store, model: Any, version: Any) -> None:
 
 
 def is_registered(store: Store, model: Any) -> bool:
-    """Whether the registry has a version of a LoggedModel: MLflow would delete it nevertheless."""
+    """Whether the registry has a version of a LoggedModel: MLflow would delete it nevertheless. The source of one that
+    was promoted, as `copy_model_version` does, is another version; the checkpoint's tag goes with it.
+    """
     versions = store.client.search_model_versions(f"run_id = '{model.source_run_id}'")
-    return any(version.source in (model.artifact_location, f"models:/{model.model_id}") for version in versions)
+    places, best = (model.artifact_location, f"models:/{model.model_id}"), model.tags[TAG_BEST_SHA256]
+    return any(version.source in places or version.tags.get(TAG_BEST_SHA256) == best for version in versions)
 
 
 def _remove_superseded(store: Store, run: Any, model: Any) -> None:
