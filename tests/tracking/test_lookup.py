@@ -1,13 +1,15 @@
 """Which of MLflow's runs a name means, where others on the same server have runs of that name."""
 
+import contextlib
 import shutil
+import sqlite3
 
 import pytest
 
 from bestrun.errors import SettingsError
 from bestrun.tracking.lookup import Lookup, find_run
 from bestrun.tracking.sender import Sender
-from bestrun.tracking.store import connect
+from bestrun.tracking.store import connect, own_store, reading
 from support.made_runs import make_run
 from support.stores import make_home
 
@@ -53,3 +55,19 @@ def test_once_sent_each_has_its_own_and_the_other_ones_by_id(home, server, their
 def test_without_a_run_of_this_name_here_the_only_one_is_meant(home, server, theirs):
     make_run(home, "two")
     assert find_run(connect(server), Lookup("one")).info.run_id == theirs
+
+
+@pytest.mark.parametrize("opened", [connect, reading], ids=lambda opened: opened.__name__)
+def test_a_run_is_found_among_more_experiments_than_mlflow_names_at_once(home, opened):
+    database, more = home / "mlruns" / "mlflow.db", 2500
+    run_id = sent(make_run(home, "r"), own_store(home / "mlruns"))
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(experiments)")]
+        others = {"experiment_id": "?1", "name": "'x' || ?1", "last_update_time": "last_update_time + ?1"}
+        row = ", ".join(others.get(name, name) for name in columns)
+        words = f"INSERT INTO experiments ({', '.join(columns)}) SELECT {row} FROM experiments WHERE name = 'e'"
+        connection.executemany(words, [(number + 100,) for number in range(more)])
+    store = opened(own_store(home / "mlruns"))
+    assert len(store.experiments(None)) == more + 2 and list(store.experiments("e").values()) == ["e"]
+    for reference in ("r", run_id, "latest"):
+        assert find_run(store, Lookup(reference)).info.run_id == run_id

@@ -83,8 +83,9 @@ class Reader:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._mlflow, name)
 
-    def search_experiments(self) -> list[Any]:
-        return self._experiments("lifecycle_stage = 'active'")
+    def search_experiments(self, page_token: None = None) -> Any:
+        """The active experiments, all on one page."""
+        return Page(self._experiments("lifecycle_stage = 'active'"))
 
     def get_experiment(self, experiment_id: str) -> Any:
         found = self._experiments("experiment_id = ?", experiment_id)

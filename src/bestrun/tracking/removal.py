@@ -23,7 +23,7 @@ from .artifacts import time_for
 from .lookup import OURS
 from .names import TAG_CHILDREN, TAG_KEEP
 from .refusals import status_of
-from .store import Store, is_own_store, local_path, store_of
+from .store import Store, is_own_store, local_path, paged, store_of
 from .writers import writer_of
 
 PAGE = 200  # runs in one answer of MLflow's: a server has five seconds for it
@@ -140,15 +140,15 @@ def take_stock(store: Store, home: Path) -> Inventory:
 
     client = store.client
     everything = {"view_type": ViewType.ALL, "max_results": PAGE}
-    experiments = {each.experiment_id: each.name for each in _paged(client.search_experiments, **everything)}
+    experiments = {each.experiment_id: each.name for each in paged(client.search_experiments, **everything)}
     asked: dict[str, Any] = {"run_view_type": ViewType.ALL, "max_results": PAGE}
     if not is_own_store(store.uri, home):
         asked["filter_string"] = OURS
-    runs = list(_paged(client.search_runs, list(experiments), **asked)) if experiments else []
+    runs = list(paged(client.search_runs, list(experiments), **asked)) if experiments else []
     models: dict[str, list[Any]] = {}
     for model in _models(client, list(experiments)):
         models.setdefault(model.source_run_id or "", []).append(model)
-    versions = list(_paged(client.search_model_versions, max_results=PAGE))
+    versions = list(paged(client.search_model_versions, max_results=PAGE))
     return Inventory(store, experiments, {run.info.run_id: run for run in runs}, models, versions)
 
 
@@ -158,22 +158,11 @@ def _models(client: Any, experiments: Sequence[str]) -> list[Any]:
     try:
         for first in range(0, len(experiments), 100):
             some = list(experiments[first : first + 100])
-            found += _paged(client.search_logged_models, some, max_results=50)
+            found += paged(client.search_logged_models, some, max_results=50)
     except Exception as error:
         if status_of(error) not in (404, 405, 501):
             raise
     return found
-
-
-def _paged(ask: Any, *words: Any, **named: Any) -> Iterator[Any]:
-    """All rows of a question that MLflow answers page by page."""
-    token = None
-    while True:
-        answer = ask(*words, page_token=token, **named)
-        yield from answer
-        token = answer.token
-        if not token:
-            return
 
 
 def is_deleted(run: Any) -> bool:

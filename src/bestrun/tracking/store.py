@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -237,13 +237,24 @@ class Store:
         Raises:
             SettingsError: there is no experiment of this name; lists those there are.
         """
-        found = {e.experiment_id: e.name for e in self.client.search_experiments()}
+        found = {each.experiment_id: each.name for each in paged(self.client.search_experiments)}
         if name is None:
             return found
         chosen = {key: value for key, value in found.items() if value == name}
         if not chosen:
             raise SettingsError(f"experiment {name!r}: there is none; there are: {', '.join(sorted(found.values()))}")
         return chosen
+
+
+def paged(ask: Callable[..., Any], *words: Any, **named: Any) -> Iterator[Any]:
+    """All rows of a question that MLflow answers page by page."""
+    token = None
+    while True:
+        answer = ask(*words, page_token=token, **named)
+        yield from answer
+        token = answer.token
+        if not token:
+            return
 
 
 def local_path(uri: str) -> Path | None:
