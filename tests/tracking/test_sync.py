@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from bestrun.results.move import carry_out, plan_move
 from bestrun.storage.files import read_json
+from bestrun.storage.folder import RunFolder
+from bestrun.storage.home import identity
 from bestrun.storage.journal import Journal
 from bestrun.tracking.names import TAG_BEST_CHECKPOINT, TAG_BEST_SHA256, TAG_RUN, TAG_STOP_REASON
 from bestrun.tracking.store import connect, own_store
 from bestrun.tracking.sync import sync
 from support.made_runs import add_evaluation, add_stop, make_run
+from support.stores import make_home
 
 
 @pytest.fixture
@@ -124,3 +128,73 @@ def test_a_complete_run_costs_one_listing(complete, monkeypatch):
         LocalArtifactRepository, "list_artifacts", lambda self, path=None: asked.append(path) or listed(self, path)
     )
     assert synced()["state"] == "complete" and asked == [None]
+
+
+# ---- whose a run is ----
+
+
+@pytest.fixture
+def shared(home, ready_made_store, tmp_path):
+    """A run of this home in a database of several: its folder, the address, and how a copy of the folder comes to a
+    colleague's home, with or without what it knows of MLflow.
+    """
+    uri = f"sqlite:///{shutil.copyfile(ready_made_store, tmp_path / 'server.db')}"
+    folder = make_run(home)
+    assert sync([folder], home=home / "mlruns", setting=uri)[0]["error"] is None
+    theirs = make_home(tmp_path / "theirs", ready_made_store)
+
+    def copied(*left_out):
+        copy = RunFolder(theirs / "mlruns" / "runs" / folder.name)
+        shutil.copytree(folder.path, copy.path, ignore=shutil.ignore_patterns(*left_out))
+        return copy, lambda: sync([copy], home=theirs / "mlruns", setting=uri)[0]
+
+    return folder, uri, copied
+
+
+def whose(uri, folder):
+    tags = connect(uri).client.get_run(read_json(folder.mirror)["run_id"]).data.tags
+    return json.loads(tags["bestrun.writer"])["home"], tags["bestrun.folder"]
+
+
+@pytest.mark.parametrize("left_out", [[], ["mirror.json"]], ids=["a copied home", "an opened archive"])
+def test_who_has_nothing_to_add_takes_over_no_run(shared, left_out, home):
+    folder, uri, copied = shared
+    before = whose(uri, folder)
+    assert before == (identity(home / "mlruns"), str(folder.path))
+    copy, synced = copied(*left_out)
+    for _ in range(2):
+        assert synced()["state"] == "complete" and whose(uri, folder) == before
+    assert read_json(copy.mirror)["run_id"] == read_json(folder.mirror)["run_id"]
+    with Journal(copy.journal) as journal:
+        journal.append("resumed", from_step=30, changed={}, versions={})
+        add_evaluation(copy, journal, 40, False)
+        add_stop(journal, "max_steps")
+    assert synced()["state"] == "complete" and whose(uri, folder) == (identity(copy.path.parents[1]), str(copy.path))
+
+
+def test_a_test_that_mlflow_has_is_nothing_to_add_and_a_new_one_is(shared):
+    folder, uri, copied = shared
+    before, tested = whose(uri, folder), {"split": "test", "test/accuracy": 0.5, "test/loss": 1.0}
+    copy, synced = copied("mirror.json")
+    with Journal(folder.journal) as journal:
+        journal.append("tested", step=20, **tested)
+    sync([folder], home=folder.path.parents[1], setting=uri)
+    shutil.copy(folder.journal, copy.journal)
+    assert synced()["state"] == "complete" and whose(uri, folder) == before
+    with Journal(copy.journal) as journal:
+        journal.append("tested", step=30, **tested)
+    assert synced()["state"] == "complete" and whose(uri, folder)[1] == str(copy.path)
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["", "opened there before"])
+def test_a_moved_run_is_its_new_homes_also_where_mlflow_is_told_later(shared, home, tmp_path, is_there, monkeypatch):
+    folder, uri, copied = shared
+    target = tmp_path / "theirs" / "mlruns"
+    if is_there:
+        copied("mirror.json")[1]()
+    monkeypatch.setattr("bestrun.results.move.sync", lambda folders, **named: [{"error": "no answer", "state": ""}])
+    ((_, told),) = carry_out(plan_move(["r"], home / "mlruns", target))
+    assert "no answer" in told
+    moved = RunFolder(target / "runs" / "r")
+    assert sync([moved], home=target, setting=None)[0]["state"] == "complete"
+    assert whose(uri, moved) == (identity(target), str(moved.path)) and "moved_from" not in read_json(moved.mirror)

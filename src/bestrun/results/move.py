@@ -22,7 +22,7 @@ from ..settings.compose import config_now
 from ..storage.files import StorageError, read_json, sync_folder, write_json
 from ..storage.folder import RunFolder
 from ..storage.history import History
-from ..storage.home import DATABASE, create_home, has_run, is_home, settle, whereabouts
+from ..storage.home import DATABASE, create_home, has_run, identity, is_home, settle, whereabouts
 from ..storage.locks import is_locked, locked
 from ..storage.parcel import (
     bytes_of,
@@ -292,6 +292,7 @@ def _take(run: Moving, move: Move) -> None:
         run_id = read_json(run.folder.mirror).get("run_id")
         if run.store == "home" and run_id and not has_run(move.target, run_id):
             _copy_record(run.folder.name, run_id, move.source, move.target)
+        _note_origin(run, run.target.mirror, move.source)
     else:
         with Workplace(move.target) as place:
             _copy_run(run, place / "run", names, move)
@@ -301,6 +302,7 @@ def _take(run: Moving, move: Move) -> None:
 def _copy_run(run: Moving, copy: Path, names: list[str], move: Move) -> None:
     """Bring a run to the other home; the last thing is its name there."""
     copy_files(run.folder.path, copy, names)
+    _note_origin(run, copy / run.folder.mirror.name, move.source)
     run_id = read_json(run.folder.mirror).get("run_id")
     if run.store == "home":
         known = read_json(copy / run.folder.mirror.name)
@@ -313,6 +315,13 @@ def _copy_run(run: Moving, copy: Path, names: list[str], move: Move) -> None:
         sync_folder(run.target.path.parent)
     except OSError as error:
         raise refused(run.target.path, error) from error
+
+
+def _note_origin(run: Moving, mirror: Path, source: Path) -> None:
+    """Keep from which home a run came, whose record stays in a store elsewhere: who writes there goes on to do so."""
+    came_from = [*read_json(run.folder.mirror).get("moved_from", []), identity(source)]
+    if run.store != "home" and run.run_id:
+        write_json(mirror, read_json(mirror) | {"moved_from": [home for home in came_from if home]})
 
 
 def _copy_record(name: str, run_id: str, source: Path, target: Path) -> str | None:

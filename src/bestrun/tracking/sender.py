@@ -108,6 +108,7 @@ class Sender:
         self.advanced, self.busy_until, self.save_every = time.monotonic(), 0.0, 0.0
         self._durable = durable
         known = read_json(folder.mirror)
+        self._moved_from: list[str] = known.get("moved_from", [])
         if not is_same_store(known, uri, self.home):  # another store has acknowledged nothing yet
             known = {}
         self.run_id: str | None = known.get("run_id")
@@ -118,6 +119,8 @@ class Sender:
         self.missing |= known.get("missing", {})
         self._store: Store | None = None
         self._run: Any = None
+        self._is_claimed = False  # MLflow has been told that this folder's run it is
+        self._newest_there = 0  # the time of the newest line that MLflow had when it was met
         self._rows_there: dict[tuple[str, int], list[float]] | None = None  # None: replaying rows does no harm
         self._refused: set[str] = set()  # not tried again by this process
         self._told: set[str] = set()  # what is to be mended, or which error it was, of what was refused
@@ -191,6 +194,8 @@ class Sender:
             known["store"] = "home"
         if self.missing:
             known["missing"] = self.missing
+        if self._moved_from:
+            known["moved_from"] = self._moved_from
         write_json(self.folder.mirror, known)
         self._dirty, self._saved = False, time.monotonic()
 
@@ -233,6 +238,8 @@ class Sender:
             if self._run is None:
                 known = self.known(lines)
                 self._meet(history.started, known, compare=not known.events and self.acknowledged > 0)
+            if not self._is_claimed and self._adds(history, pending):
+                self._claim()
             self._send_missing(history)
             for request in _requests(pending):
                 if self.given_up:
@@ -275,7 +282,7 @@ class Sender:
         """
         run_id = self.run_id or self._find(started)
         if run_id is None:
-            self._run = self._create(started)
+            self._run, self._is_claimed = self._create(started), True
             self.run_id = str(self._run.info.run_id)
             self.save()
             return
@@ -290,14 +297,34 @@ class Sender:
         if self.run_id is None:
             self.run_id, self._dirty = run_id, True
             self.save()
+        self.best_there = run.data.tags.get(TAG_BEST_SHA256)
+        self._run, self._dirty = run, True
+        self._newest_there = max(there[1], run.info.end_time or 0)
+        who = writer_of(run)
+        if not who or is_ours(who, self.folder, self.uri) or who.get("home") in self._moved_from:
+            self._claim()
+
+    def _claim(self) -> None:
+        """Say that this folder's run it is: who has nothing to add to it, as with a copy or an archive, does not, as
+        `bestrun gc` removes what was written here last.
+        """
         ours = {TAG_WRITER: json.dumps(writer(self.folder))}
         if not is_own_store(self.uri, self.home):  # there, the home's own addresses follow it
             ours[TAG_FOLDER] = str(self.folder.path)
-        if any(run.data.tags.get(key) != value for key, value in ours.items()):
+        if any(self._run.data.tags.get(key) != value for key, value in ours.items()):
             self._set_tags(ours)
-        self.best_there = run.data.tags.get(TAG_BEST_SHA256)
-        self._run, self._dirty = run, True
-        clear_torn_uploads(self.store, run)
+        self._is_claimed, self._moved_from, self._dirty = True, [], True
+        self.clear_torn_uploads()
+
+    def _adds(self, history: History, pending: Sequence[Line]) -> bool:
+        """Whether there is more to tell of the run than MLflow has, from whomever it has that."""
+        if history.best and history.best["sha256"] != self.best_there:
+            return True
+        events = [line.event for line in pending]
+        if any(event["time_ms"] > self._newest_there for event in events if _goes_on(event)):
+            return True
+        tested = {event["step"] for event in events if event["event"] == "tested"}
+        return bool(tested) and not tested <= tested_steps(self.store.client, str(self.run_id))
 
     def clear_torn_uploads(self) -> None:
         """Remove what uploads that were cut off left in the store."""
@@ -501,7 +528,8 @@ class Sender:
         """The newest state of a run that was broken off, where it is mirrored. While it trains, last.py does that."""
         stopped, minutes = history.stopped, float(history.settings.get("tracking.mirror_last_minutes", 0))
         self.missing.pop(LAST_FILE, None)
-        if stopped and minutes and not is_over(stopped["reason"]) and self.folder.last.is_file() and self.has_best():
+        is_due = stopped and minutes and self._is_claimed and not is_over(stopped["reason"])
+        if is_due and self.folder.last.is_file() and self.has_best():
             run_id, path = str(self.run_id), self.folder.last
             self._offer(
                 [LAST_FILE], lambda: send_newest(self.store, run_id, self.folder, path, began=self._began_upload)
@@ -537,10 +565,15 @@ class Sender:
         best = history.best
         if not best or self.best_there != best["sha256"]:
             return
-        path = self.folder.inside(best["checkpoint"])
-        if not is_there(self.store, self._run, CHECKPOINTS + best["checkpoint"], path, best["sha256"]):
-            self.best_there = None
-            self._send_best(history)
+        path, artifact = self.folder.inside(best["checkpoint"]), CHECKPOINTS + best["checkpoint"]
+        if is_there(self.store, self._run, artifact, path, best["sha256"]):
+            return
+        if not path.is_file():
+            self.missing[artifact], self._dirty = f"{path}: is gone, too", True
+            return
+        self._claim()
+        self.best_there = None
+        self._send_best(history)
 
     def _check_tags(self, history: History, run: Any) -> None:
         """Those by which a run is found, its best is fetched, and its end is told."""
@@ -876,10 +909,19 @@ def _tell_parent(store: Store, started: Started) -> None:
         log.info("run %s is not told of this child: %s", started["parent"], reason(error), extra={"file_only": True})
 
 
+def _goes_on(event: Event) -> bool:
+    """Whether somebody trained when this line was written."""
+    return event["event"] in ("evaluation", "resumed", "stopped") and event.get("by") != "sync"
+
+
+def tested_steps(client: Any, run_id: str) -> set[int]:
+    """The steps whose test MLflow has."""
+    return {row.step for row in client.get_metric_history(run_id, "test/accuracy")}
+
+
 def send_tested(client: Any, run_id: str, event: Event) -> None:
     """The figures of a test, once however often it is repeated."""
-    known = {m.step for m in client.get_metric_history(run_id, "test/accuracy")}
-    if event["step"] not in known:
+    if event["step"] not in tested_steps(client, run_id):
         looked_for = "test/accuracy"
         others = [key for key in event if key.startswith("test/") and event[key] is not None and key != looked_for]
         for key in (*others, looked_for):  # which goes last: with it, all are there
