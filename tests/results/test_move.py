@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -16,9 +17,12 @@ from bestrun.storage.files import read_json
 from bestrun.storage.folder import RunFolder
 from bestrun.storage.home import DATABASE, create_home, identity
 from bestrun.storage.journal import read_journal
+from bestrun.tracking.store import connect
+from bestrun.tracking.sync import sync
 from support.lines import SMALL
 from support.made_runs import make_run
 from support.processes import Command, Starter
+from support.stores import make_home
 
 FURTHER = ["training.max_steps=100", "training.patience_steps=100"]
 
@@ -281,6 +285,44 @@ def test_a_record_that_has_more_there_is_not_written_over(home):
     told = home.moves("whole", code=2)
     assert "MLflow has more of it in" in told.err and told.err.count("\n") == 1
     assert (records(home.mlruns), seals(home.mlruns / "runs")) == before
+
+
+@pytest.fixture
+def opened(start_process, tmp_path, ready_made_store, monkeypatch):
+    """A home with a run, another one in which its archive was opened, and the first one's command."""
+    first, second = (make_home(tmp_path / name, ready_made_store) for name in ("home", "second"))
+    monkeypatch.setenv("BESTRUN_MLRUNS", str(first / "mlruns"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = make_run(first, "one")
+    copy = RunFolder(Path(shutil.copytree(folder.path, second / "mlruns" / "runs" / "one")))
+    for each in (folder, copy):
+        (report,) = sync([each], home=each.path.parents[1], setting=None)
+        assert report["error"] is None
+    return first / "mlruns", second / "mlruns", Command(start_process, first)
+
+
+def active(mlruns: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(mlruns / DATABASE)) as database:
+        return [row[0] for row in database.execute("SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'")]
+
+
+def test_a_run_that_was_opened_there_from_an_archive_gets_no_second_record(opened):
+    """The second would be deleted as the twin of the first by whoever sends the run next."""
+    first, second, command = opened
+    here, there = run_id(first, "one"), run_id(second, "one")
+    before = records(first), records(second), seals(first), seals(second)
+    words = ["move", "one", "--to", str(second), "--yes"]
+    refused = command(*words)
+    assert refused.code == 2 and refused.err.count("\n") == 1, refused.err
+    assert here in refused.err and there in refused.err
+    assert (records(first), records(second), seals(first), seals(second)) == before
+    advice = re.search(
+        r"set (\S+) aside, then: MLFLOW_TRACKING_URI=(\S+) mlflow runs delete --run-id (\w+)", refused.err
+    )
+    Path(advice[1]).rename(second.parent / "aside")
+    connect(advice[2]).client.delete_run(advice[3])
+    assert command(*words).code == 0 and active(second) == [here] and active(first) == []
+    assert run_id(second, "one") == here and not (first / "runs/one").exists()
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ What MLflow keeps on a server stays there, and its address of the folder follows
 import contextlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -216,6 +217,7 @@ def _look(folder: RunFolder, target: Path, going: set[str], sweep: str | None) -
     record = read_record(home / DATABASE, run_id) if store == "home" and run_id else None
     if record:
         refuse_registered(home, folder.name, record.run_id)
+        _refuse_another_record(there, record.run_id)
         for place in _artifact_folders(home, record).values():
             inside = files_in(place, leave=()) if place.is_dir() else []
             files, size = files + len(inside), size + bytes_of(place, inside)
@@ -245,6 +247,22 @@ def _store_words(folder: RunFolder, history: History) -> tuple[str, list[str]]:
         if artifacts.is_dir():  # a database keeps no files: the home that was first does, see Store.experiment_id
             stays.append(f"its artifacts stay in {artifacts}")
     return uri, stays
+
+
+def _refuse_another_record(there: RunFolder, run_id: str) -> None:
+    """Refuse a run that has a record of its own in the other home, as one that was opened from an archive has.
+
+    Raises:
+        SettingsError: there would be two records of it; says how there is one.
+    """
+    theirs, target = read_json(there.mirror).get("run_id"), there.path.parents[1]
+    if theirs != run_id and has_run(target, theirs):
+        raise SettingsError(
+            f"run {there.name}: {target} has it already, as {theirs} in MLflow, and here it is {run_id}; nothing was "
+            f"changed; go on with that one there; or, to have this one: set {there.path} aside, then: "
+            f"MLFLOW_TRACKING_URI={shlex.quote(own_store(target))} mlflow runs delete --run-id {theirs}, then the same "
+            "again"
+        )
 
 
 def refuse_registered(home: Path, name: str, run_id: str) -> None:
