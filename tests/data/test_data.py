@@ -19,6 +19,7 @@ from bestrun.data import dataset as data
 from bestrun.data.arrays import IDX_FILES, read_idx, read_npz
 from bestrun.data.dataset import load_dataset
 from bestrun.data.order import batch_indices
+from bestrun.data.pixels import Notes
 from bestrun.errors import DataError, SettingsError
 
 TRAIN_IMAGES, TRAIN_LABELS = IDX_FILES["x_train"], IDX_FILES["y_train"]
@@ -439,7 +440,7 @@ def test_sparse_npz_with_a_table_of_contents_of_gigabytes_is_refused_in_little_m
         file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, table, 0, 0))
     started = time.monotonic()
     with pytest.raises(DataError, match="table of contents"):
-        read_npz(path)
+        read_npz(path, Notes())
     assert time.monotonic() - started < 2
 
 
@@ -511,7 +512,7 @@ def test_npz_reader_raises_nothing_but_data_errors(tmp_path, raw):
     path = tmp_path / "data.npz"
     path.write_bytes(raw)
     try:
-        found = read_npz(path)
+        found = read_npz(path, Notes())
         for name in [name for name in found if name[0] == "x"]:
             pieces = np.concatenate(list(found[name].values.pieces()))
             assert np.array_equal(pieces, found[name].values.load(), equal_nan=pieces.dtype.kind == "f")

@@ -73,6 +73,22 @@ def test_a_file_with_one_set_is_divided_by_a_seed_each_class_by_its_share(tmp_pa
     assert len(load(tmp_path, arrays, test_size=0.5).test) == 30
 
 
+@pytest.mark.parametrize("names", [("x_valid", "y_valid"), ("x_validation", "y_validation"), ("X_valid", "labels_val")])
+def test_a_validation_split_of_another_name_beside_our_names_is_used(tmp_path, names):
+    ours = load(tmp_path, RIGHT | {"x_val": XV, "y_val": YV})
+    data = load(tmp_path, RIGHT | dict(zip(names, (XV, YV), strict=True)))
+    assert len(data.train) == 60 and np.array_equal(data.validation.images[..., 0], XV)
+    assert data.digest == ours.digest and not ours.mended
+    assert data.mended == (f"its {', '.join(names)} are the validation split, before they were not read",)
+    (told,) = data.remarks
+    assert told.endswith("were taken as x_train, y_train, x_test, y_test, x_val, y_val") and names[0] in told
+
+
+def test_half_a_validation_split_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"found no y_val, only .*x_valid; .*both of x_val and y_val, or without"):
+        load(tmp_path, RIGHT | {"x_valid": XV})
+
+
 def test_training_and_validation_without_a_test_have_one_cut_from_training(tmp_path):
     data = load(tmp_path, {"x_train": X, "y_train": Y, "x_val": XV, "y_val": YV})
     assert (len(data.train), len(data.validation), len(data.test)) == (48, 12, 12)
@@ -106,7 +122,12 @@ def test_names_that_do_not_say_it_are_refused_with_the_remedy(tmp_path, arrays):
 
 def test_our_names_count_whatever_else_is_there(tmp_path):
     data = load(tmp_path, RIGHT | {"images": XT, "labels": YT, "train_images": XT})
-    assert data.digest == load(tmp_path, RIGHT).digest and not data.remarks
+    assert data.digest == load(tmp_path, RIGHT).digest and not data.mended
+    assert data.remarks == (f"{tmp_path}/a.npz: its images, labels, train_images were not read",)
+    two = load(tmp_path, RIGHT | {"x_val": XV, "y_val": YV, "x_valid": XT})
+    assert np.array_equal(two.validation.labels, YV) and two.remarks == (
+        f"{tmp_path}/a.npz: its x_valid were not read",
+    )
 
 
 WORDS = np.array(["b 2", "b 10", "ä"])

@@ -8,11 +8,11 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from .. import class_names
 from ..errors import DataError
 from . import known
 from .spellings import roles
+
+if TYPE_CHECKING:
+    from .pixels import Notes
 
 IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
@@ -253,15 +256,19 @@ def _archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.Zi
         yield archive, {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
 
-def read_npz(path: Path) -> dict[str, Found]:
+def read_npz(path: Path, notes: "Notes") -> dict[str, Found]:
     """x_train, y_train, and x_test, y_test, x_validation, y_validation as far as an .npz file has them, under whatever
-    names; see spellings.py. Images are not yet read. And class_names, if it has some.
+    names; see spellings.py. Images are not yet read. And class_names, if it has some. A remark names the other arrays.
     """
     if not os.path.lexists(path):  # a broken link is this file, damaged, and not a missing one
         raise refusal(path, "no such file", NPZ, "set data.path to the file that has it")
     with _archive(path) as (archive, members):
         found = {}
-        for role, name in _roles(path, archive, members).items():
+        named = _roles(path, archive, members, notes)
+        if others := [name for name in members if name not in (*named.values(), "class_names")]:
+            told = ", ".join(map(class_names.cleaned, others[:10])) + ", ..." * (len(others) > 10)
+            notes.remarks.append(f"{path}: its {told} were not read")
+        for role, name in named.items():
             where = f"{path}[{name}]"
             if role[0] == "x":
                 found[role] = Found(where, _unread_npy(where, path, archive, members[name]))
@@ -286,13 +293,21 @@ def _read_names(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
     return Found(where, np.empty(0, "U"), problem)
 
 
-def _roles(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> dict[str, str]:
+def _roles(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], notes: "Notes") -> dict[str, str]:
     """Which array is x_train and so on: those of these names, else those that other names say."""
+
+    def said(names: Iterable[str]) -> dict[str, str]:
+        return roles(names, lambda name: len(_npy_header(path, archive, members[name])[1]))
+
     if members.keys() >= IDX_FILES.keys():
-        arrays = {name: name for name in IDX_FILES}
-        arrays |= {f"{kind}_validation": f"{kind}_val" for kind in "xy" if f"{kind}_val" in members}
+        others = said(name for name in members if name not in IDX_FILES)
+        validation = {role: others[role] for role in _pair("validation") if role in others}
+        validation |= {f"{kind}_validation": f"{kind}_val" for kind in "xy" if f"{kind}_val" in members}
+        if late := [name for name in validation.values() if name not in ("x_val", "y_val")]:
+            notes.mended.append(f"its {', '.join(late)} are the validation split, before they were not read")
+        arrays = {name: name for name in IDX_FILES} | validation
     else:
-        arrays = roles(members, lambda name: len(_npy_header(path, archive, members[name])[1]))
+        arrays = said(members)
     usual = {role: role.replace("validation", "val") for role in ("x_train", "y_train", *arrays)}
     halves = [f"{kind}_{role[2:]}" for role in usual for kind in "xy"]
     if missing := [role.replace("validation", "val") for role in dict.fromkeys(halves) if role not in arrays]:

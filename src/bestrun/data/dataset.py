@@ -128,7 +128,7 @@ def load_dataset(
     Raises SettingsError for arguments that cannot be, DataError for files that are not what they should be.
     """
     notes = Notes()
-    given = None if own is None else read_own(name, own)
+    given = None if own is None else read_own(name, own, notes)
     if name in FROM_PICTURES or isinstance(given, Path):
         from .pictures import Look  # Pillow takes a tenth of a second
 
@@ -138,7 +138,7 @@ def load_dataset(
         kind, place = ("folder", str(given)) if isinstance(given, Path) else (name, dir)
         read = _read_pictures(kind, place, look, columns, shares, split_seed, in_memory, notes, progress)
     else:
-        read = _read_arrays(_read(name, dir, path) if given is None else given, layout, in_memory, notes)
+        read = _read_arrays(_read(name, dir, path, notes) if given is None else given, layout, in_memory, notes)
     splits, where = read.splits, read.where
     if "test" not in splits:
         if validation_seed is not None:
@@ -502,7 +502,7 @@ def _read_arrays(found: dict[str, Found], layout: str | None, in_memory: bool | 
     return _Read(splits, where | {"class_names": where["y_train"]}, remember, class_names)
 
 
-def _read(name: str, dir: str | None, path: str | None) -> dict[str, Found]:
+def _read(name: str, dir: str | None, path: str | None, notes: Notes) -> dict[str, Found]:
     if name in KNOWN:
         return {key: Found(f"{name} {key}", values) for key, values in KNOWN[name]().items()}
     if name == "idx":
@@ -513,5 +513,5 @@ def _read(name: str, dir: str | None, path: str | None) -> dict[str, Found]:
     if name == "npz":
         if not path:
             raise SettingsError("data.path: not given; data=npz needs the .npz file: data.path=FILE")
-        return read_npz(Path(os.path.expanduser(path)))
+        return read_npz(Path(os.path.expanduser(path)), notes)
     raise SettingsError(f"data: {name!r} is not known; allowed: {', '.join([*KNOWN, *FROM_FILES])}")

@@ -10,12 +10,13 @@ import numpy as np
 from .. import lab
 from ..errors import BestrunError, DataError, SettingsError
 from .arrays import Found, check_header, read_npz, refusal
+from .pixels import Notes
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 EXPECTED = f"a mapping of {', '.join(NAMES)}, pairs ((x_train, y_train), (x_test, y_test)), or the path of their file"
 
 
-def read_own(name: str, settings: Mapping[str, Any]) -> dict[str, Found] | Path:
+def read_own(name: str, settings: Mapping[str, Any], notes: Notes) -> dict[str, Found] | Path:
     """Call the function that the lab registers for `data=NAME`.
 
     Returns:
@@ -34,7 +35,7 @@ def read_own(name: str, settings: Mapping[str, Any]) -> dict[str, Found] | Path:
         raise SettingsError(f"data={name}: {lab.where(error)}") from error
     if isinstance(given, str | os.PathLike):
         path = Path(os.path.abspath(os.path.expanduser(given)))
-        return path if path.is_dir() else read_npz(path)
+        return path if path.is_dir() else read_npz(path, notes)
     if isinstance(given, tuple | list):
         given = _as_mapping(where, given)
     if not isinstance(given, Mapping):
