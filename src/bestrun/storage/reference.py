@@ -24,6 +24,11 @@ def check_reference(reference: str) -> None:
         )
 
 
+def may_change(reference: str) -> bool:
+    """Whether a RUN may mean another run the next time that it is asked for."""
+    return reference in ("latest", "best") or "@" in reference
+
+
 def several(reference: str, found: list[str]) -> str:
     """The refusal of a reference that fits several runs."""
     more = ", ..." * (len(found) > 5)

@@ -24,6 +24,7 @@ from ..settings.compose import (
 )
 from ..settings.config import FIELDS, OPTIONS, Config, RunName, Seed, Settings
 from ..settings.mistakes import not_among, out_of_range, unknown
+from ..storage.reference import may_change
 from .study import build, distributions, try_sampler
 
 MAX_POINTS = 10_000
@@ -137,7 +138,7 @@ class Plan:
         """The settings of one run: composed once for each choice of groups, values laid over.
 
         Raises:
-            SettingsError: the point does not fit together.
+            SettingsError: the point does not fit together, or begins at a run that is not the same for all.
         """
         groups = tuple(f"{key}={value}" for key, value in point.items() if key in (*OPTIONS, "recipe"))
         if groups not in self._composed:
@@ -147,6 +148,8 @@ class Plan:
         if replicate:
             words.append(f"seed={composed.config.seed + replicate}")
         config, doubts = override(composed.config, words) if words else (composed.config, composed.warnings)
+        if config.from_run and may_change(config.from_run):
+            raise SettingsError(f"from_run={shown(config.from_run)}: is another run for each trial; type its name")
         return replace(composed, config=config, overrides=[*composed.overrides, *words], warnings=doubts)
 
     def metric_for(self, config: Config) -> str:
