@@ -74,6 +74,9 @@ def choose(manifest: Manifest, count: int, seeds: int, settle: Callable[[Point, 
         count: of configurations, the first ones of the sweep.
         seeds: of each.
         settle: a point and a number of a replicate -> settings.
+
+    Raises:
+        SettingsError: a run that is not the sweep's has the name of one of these.
     """
     tried = {settle(trial.point, number).seed for trial in manifest.trials for number in range(len(trial.runs))}
     known = list(dict.fromkeys(int(trial.point["seed"]) for trial in manifest.finals))
@@ -84,7 +87,7 @@ def choose(manifest: Manifest, count: int, seeds: int, settle: Callable[[Point, 
     for index, point in enumerate(dict.fromkeys([*(trial.configuration for trial in manifest.finals), *first])):
         for number, seed in enumerate(chosen):
             if (point, str(seed)) not in there:
-                run = Run(f"{manifest.name}-final-{index}-{number}")
+                run = manifest.new_run(manifest.final_name(index, number))
                 final = Trial(len(manifest.finals), {**dict(point), "seed": str(seed)}, [run], is_final=True)
                 manifest.finals.append(final)
 

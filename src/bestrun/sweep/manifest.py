@@ -125,6 +125,28 @@ class Manifest:
     def folder(self, run: Run) -> RunFolder:
         return RunFolder(self.home / "runs" / run.name)
 
+    def new_run(self, name: str) -> Run:
+        """A run that is to begin.
+
+        Raises:
+            SettingsError: there is one of this name, which is not the sweep's: its own are written down before.
+        """
+        if (folder := RunFolder(self.home / "runs" / name)).exists():
+            raise SettingsError(
+                f"run {name}: {folder.path} is no run of sweep {self.name}, which would call one of its own so; rename "
+                "that folder, or type another sweep.name=NAME"
+            )
+        return Run(name)
+
+    def trial_names(self, number: int, replicates: int) -> list[str]:
+        """What the runs of a trial are called."""
+        name = f"{self.name}-{number:03d}"
+        return [name] if replicates == 1 else [f"{name}-{replicate}" for replicate in range(replicates)]
+
+    def final_name(self, configuration: int, seed: int) -> str:
+        """What the run of a finalist with one of the fresh seeds is called, both counted from 0."""
+        return f"{self.name}-final-{configuration}-{seed}"
+
     def save(self) -> None:
         values = {key: value for key, value in asdict(self).items() if key != "path"}
         write_json(self.path, {"format": FORMAT, **values})

@@ -135,8 +135,8 @@ def compare_seeds(
             there = finished_runs(home, records[0].started["data_digest"])
             for number, point in enumerate(planned.points):
                 taken = there.get(_key(flatten(planned.settle(point).config)))
-                name = taken.name if taken else f"{manifest.name}-{number:03d}"
-                manifest.trials.append(Trial(number, point, [Run(name)]))
+                run = Run(taken.name) if taken else manifest.new_run(*manifest.trial_names(number, 1))
+                manifest.trials.append(Trial(number, point, [run]))
         for run in manifest.runs():
             manifest.look(run)
 

@@ -4,6 +4,7 @@ The manifest says which trials there are, the runs' journals say how each went; 
 same command line again goes on where a sweep was killed, without a state of its own to lose.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from ..results.own_code import read_data
 from ..run.notify import doubt, notify
 from ..settings.own import is_own_data
 from ..signals import Signals
+from ..storage.files import names_in
 from ..storage.folder import new_name
 from ..storage.history import History
 from ..storage.reasons import StopReason
@@ -40,7 +42,7 @@ from .board import Board, report_lines
 from .finalists import choose
 from .manifest import OVER, Manifest, Run, Trial, owned_manifest
 from .parent import find_or_create, outline
-from .space import Plan, plan
+from .space import Plan, SweepSettings, plan
 from .study import Study
 from .summary import load_early, summary, write_plots
 from .winner import examine
@@ -170,9 +172,8 @@ class Scheduler:
     def new_trial(self) -> Trial:
         number = len(self.manifest.trials)
         point = self.study.ask(number) if self.study else self.planned.points[number]
-        name, replicates = f"{self.manifest.name}-{number:03d}", self.settings.replicates
-        names = [name] if replicates == 1 else [f"{name}-{replicate}" for replicate in range(replicates)]
-        trial = Trial(number, point, [Run(name) for name in names])
+        names = self.manifest.trial_names(number, self.settings.replicates)
+        trial = Trial(number, point, [self.manifest.new_run(name) for name in names])
         self.manifest.trials.append(trial)
         return trial
 
@@ -296,6 +297,7 @@ def carry_out(
         ) as manifest,
         signals.handled(),
     ):
+        refuse_foreign_runs(manifest, settings)
         refuse_other_data(manifest, planned, threads)
         manifest.wants_finals = bool(settings.finalists)
         manifest.ended = manifest.closed = None  # on disk before MLflow is told, so that `sync` sees an open one
@@ -315,6 +317,7 @@ def carry_out(
             with board.live():
                 scheduler.carry_through(signals)
         except Exception:
+            backend.stop()  # else the command would wait for the last step of what its workers train
             parent.end("FAILED", [], PARENT_SECONDS)  # else it would be running for ever
             with suppress(Exception):  # what went wrong first is what counts
                 notify(summary(manifest))
@@ -365,6 +368,18 @@ def carry_out(
     is_fruitless = status == "FAILED" or not count["complete"]
     code = 128 + received if received else 1 if is_fruitless else 0 if mirrored and not behind else 6
     return Outcome(report, code)
+
+
+def refuse_foreign_runs(manifest: Manifest, settings: SweepSettings) -> None:
+    """Raises SettingsError: a run that is not the sweep's has the name of one of its runs to come."""
+    numbers = range(len(manifest.trials), manifest.n_trials)
+    names = [name for number in numbers for name in manifest.trial_names(number, settings.replicates)]
+    finals = itertools.product(range(settings.finalists), range(settings.finalist_seeds))
+    names += [manifest.final_name(*which) for which in finals]
+    others = {*names_in(manifest.home / "runs")} - {run.name for run in manifest.runs()}
+    for name in names:
+        if name in others:
+            manifest.new_run(name)
 
 
 def refuse_other_data(manifest: Manifest, planned: Plan, threads: int | None) -> None:

@@ -1,0 +1,58 @@
+"""What a sweep's manifest takes for its own, and what it says of its runs; no training."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from bestrun.errors import SettingsError
+from bestrun.sweep.finalists import choose
+from bestrun.sweep.manifest import Manifest, Run, Trial
+from bestrun.sweep.scheduler import Scheduler, refuse_foreign_runs
+from bestrun.sweep.space import plan
+from support.made_runs import make_run
+
+
+def made(home, *trials, name="s", n_trials=3, **fields):
+    """A manifest whose trials have these runs."""
+    manifest = Manifest(
+        home / "mlruns" / "sweeps" / name / "manifest.json", name, 0, {"kind": "grid", "space": {}}, n_trials,
+        {"metric": "val/accuracy", "direction": "maximize"}, "e", "u", **fields,
+    )  # fmt: skip
+    manifest.trials += [Trial(number, {"seed": str(number)}, [Run(run)]) for number, run in enumerate(trials)]
+    return manifest
+
+
+# ---- whose runs
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["seed=0,1,2"], "s-002"),
+        (["seed=0,1,2", "sweep.finalists=1"], "s-final-0-0"),
+        (["model.fc_size=8,16,32", "sweep.replicates=2"], "s-001-1"),
+    ],
+)
+def test_a_run_of_a_name_that_the_sweep_gives_next_is_refused_before_anything_begins(tmp_path, words, name):
+    manifest, planned = made(tmp_path, "s-000"), plan(words)
+    make_run(tmp_path, "s-000")  # its own
+    make_run(tmp_path, "s-003")  # beyond its last trial
+    refuse_foreign_runs(manifest, planned.settings)
+    make_run(tmp_path, name)
+    with pytest.raises(SettingsError, match=f"run {name}: .*/runs/{name} is no run of sweep s"):
+        refuse_foreign_runs(manifest, planned.settings)
+    (tmp_path / "mlruns" / "runs" / name).rename(tmp_path / "mlruns" / "runs" / "mine")
+    refuse_foreign_runs(manifest, planned.settings)  # as the message says
+
+
+def test_a_run_that_came_meanwhile_becomes_no_trial_and_no_finalist(tmp_path):
+    manifest, planned = made(tmp_path, "s-000"), plan(["seed=0,1,2"])
+    scheduler = SimpleNamespace(manifest=manifest, study=None, planned=planned, settings=planned.settings)
+    make_run(tmp_path, "s-001")
+    with pytest.raises(SettingsError, match="run s-001"):
+        Scheduler.new_trial(scheduler)
+    manifest.trials[0].runs[0].state, manifest.trials[0].runs[0].best = "complete", 0.9
+    make_run(tmp_path, "s-final-0-0")
+    with pytest.raises(SettingsError, match="run s-final-0-0"):
+        choose(manifest, 1, 2, lambda point, number: planned.settle(point, number).config)
+    assert len(manifest.trials) == 1 and not manifest.finals
