@@ -349,7 +349,8 @@ def test_a_worker_on_a_machine_without_the_folder_says_so(lab):
     from bestrun.settings.compose import compose
     from bestrun.sweep.backends.work import Task, work
 
-    ended = work(Task("grid-000", compose([]), lab.home / "mlruns", {"sweep": "grid"}, "/gone"))
+    manifest = lab.home / "mlruns" / "sweeps" / "grid" / "manifest.json"
+    ended = work(Task("grid-000", compose([]), manifest, {"sweep": "grid"}, "/gone"))
     assert ended.error and ended.error.startswith("--config-dir /gone: there is no such folder")
 
 

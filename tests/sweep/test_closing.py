@@ -151,6 +151,18 @@ def test_a_copied_folder_of_a_sweep_closes_nothing_and_goes_nowhere(bestrun, hom
     assert synced(bestrun).count("sweep was dead: FINISHED") == 1
 
 
+def test_a_sweep_whose_folder_was_renamed_goes_on_and_is_asked_for_by_both_names(bestrun, home, complete, settings):
+    sweeps, values = home / "mlruns" / "sweeps", read_json(manifest_path(home))
+    write_json(manifest_path(home), values | {"trials": values["trials"][:1]})  # the second one had not begun
+    shutil.rmtree(home / "mlruns" / "runs" / "s-001")
+    (sweeps / "s").rename(sweeps / "n")
+    again = bestrun("train", "-m", *settings, *TINY_NETWORK, "sweep.name=n", "seed=0,1", "--json")
+    assert again.code == 0 and json.loads(again.out)["count"] == {"complete": 2}, again.err
+    for name in ("s", "n"):
+        listed = bestrun("runs", "--sweep", name, "--json")
+        assert {run["run_name"] for run in json.loads(listed.out)} == {"s-000", "s-001"}
+
+
 @pytest.mark.slow
 def test_a_manifest_of_an_older_version_is_read_and_its_closed_parent_stays(bestrun, home, complete):
     values = read_json(manifest_path(home))

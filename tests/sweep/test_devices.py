@@ -21,6 +21,7 @@ from bestrun.sweep.backends.devices import Devices, visible
 from bestrun.sweep.backends.inline import Inline
 from bestrun.sweep.backends.local import Local
 from bestrun.sweep.backends.work import Task
+from bestrun.sweep.manifest import sweep_path
 from support.looks import evaluations, until
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -134,7 +135,7 @@ def start(tmp_path):
     """`start(local, name)`: a run that says at once that its home is gone; what is to be seen is how it is started."""
 
     def start(local, name):
-        local.start(Task(name, compose([]), tmp_path / "nowhere", {"sweep": "s"}), lambda: None)
+        local.start(Task(name, compose([]), sweep_path(tmp_path / "nowhere", "s"), {"sweep": "s"}), lambda: None)
         return born_with(pids(local)[name])
 
     return start

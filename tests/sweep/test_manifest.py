@@ -5,19 +5,25 @@ from types import SimpleNamespace
 import pytest
 
 from bestrun.errors import SettingsError
+from bestrun.sweep.backends.work import work
 from bestrun.sweep.finalists import choose
+from bestrun.sweep.kept import kept
 from bestrun.sweep.manifest import Manifest, Run, Trial
 from bestrun.sweep.scheduler import Scheduler, refuse_foreign_runs
 from bestrun.sweep.space import plan
-from support.made_runs import make_run
+from bestrun.sweep.together import refuse_alone
+from support.made_runs import SETTINGS, make_run
+
+RUN = SETTINGS | {"training.max_steps": "30", "training.batch_size": "2"}
 
 
-def made(home, *trials, name="s", n_trials=3, **fields):
+def made(home, *trials, name="s", folder="s", n_trials=3, **fields):
     """A manifest whose trials have these runs."""
     manifest = Manifest(
-        home / "mlruns" / "sweeps" / name / "manifest.json", name, 0, {"kind": "grid", "space": {}}, n_trials,
+        home / "mlruns" / "sweeps" / folder / "manifest.json", name, 0, {"kind": "grid", "space": {}}, n_trials,
         {"metric": "val/accuracy", "direction": "maximize"}, "e", "u", **fields,
     )  # fmt: skip
+    manifest.path.parent.mkdir(parents=True)
     manifest.trials += [Trial(number, {"seed": str(number)}, [Run(run)]) for number, run in enumerate(trials)]
     return manifest
 
@@ -56,3 +62,25 @@ def test_a_run_that_came_meanwhile_becomes_no_trial_and_no_finalist(tmp_path):
     with pytest.raises(SettingsError, match="run s-final-0-0"):
         choose(manifest, 1, 2, lambda point, number: planned.settle(point, number).config)
     assert len(manifest.trials) == 1 and not manifest.finals
+
+
+def quiet_scheduler(manifest, planned):
+    board = SimpleNamespace(show=lambda manifest: None)
+    return SimpleNamespace(manifest=manifest, planned=planned, active={}, threads=None, board=board)
+
+
+def test_a_trial_of_a_sweep_whose_folder_was_renamed_finds_it(tmp_path):
+    manifest = made(tmp_path, "o-000", name="o", folder="n", config_dir="/gone")
+    trial, scheduler = manifest.trials[0], quiet_scheduler(manifest, plan(["seed=0,1,2"]))
+    task = Scheduler.task(scheduler, trial, trial.runs[0])
+    assert work(task).error.startswith("--config-dir /gone: there is no such folder"), "which comes next"
+    manifest.path.unlink()
+    assert work(task).error.endswith("mlruns is gone: it was moved or deleted")
+
+
+def test_a_run_of_a_sweep_whose_folder_was_renamed_stays_with_it(tmp_path):
+    made(tmp_path, "o-000", name="o", folder="n").save()
+    folder = make_run(tmp_path, "o-000", sweep="o", settings=RUN)
+    with pytest.raises(SettingsError, match="belongs to sweep n, .*move --sweep n"):
+        refuse_alone(tmp_path / "mlruns", [folder])
+    assert kept(tmp_path / "mlruns")[1] == {"o": "of a sweep that is not complete"}, "the name that its runs know"

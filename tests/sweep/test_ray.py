@@ -22,7 +22,7 @@ from bestrun.storage.folder import RunFolder
 from bestrun.storage.journal import read_journal
 from bestrun.sweep.backends.ray import _on_node
 from bestrun.sweep.backends.work import Task
-from bestrun.sweep.manifest import Manifest, read_manifest
+from bestrun.sweep.manifest import Manifest, read_manifest, sweep_path
 from support.processes import Command, Process
 from support.stores import Server
 
@@ -179,7 +179,7 @@ def test_without_ray_one_line_says_what_to_type(bestrun: Command, line: list[str
 
 
 def test_node_that_does_not_see_the_runs_makes_none(tmp_path: Path) -> None:
-    ended = _on_node(Task("s-000", compose([]), tmp_path / "mlruns", {"sweep": "s"}), [], {})
+    ended = _on_node(Task("s-000", compose([]), sweep_path(tmp_path / "mlruns", "s"), {"sweep": "s"}), [], {})
     assert ended.error and "all nodes must share it" in ended.error
     assert not list(tmp_path.iterdir())
 

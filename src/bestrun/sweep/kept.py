@@ -27,8 +27,8 @@ def kept(home: Path) -> Kept:
             sweeps[name] = "of a sweep whose manifest cannot be read"
             continue
         if not _is_complete(manifest):
-            sweeps[name] = "of a sweep that is not complete"
-            runs |= {run.name: sweeps[name] for run in manifest.runs()}  # a comparison of seeds has others' runs, too
+            sweeps[manifest.name] = why = "of a sweep that is not complete"
+            runs |= {run.name: why for run in manifest.runs()}  # a comparison of seeds has others' runs, too
         for run in _chosen(manifest):
             runs.setdefault(run.name, "best, finalists or winner of a sweep")
     return runs, sweeps

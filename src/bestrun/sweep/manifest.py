@@ -120,7 +120,7 @@ class Manifest:
 
     @property
     def home(self) -> Path:
-        return self.path.parents[2]
+        return home_of(self.path)
 
     def folder(self, run: Run) -> RunFolder:
         return RunFolder(self.home / "runs" / run.name)
@@ -236,6 +236,18 @@ class Manifest:
 
 def sweep_path(home: Path, name: str) -> Path:
     return home / "sweeps" / name / "manifest.json"
+
+
+def home_of(path: Path) -> Path:
+    """The home of the sweep with this manifest."""
+    return path.parents[2]
+
+
+def folder_name(home: Path, name: str) -> str | None:
+    """What the folder is called now of the sweep that its runs call by this name; None where it is not here."""
+    if sweep_path(home, name).is_file():
+        return name
+    return next((each for each in sweep_names(home) if read_json(sweep_path(home, each)).get("name") == name), None)
 
 
 def is_running(path: Path) -> bool:

@@ -189,7 +189,7 @@ class Scheduler:
         self.manifest.save()  # the trial is written down before it begins: killed here, it is begun by the next call
         self.board.show(self.manifest)
         extra = {"sweep": self.manifest.name, "trial": trial.number, "parent_run_id": self.manifest.parent_run_id}
-        return Task(run.name, composed, self.manifest.home, extra, self.manifest.config_dir)
+        return Task(run.name, composed, self.manifest.path, extra, self.manifest.config_dir)
 
     def watch(self, signals: Signals) -> None:
         """Read the journals of what runs; ask the pruner; take in what has ended; hear a signal, and the clock."""
@@ -307,7 +307,7 @@ def carry_out(
             manifest.parent_run_id = find_or_create(store, manifest)
             experiment_id, metric = store.experiment_id(manifest.experiment, home), objective["metric"]
             experiment = store.client.get_experiment(experiment_id)
-            page.save_view(store.client, experiment, metric, list(planned.space), name)
+            page.save_view(store.client, experiment, metric, list(planned.space), manifest.name)
         begin(manifest)
         manifest.save()
         parent = Parent(store, manifest.parent_run_id)
@@ -346,7 +346,7 @@ def carry_out(
     report = summary(manifest)
     for text in report_lines(report):
         board.line(text)
-    board.line(page.sweep_page(uri, experiment_id, metric, name))
+    board.line(page.sweep_page(uri, experiment_id, metric, manifest.name))
     received = scheduler.received
     if untested:
         board.line(f"\n{untested}")

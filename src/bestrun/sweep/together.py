@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import SettingsError
 from ..storage.folder import RunFolder
 from ..storage.history import History
-from .manifest import Manifest, is_running, read_manifest, refuse_copy, sweep_path
+from .manifest import Manifest, folder_name, is_running, read_manifest, refuse_copy
 
 
 def runs_of(home: Path, name: str) -> tuple[list[str], str | None]:
@@ -25,8 +25,9 @@ def runs_of(home: Path, name: str) -> tuple[list[str], str | None]:
 def refuse_alone(home: Path, folders: Iterable[RunFolder]) -> None:
     """Raises SettingsError: one of these runs belongs to a sweep of this home that still needs it."""
     for folder in folders:
-        name = History.read(folder.journal).started.get("sweep")
-        if not name or not sweep_path(home, name).is_file():
+        began_in = History.read(folder.journal).started.get("sweep")
+        name = folder_name(home, began_in) if began_in else None
+        if name is None:
             continue
         manifest = read_manifest(home, name)
         if not _is_complete(manifest):

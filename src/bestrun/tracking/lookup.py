@@ -162,10 +162,10 @@ def _parent_of(store: Store, sweep: str) -> Any | None:
     Raises:
         SettingsError: it means several of other people.
     """
-    role = f"{where(TAG_ROLE, 'sweep')} and {where(TAG_SWEEP, sweep)}"
+    ours = read_json(find_home() / "sweeps" / sweep / "manifest.json")  # a folder that was renamed holds its first name
+    role = f"{where(TAG_ROLE, 'sweep')} and {where(TAG_SWEEP, str(ours.get('name') or sweep))}"
     parents = search(store, list(store.experiments(None)), role, ["attributes.start_time DESC"], 20)
-    ours = read_json(find_home() / "sweeps" / sweep / "manifest.json").get("parent_run_id")
-    chosen = [run for run in parents if run.info.run_id == ours] or parents
+    chosen = [run for run in parents if run.info.run_id == ours.get("parent_run_id")] or parents
     if len(chosen) > 1:
         each = "; ".join(f"{whose(run)}: --sweep {run.info.run_id}" for run in chosen)
         raise SettingsError(f"--sweep {sweep}: means {len(chosen)} sweeps; type which: {each}")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import SettingsError
-from ..manifest import sweep_path
 from .work import Ended, Task, work
 
 
@@ -153,7 +152,7 @@ def _lacking(ray: Any, gpus: int, memory_gb: float | None) -> list[str]:
 
 def _on_node(task: Task, argv: list[str], environment: dict[str, str]) -> Ended:
     """In a Ray worker, whose environment and command line are those of its node."""
-    if not sweep_path(task.home, task.extra["sweep"]).exists():  # else the run would be made where nobody looks
+    if not task.manifest.exists():  # else the run would be made where nobody looks
         return Ended(task.run_name, f"{socket.gethostname()}: {task.home} is not there; all nodes must share it")
     os.environ.update(environment)
     sys.argv = argv

@@ -12,7 +12,7 @@ from ...settings.config import Config
 from ...settings.own import use
 from ...signals import NUMBERS
 from ...storage.folder import RunFolder
-from ..manifest import sweep_path
+from ..manifest import home_of
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,20 @@ class Task:
     """One run to start, or to go on with if its folder exists.
 
     Attributes:
+        manifest: the sweep's, which is where its runs are looked for.
         extra: goes into its `started` event.
         config_dir: the folder of one's own that the sweep's line named.
     """
 
     run_name: str
     composed: Composed
-    home: Path
+    manifest: Path
     extra: dict[str, Any]
     config_dir: str | None = None
+
+    @property
+    def home(self) -> Path:
+        return home_of(self.manifest)
 
     @property
     def folder(self) -> RunFolder:
@@ -64,7 +69,7 @@ def work(task: Task, on_chunk: Callable[[], None] = lambda: None) -> Ended:
 
     how: dict[str, Any] = dict(home=task.home, screen=screen, stop_requested=stop_requested, tells=False)
     try:
-        if not sweep_path(task.home, task.extra["sweep"]).exists():  # else the run would be made where nobody looks
+        if not task.manifest.exists():  # else the run would be made where nobody looks
             return Ended(task.run_name, f"{task.home} is gone: it was moved or deleted")
         use(task.config_dir)  # in a process that was started for it, perhaps on another machine
         if folder.exists():
