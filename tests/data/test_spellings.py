@@ -89,6 +89,12 @@ def test_half_a_validation_split_is_refused(tmp_path):
         load(tmp_path, RIGHT | {"x_valid": XV})
 
 
+def test_a_count_for_validation_is_of_what_the_test_leaves(tmp_path):
+    with pytest.raises(SettingsError, match="data.validation_size: 48 of 48 training images; .* from 1 to 47"):
+        load(tmp_path, {"images": X, "labels": Y}, validation_size=48)
+    assert len(load(tmp_path, {"images": X, "labels": Y}, validation_size=24).validation) == 24
+
+
 def test_training_and_validation_without_a_test_have_one_cut_from_training(tmp_path):
     data = load(tmp_path, {"x_train": X, "y_train": Y, "x_val": XV, "y_val": YV})
     assert (len(data.train), len(data.validation), len(data.test)) == (48, 12, 12)

@@ -191,7 +191,9 @@ def _divide(
     share: float | None = None
     if "validation" not in splits:
         share = validation_size if isinstance(validation_size, float) and 0 < validation_size < 1 else None
-        share = share or min(1.0, _count_of(validation_size, total) / (total * (1 - test_size)))
+        if share is None:  # a count is of what the test leaves
+            left = len(divide(train.labels, seed, test_size=test_size, validation_size=None)["train"])
+            share = min(1.0, _count_of(validation_size, left) / (total * (1 - test_size)))
     numbers = divide(train.labels, seed, test_size=test_size, validation_size=share)
     if not all(map(len, numbers.values())):
         raise refusal(place, f"{total:,} images", "some for each split, and two or more of a class", "add images")
