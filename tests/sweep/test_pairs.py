@@ -10,9 +10,9 @@ import scipy.stats
 from bestrun.judging import look_level
 from bestrun.storage.history import History
 from bestrun.storage.reference import run_folders
-from bestrun.sweep.pairs import judge
+from bestrun.sweep.pairs import finished_runs, judge
 from support.looks import wait_for
-from support.made_runs import make_run
+from support.made_runs import SETTINGS, make_run
 
 SMALL = [
     *("data=npz", "model.filter_sizes=[3]", "model.num_filters=[4]", "model.fc_size=8", "training.batch_size=16"),
@@ -65,6 +65,22 @@ def test_of_equal_configurations_at_most_one_in_twenty_is_told_apart(count, time
         return any(judge("val/accuracy", NAMES, pairs[:seen], count).better for seen in looks)
 
     assert 0 < statistics.mean(told_apart() for _ in range(times)) <= 0.055
+
+
+# ---- the runs that are there
+
+
+def test_a_run_that_the_clock_ended_or_another_code_py_made_is_not_one_of_these_settings(tmp_path):
+    make_run(tmp_path, "whole")
+    make_run(tmp_path, "clock", reason="max_hours", settings=SETTINGS | {"seed": "1"})
+    make_run(tmp_path, "one", own_code_sha256="a" * 64, settings=SETTINGS | {"seed": "2"})
+    make_run(tmp_path, "two", own_code_sha256="b" * 64, settings=SETTINGS | {"seed": "2"})
+    found = finished_runs(tmp_path / "mlruns", "f" * 64)
+    assert {key[:2]: folder.name for key, folder in found.items()} == {
+        ("0", None): "whole",
+        ("2", "a" * 64): "one",
+        ("2", "b" * 64): "two",
+    }
 
 
 # ---- the verb

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from bench.store import make_store
+from bestrun.metrics import best_key
 from bestrun.tracking import by_settings
 from bestrun.tracking.by_settings import Seen, configurations
 from bestrun.tracking.sender import Sender
@@ -20,6 +21,16 @@ SETTINGS = {"objective.metric": "val/accuracy", "model": "cnn", "optimizer": "ad
 def run(name, seed, best, *, finished=True, started=0, changed=None, data="d" * 64, **settings):
     named = {key.replace("__", "."): value for key, value in settings.items()}
     return Seen(name, finished, started, {**SETTINGS, "seed": seed, **named}, changed or {}, best, data)
+
+
+def test_a_run_that_the_clock_ended_is_left_out_of_the_mean():
+    def seen(name, seed, best, reason):
+        settings = {**SETTINGS, "seed": seed}
+        tags = {"bestrun.run": name, "bestrun.stop_reason": reason}
+        return by_settings._seen("FINISHED", 0, settings, {best_key("val/accuracy"): best}, tags)
+
+    (found,) = configurations([seen("a", "0", 0.98, "max_steps"), seen("b", "1", 0.5, "max_hours")], 20)
+    assert (found.runs, found.left_out, found.mean) == (["a"], 1, pytest.approx(0.98))
 
 
 def test_seeds_of_one_configuration_are_one_row():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import lab
 from ..errors import SettingsError, VerificationError
 from ..formatting import duration
 from ..judging import LEAST_LOOK, Mean, look_level, mean_of, paired_chance
@@ -15,6 +16,7 @@ from ..results.own_code import kept_text, refuse_missing
 from ..results.record import Record, labels
 from ..settings.compose import Composed, override
 from ..settings.config import Config, deciding, flatten
+from ..settings.own import code_of
 from ..settings.surroundings import hear
 from ..storage.folder import RunFolder
 from ..storage.history import History
@@ -26,6 +28,7 @@ from .scheduler import carry_out
 from .space import Plan, usual_settings
 
 SIDES = ("A", "B")
+OWN_CODE = "own_code_sha256"  # in the events of a run that takes something of a code.py
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def compare_seeds(
         if not manifest.trials:
             there = finished_runs(home, records[0].started["data_digest"])
             for number, point in enumerate(planned.points):
-                taken = there.get(_key(flatten(planned.settle(point).config)))
+                config = planned.settle(point).config
+                taken = there.get(_key(flatten(config), code_of(config, lab.metrics()).get(OWN_CODE)))
                 run = Run(taken.name) if taken else manifest.new_run(*manifest.trial_names(number, 1))
                 manifest.trials.append(Trial(number, point, [run]))
         for run in manifest.runs():
@@ -192,11 +196,13 @@ def _settings(config: Config) -> dict[str, str]:
     return deciding(flatten(config))
 
 
-Key = tuple[str, tuple[tuple[str, str], ...]]  # seed and what else decides
+Key = tuple[str, str | None, tuple[tuple[str, str], ...]]  # seed, code of one's own, and what else decides
 
 
 def finished_runs(home: Path, data_digest: str) -> dict[Key, RunFolder]:
-    """The finished runs of this home that learned these images and that no resume has changed, by seed and settings."""
+    """The finished runs of this home that learned these images and that neither a resume has changed nor the clock has
+    ended, by seed, code and settings.
+    """
     found: dict[Key, RunFolder] = {}
     for folder in run_folders(home):
         try:
@@ -204,14 +210,17 @@ def finished_runs(home: Path, data_digest: str) -> dict[Key, RunFolder]:
         except VerificationError:
             continue
         stopped = history.stopped
-        is_over = stopped is not None and StopReason.of(stopped["reason"]).is_finished and history.best is not None
-        if is_over and history.started["data_digest"] == data_digest and not history.changed:
-            found[_key(_with_parent(history))] = folder
+        reason = StopReason.of(stopped["reason"]) if stopped else None
+        is_whole = reason is not None and reason.is_finished and reason != StopReason.MAX_HOURS
+        codes = {str(event[OWN_CODE]) for event in history.events if OWN_CODE in event}
+        is_one = not history.changed and len(codes) <= 1
+        if is_whole and is_one and history.best and history.started["data_digest"] == data_digest:
+            found[_key(_with_parent(history), next(iter(codes), None))] = folder
     return found
 
 
-def _key(settings: Mapping[str, str]) -> Key:
-    return settings.get("seed", ""), tuple(sorted(deciding(settings).items()))
+def _key(settings: Mapping[str, str], code: str | None) -> Key:
+    return settings.get("seed", ""), code, tuple(sorted(deciding(settings).items()))
 
 
 def _with_parent(history: History) -> dict[str, str]:

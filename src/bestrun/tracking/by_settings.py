@@ -9,14 +9,15 @@ from ..errors import SettingsError
 from ..judging import mean_of
 from ..metrics import best_key, goodness, metric_of, objectives
 from ..settings.config import deciding
+from ..storage.reasons import StopReason
 from .database import asked
 from .listing import asked_for, changed_by_resumes, check_filter, number, refused_filter
 from .lookup import of_sweep, search
-from .names import TAG_CHANGED, TAG_DATA_DIGEST, TAG_PARENT_RUN, TAG_RUN
+from .names import TAG_CHANGED, TAG_DATA_DIGEST, TAG_PARENT_RUN, TAG_RUN, TAG_STOP_REASON
 from .store import Store, sqlite_path
 
 MOST = 50_000  # runs that a search of MLflow gives at once
-TAGS = (TAG_RUN, TAG_CHANGED, TAG_DATA_DIGEST, TAG_PARENT_RUN)
+TAGS = (TAG_RUN, TAG_CHANGED, TAG_DATA_DIGEST, TAG_PARENT_RUN, TAG_STOP_REASON)
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Seen:
     """What of a run counts here.
 
     Attributes:
+        is_finished: by its steps or its patience; the clock ends a run anywhere.
         settings: as one types them, those it began with.
         changed: setting -> [old, new], of what resumes have changed.
         best: the objective at its best evaluation.
@@ -182,7 +184,7 @@ def _seen(
         settings = {**settings, "from_run": parent}  # not what was typed: `best` may be another run now
     return Seen(
         tags.get(TAG_RUN, ""),
-        status == "FINISHED",
+        status == "FINISHED" and tags.get(TAG_STOP_REASON) != StopReason.MAX_HOURS,
         start,
         settings,
         changed_by_resumes(tags.get(TAG_CHANGED)) or {},
