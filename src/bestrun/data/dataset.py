@@ -33,6 +33,7 @@ CLASS_NAMES = {"fashion_mnist": known.FASHION_MNIST_CLASSES}
 FROM_PICTURES = ("folder", "parquet")
 FROM_FILES = ("idx", "npz", *FROM_PICTURES)  # data.dir= and data.path= say where
 
+LOOKED_AT, DARK = 256, 64  # so many pictures at either end; below that a pixel is one of few grey levels
 OVERLAP_WORTH_A_WARNING = 0.01  # of a split; MNIST itself repeats a few images
 
 
@@ -365,6 +366,19 @@ def _all_alike(images: Images) -> str | None:
     return "" if first.any() else ", all zero"
 
 
+def _tell_dark(place: Path, images: Images, notes: Notes) -> None:
+    """Tell of pictures that use little of the 8 bits that they are given, as those of a camera of 10 or 12 bits do."""
+    some = [np.asarray(each).max() for each in (images[:LOOKED_AT], images[max(0, len(images) - LOOKED_AT) :])]
+    if max(some) >= DARK:
+        return
+    highest = max(int(piece.max()) for piece in pieces(images))
+    if highest < DARK:
+        notes.warnings.append(
+            f"{place}: the brightest pixel of all training images is {highest} of 255; of pictures of 16 bits the "
+            "upper 8 are kept: if these use fewer, scale them to 16 bits, or put them into an .npz"
+        )
+
+
 def _refuse_unequal_images(turned: Mapping[str, Found]) -> None:
     shape = _image_shape(turned["train"])
     for x in turned.values():
@@ -481,6 +495,7 @@ def _read_pictures(
     settings = {"data": name, "place": str(place.absolute()), "look": picture_settings(look), **columns, **how}
     source = cache.Source(str(place), settings, counts, files)
     got = decoded(source, lambda own: look_through(notes=own), in_memory, notes, progress)
+    _tell_dark(place, got.splits["train"][0], notes)
     return _Read(
         {part: Split(images, labels) for part, (images, labels) in got.splits.items()},
         {f"{kind}_{part}": where for part, where in got.where.items() for kind in "xy"} | {"class_names": dir},
