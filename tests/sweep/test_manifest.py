@@ -1,7 +1,9 @@
 """What a sweep's manifest takes for its own, and what it says of its runs; no training."""
 
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from bestrun.errors import SettingsError
@@ -9,7 +11,7 @@ from bestrun.sweep.backends.work import work
 from bestrun.sweep.finalists import choose
 from bestrun.sweep.kept import kept
 from bestrun.sweep.manifest import Manifest, Run, Trial
-from bestrun.sweep.scheduler import Scheduler, refuse_foreign_runs
+from bestrun.sweep.scheduler import Scheduler, refuse_foreign_runs, refuse_other_data
 from bestrun.sweep.space import plan
 from bestrun.sweep.together import refuse_alone
 from support.made_runs import SETTINGS, make_run
@@ -26,6 +28,22 @@ def made(home, *trials, name="s", folder="s", n_trials=3, **fields):
     manifest.path.parent.mkdir(parents=True)
     manifest.trials += [Trial(number, {"seed": str(number)}, [Run(run)]) for number, run in enumerate(trials)]
     return manifest
+
+
+# ---- whose data
+
+
+def test_a_trial_learns_no_other_images_than_the_sweep_began_with(tmp_path, tiny_npz):
+    path = tmp_path / "a.npz"
+    shutil.copyfile(tiny_npz, path)
+    manifest, planned = made(tmp_path, "s-000"), plan(["data=npz", f"data.path={path}", "seed=0,1"])
+    refuse_other_data(manifest, planned, None)
+    manifest.save()
+    trial, scheduler = manifest.trials[0], quiet_scheduler(manifest, planned)
+    task = Scheduler.task(scheduler, trial, trial.runs[0])
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"x_train": 255 - arrays["x_train"]})  # while the sweep is at work
+    assert "other images now" in work(task).error and not manifest.folder(trial.runs[0]).path.exists()
 
 
 # ---- whose runs

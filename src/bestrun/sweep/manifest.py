@@ -234,6 +234,11 @@ class Manifest:
         return run, saved
 
 
+def data_name(point: Mapping[str, str]) -> str:
+    """By what `data_digests` knows the data of a point."""
+    return " ".join(f"{key}={value}" for key, value in point.items() if key.partition(".")[0] == "data") or "data"
+
+
 def sweep_path(home: Path, name: str) -> Path:
     return home / "sweeps" / name / "manifest.json"
 

@@ -40,7 +40,7 @@ from .backends.ray import Ray
 from .backends.work import Backend, Ended, Task
 from .board import Board, report_lines
 from .finalists import choose
-from .manifest import OVER, Manifest, Run, Trial, owned_manifest
+from .manifest import OVER, Manifest, Run, Trial, data_name, owned_manifest
 from .parent import find_or_create, outline
 from .space import Plan, SweepSettings, plan
 from .study import Study
@@ -189,7 +189,8 @@ class Scheduler:
         self.manifest.save()  # the trial is written down before it begins: killed here, it is begun by the next call
         self.board.show(self.manifest)
         extra = {"sweep": self.manifest.name, "trial": trial.number, "parent_run_id": self.manifest.parent_run_id}
-        return Task(run.name, composed, self.manifest.path, extra, self.manifest.config_dir)
+        digest = self.manifest.data_digests.get(data_name(trial.point))
+        return Task(run.name, composed, self.manifest.path, extra, self.manifest.config_dir, digest)
 
     def watch(self, signals: Signals) -> None:
         """Read the journals of what runs; ask the pruner; take in what has ended; hear a signal, and the clock."""
@@ -402,7 +403,7 @@ def refuse_other_data(manifest: Manifest, planned: Plan, threads: int | None) ->
             digest = read_data(config, is_own_data(config), config.threads or threads).digest
         except DataError:  # not on this machine, which only hands out work; else the trial says so
             continue
-        name = " ".join(f"{key}={value}" for key, value in values) or "data"
+        name = data_name(dict(values))
         known = manifest.data_digests.setdefault(name, _digest_of(manifest, dict(values)) or digest)
         if known != digest:
             place = getattr(config.data, "path", None) or getattr(config.data, "dir", None) or config.data.name

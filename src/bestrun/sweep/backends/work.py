@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import BestrunError
+from ...errors import BestrunError, DataError
 from ...settings.compose import Composed, as_typed
 from ...settings.config import Config
 from ...settings.own import use
@@ -23,6 +23,7 @@ class Task:
         manifest: the sweep's, which is where its runs are looked for.
         extra: goes into its `started` event.
         config_dir: the folder of one's own that the sweep's line named.
+        data_digest: of the images that the sweep's trials learn; None where only the run itself knows them.
     """
 
     run_name: str
@@ -30,6 +31,7 @@ class Task:
     manifest: Path
     extra: dict[str, Any]
     config_dir: str | None = None
+    data_digest: str | None = None
 
     @property
     def home(self) -> Path:
@@ -56,7 +58,7 @@ def work(task: Task, on_chunk: Callable[[], None] = lambda: None) -> Ended:
         on_chunk: called between chunks of steps.
     """
     from ...run.resume import resume
-    from ...run.start import start
+    from ...run.start import load_data, start
     from ...views.screen import Screen
 
     folder, screen = task.folder, Screen(quiet=True)
@@ -75,7 +77,13 @@ def work(task: Task, on_chunk: Callable[[], None] = lambda: None) -> Ended:
         if folder.exists():
             result = resume(folder, places(task.composed.config), **how)
         else:
-            result = start(task.composed, extra=task.extra, **how)
+            data = load_data(task.composed.config, screen.reading)
+            if task.data_digest not in (None, data.digest):
+                raise DataError(
+                    f"{data.name}: other images now (digest {data.digest[:12]}) than when the sweep began (digest "
+                    f"{str(task.data_digest)[:12]}); put those back, and the same again tries it once more"
+                )
+            result = start(task.composed, data=data, extra=task.extra, **how)
     except BestrunError as error:
         return Ended(task.run_name, str(error))
     except Exception as error:
