@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bestrun.errors import SettingsError
+from bestrun.storage.journal import Journal
 from bestrun.sweep.backends.work import work
 from bestrun.sweep.finalists import choose
 from bestrun.sweep.kept import kept
@@ -14,7 +15,7 @@ from bestrun.sweep.manifest import Manifest, Run, Trial
 from bestrun.sweep.scheduler import Scheduler, refuse_foreign_runs, refuse_other_data
 from bestrun.sweep.space import plan
 from bestrun.sweep.together import refuse_alone
-from support.made_runs import SETTINGS, make_run
+from support.made_runs import SETTINGS, add_evaluation, add_stop, make_run
 
 RUN = SETTINGS | {"training.max_steps": "30", "training.batch_size": "2"}
 
@@ -28,6 +29,23 @@ def made(home, *trials, name="s", folder="s", n_trials=3, **fields):
     manifest.path.parent.mkdir(parents=True)
     manifest.trials += [Trial(number, {"seed": str(number)}, [Run(run)]) for number, run in enumerate(trials)]
     return manifest
+
+
+# ---- at which point
+
+
+@pytest.mark.parametrize(
+    ("changed", "best"), [({"optimizer.learning_rate": ["1", "2"]}, 0.2), ({"training.max_hours": ["null", "1"]}, 0.9)]
+)
+def test_what_was_trained_with_other_settings_later_is_not_what_a_trial_came_to(tmp_path, changed, best):
+    manifest, folder = made(tmp_path, "s-000"), make_run(tmp_path, "s-000", sweep="s", settings=RUN)
+    with Journal(folder.journal) as journal:
+        journal.append("resumed", from_step=30, at_step=30, changed=changed)
+        add_evaluation(folder, journal, 90, True)
+        add_stop(journal, "max_steps")
+    run = manifest.trials[0].runs[0]
+    steps = [step for step, _ in manifest.look(run)]
+    assert (run.state, run.best, steps[-1]) == ("complete", best, 30 if best == 0.2 else 90)
 
 
 # ---- whose data

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import SettingsError, UnreadableError, VerificationError
 from ..metrics import goodness
+from ..settings.config import deciding
 from ..storage.copies import Birth, original
 from ..storage.events import metric_value
 from ..storage.files import read_json, write_json
@@ -158,13 +159,14 @@ class Manifest:
     def look(self, run: Run) -> list[tuple[int, float]]:
         """Bring a run up to its journal; returns (step, objective) of its evaluations, those after step 0.
 
-        A damaged journal fails its run, not the sweep; one that cannot be read now says nothing of it.
+        A damaged journal fails its run, not the sweep; one that cannot be read now says nothing of it. What somebody
+        trained with other settings later is none of the sweep's.
         """
         folder = self.folder(run)
         try:
             if not folder.exists():
                 return []
-            history = History.read(folder.journal)
+            history = as_tried(History.read(folder.journal))
             run.run_id = read_json(folder.mirror).get("run_id")
             owned = folder.is_owned()
         except UnreadableError as error:
@@ -232,6 +234,14 @@ class Manifest:
                 most = max(run.max_steps for run in trial.runs)
                 saved += sum(most - run.step for run in trial.runs)
         return run, saved
+
+
+def as_tried(history: History) -> History:
+    """What a run came to at its point, before somebody resumed it with settings that decide results."""
+    for number, event in enumerate(history.events):
+        if event["event"] == "resumed" and deciding(dict.fromkeys(event.get("changed") or {}, "given")):
+            return History(history.events[:number])
+    return history
 
 
 def data_name(point: Mapping[str, str]) -> str:
