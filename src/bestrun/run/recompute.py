@@ -86,9 +86,10 @@ def kept_states(folder: RunFolder, history: History) -> list[Kept]:
     files |= {folder.inside(line["keyframe"]): line["keyframe_sha256"] for line in keyframes(history)}
     for path, sha256 in files.items():
         with contextlib.suppress(VerificationError):  # told by whoever looks at each file
-            state = load(path, sha256=sha256)
-            if state.state.step in steps and not state.state.images and not what_is_wrong(state, history):
-                found[state.state.step] = Kept(state.state.step, path)
+            checkpoint = load(path, sha256=sha256)
+            step, images = checkpoint.state.step, checkpoint.state.images
+            if step in steps and not images and not what_is_wrong(checkpoint, history):
+                found[step] = Kept(step, path)
     return [found[step] for step in sorted(found)]
 
 

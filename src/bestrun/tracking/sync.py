@@ -166,7 +166,8 @@ def own_uri(folder: RunFolder, setting: str | None, home: Path) -> str:
             return uri
         database = sqlite_path(uri)
         if database and not database.exists():
-            if not os.environ.get("MLFLOW_TRACKING_URI") or (elsewhere := resolve_uri(None, home)) == uri:
+            elsewhere = resolve_uri(None, home) if os.environ.get("MLFLOW_TRACKING_URI") else uri
+            if elsewhere == uri:
                 raise AbsentError(f"{uri}: is not there; mount it, or say where it is now: --tracking-uri URI")
             return elsewhere
     if "***" not in uri:
